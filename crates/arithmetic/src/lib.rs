@@ -1,0 +1,1 @@
+//! The integer arithmetic of Assay: kernels and tables.

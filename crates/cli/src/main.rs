@@ -1,0 +1,3 @@
+//! `assay`: every role in one binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! OpenAI-compatible endpoint that routes, checks and records.

@@ -1,0 +1,1 @@
+//! Integer model artifacts: import, manifest, tokenizer, chat template.

@@ -1,0 +1,1 @@
+//! Signed statements of Assay: receipts, failures, audits, members.

@@ -1,0 +1,1 @@
+//! Checks receipts offline at every level.

@@ -1,0 +1,1 @@
+//! Serves models and audits other workers.
