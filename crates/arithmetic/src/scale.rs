@@ -1,0 +1,187 @@
+//! Scales: positive numbers of 31 significant bits, and the rescaling of sums by them.
+
+/// A non-negative number `mantissa · 2^exponent`.
+///
+/// The mantissa lies in `2^30 ..= 2^31 - 1`; zero is mantissa 0 with exponent 0. A scale with any other mantissa is
+/// not valid, see [`Scale::is_valid`]: operations on it never panic, but kernels may then differ in their results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Scale {
+    /// `2^30 ..= 2^31 - 1`, or 0 for zero.
+    pub mantissa: u32,
+    /// The power of two. It saturates at the ends of its range.
+    pub exponent: i16,
+}
+
+const _: () = assert!(size_of::<Scale>() == 8 && align_of::<Scale>() == 4);
+
+impl Scale {
+    /// Zero.
+    pub const ZERO: Scale = Scale { mantissa: 0, exponent: 0 };
+    /// One.
+    pub const ONE: Scale = Scale { mantissa: 1 << 30, exponent: -30 };
+    /// The binary logarithm of e, rounded to 31 bits.
+    pub const LOG2_E: Scale = Scale { mantissa: crate::tables::LOG2_E_Q30, exponent: -30 };
+
+    /// Whether this is a scale that the operations below can return: a mantissa in range, or zero with exponent 0.
+    pub const fn is_valid(self) -> bool {
+        (self.mantissa >= 1 << 30 && self.mantissa < 1 << 31) || (self.mantissa == 0 && self.exponent == 0)
+    }
+
+    /// An integer, rounded to 31 significant bits, half up.
+    pub const fn from_integer(value: u64) -> Scale {
+        if value == 0 {
+            return Scale::ZERO;
+        }
+        let shift = 33 - value.leading_zeros() as i32; // bit length minus 31
+        if shift <= 0 {
+            return Scale { mantissa: (value << -shift) as u32, exponent: shift as i16 };
+        }
+        let rounded = (value >> shift) + (value >> (shift - 1) & 1);
+        if rounded == 1 << 31 {
+            return Scale { mantissa: 1 << 30, exponent: shift as i16 + 1 };
+        }
+        Scale { mantissa: rounded as u32, exponent: shift as i16 }
+    }
+
+    /// A finite float that is not negative, exactly. For importers only: nothing that runs a model calls it.
+    ///
+    /// Returns `None` for negative numbers, infinities and NaN. Minus zero is zero.
+    pub fn from_f32(value: f32) -> Option<Scale> {
+        if !value.is_finite() || value < 0.0 {
+            return None;
+        }
+        let bits = value.to_bits() & 0x7fff_ffff;
+        let (exponent, fraction) = ((bits >> 23) as i32, bits & 0x7f_ffff);
+        // A subnormal has no hidden bit and the exponent of the smallest normal number.
+        let mantissa = if exponent == 0 { fraction } else { fraction | 1 << 23 };
+        Some(Scale::from_integer(u64::from(mantissa)).shifted(exponent.max(1) - 150))
+    }
+
+    /// This number times `2^by`. Zero stays zero; the exponent saturates.
+    pub const fn shifted(self, by: i32) -> Scale {
+        if self.mantissa == 0 {
+            return self;
+        }
+        Scale { mantissa: self.mantissa, exponent: saturate16(self.exponent as i64 + by as i64) }
+    }
+
+    /// The product, rounded to 31 significant bits, half up.
+    #[allow(clippy::should_implement_trait)] // a rounding product is not `*`
+    pub const fn mul(self, other: Scale) -> Scale {
+        let product = Scale::from_integer(self.mantissa as u64 * other.mantissa as u64);
+        product.shifted(self.exponent as i32 + other.exponent as i32)
+    }
+
+    /// One over this number: mantissa `round(2^61 / mantissa)`, half up. Zero gives zero.
+    pub const fn recip(self) -> Scale {
+        if self.mantissa == 0 {
+            return Scale::ZERO;
+        }
+        let m = self.mantissa as u64;
+        Scale::from_integer(((1 << 61) + m / 2) / m).shifted(-61 - self.exponent as i32)
+    }
+
+    /// One over the square root of an integer; zero gives zero.
+    ///
+    /// With the even `z` that brings `value · 2^z` into `2^62 .. 2^64`: the reciprocal of
+    /// `floor(sqrt(value · 2^z))`, times `2^(z/2)`.
+    pub const fn inverse_sqrt(value: u64) -> Scale {
+        if value == 0 {
+            return Scale::ZERO;
+        }
+        let z = value.leading_zeros() & !1;
+        Scale::from_integer((value << z).isqrt()).recip().shifted(z as i32 / 2)
+    }
+
+    /// Eight bytes: mantissa and exponent, little-endian, then two zero bytes.
+    pub fn to_bytes(self) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&self.mantissa.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.exponent.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`Scale::to_bytes`] writes; `None` if it is not a valid scale or the last two bytes are not zero.
+    pub fn from_bytes(bytes: [u8; 8]) -> Option<Scale> {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        let scale =
+            Scale { mantissa: u32::from_le_bytes([a, b, c, d]), exponent: i16::from_le_bytes([e, f]) };
+        (scale.is_valid() && g == 0 && h == 0).then_some(scale)
+    }
+}
+
+const fn saturate16(value: i64) -> i16 {
+    if value > i16::MAX as i64 {
+        i16::MAX
+    } else if value < i16::MIN as i64 {
+        i16::MIN
+    } else {
+        value as i16
+    }
+}
+
+/// A multiplier and a right shift that turn a sum into Q16: `round(sum · multiplier / 2^shift)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rescale {
+    /// Below `2^31` for valid scales.
+    pub(crate) multiplier: u32,
+    /// Positive for every scale of a sane model; zero or less shifts left.
+    pub(crate) shift: i32,
+}
+
+impl Rescale {
+    /// For a sum whose unit is the product of two scales: `multiplier = (a.m · b.m + 2^30) >> 31`.
+    #[inline(always)]
+    pub(crate) fn of(a: Scale, b: Scale) -> Rescale {
+        let product = (u64::from(a.mantissa).wrapping_mul(u64::from(b.mantissa))).wrapping_add(1 << 30) >> 31;
+        Rescale {
+            multiplier: product as u32 & 0x7fff_ffff,
+            shift: -(i32::from(a.exponent) + i32::from(b.exponent) + 31 + 16),
+        }
+    }
+
+    /// For a sum whose unit is one scale times `2^exponent`: the multiplier is the mantissa itself.
+    #[inline(always)]
+    pub(crate) fn one(scale: Scale, exponent: i32) -> Rescale {
+        Rescale {
+            multiplier: scale.mantissa & 0x7fff_ffff,
+            shift: -(i32::from(scale.exponent) + exponent + 16),
+        }
+    }
+
+    /// Rounds half up and saturates to 32 bits, for a sum below `2^31` in absolute value.
+    #[inline(always)]
+    pub(crate) fn apply(self, sum: i32) -> i32 {
+        let product = i64::from(sum) * i64::from(self.multiplier);
+        if (1..=62).contains(&self.shift) {
+            // |product| < 2^62 and 2^(shift-1) <= 2^61: no overflow.
+            return saturate32(product.wrapping_add(1 << (self.shift - 1)) >> self.shift);
+        }
+        self.apply_wide(i64::from(sum))
+    }
+
+    /// The same for any 64-bit sum.
+    pub(crate) fn apply_wide(self, sum: i64) -> i32 {
+        let product = i128::from(sum) * i128::from(self.multiplier); // below 2^94
+        let shift = self.shift;
+        let value = match shift {
+            ..=0 => product << (-shift).min(33), // a product of at least 1 saturates from 2^31 on
+            1..=96 => (product + (1 << (shift - 1))) >> shift,
+            97.. => 0, // the product is less than half a unit
+        };
+        value.clamp(i128::from(i32::MIN), i128::from(i32::MAX)) as i32
+    }
+}
+
+/// The nearest `i32`.
+#[inline(always)]
+pub(crate) fn saturate32(value: i64) -> i32 {
+    value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
+}
+
+/// `floor(value / 2^shift + 1/2)`. `shift` is 0 to 62 and the sum must not overflow.
+#[inline(always)]
+pub(crate) fn round_shift(value: i64, shift: u32) -> i64 {
+    if shift == 0 { value } else { value.wrapping_add(1 << (shift - 1)) >> shift }
+}
