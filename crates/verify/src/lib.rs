@@ -1,1 +1,34 @@
-//! Checks receipts offline at every level.
+//! Checks receipts offline, at every level: what a [`Bundle`] proves, and whom it leaves to trust.
+//!
+//! [`check`] takes a bundle and what the caller [`Expected`], recomputes every hash, recovers every signature and
+//! returns a [`Report`]: a list of named checks, the level that the evidence really supports, and in plain words what
+//! that proves and who is still trusted. The level is computed, never taken from a claim. [`check_failure`] does the
+//! same for refusals, and [`check_sequence`] finds workers that told different people different stories.
+//!
+//! With feature `replay` (the default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
+//! trust. Without it the crate compiles to WebAssembly and runs in the browser.
+//!
+//! This crate does no I/O and has no clock: it does not know whether a key was rotated since or whether a price was
+//! fair, only what the caller tells it through [`Expected`].
+//!
+//! ```
+//! use assay_receipt::{Address, Bundle, Domain};
+//! use assay_verify::{Expected, State, check};
+//!
+//! fn accept(receipt_json: &[u8], members: &assay_receipt::Members) -> Result<bool, assay_receipt::Error> {
+//!     let domain = Domain { chain_id: 31337, contract: Address([0x11; 20]) };
+//!     let report = check(&Bundle::from_json(receipt_json)?, &Expected::of_members(domain, members));
+//!     Ok(report.state == State::Replayed)
+//! }
+//! ```
+
+mod check;
+mod failure;
+mod report;
+mod sequence;
+
+pub use assay_receipt::{Bundle, Level};
+pub use check::{Expected, check};
+pub use failure::{FailureEvidence, check_failure};
+pub use report::{Check, CheckKind, Outcome, Report, State};
+pub use sequence::{BrokenLink, Fork, Gap, SequenceReport, check_sequence};
