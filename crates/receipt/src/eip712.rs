@@ -28,6 +28,13 @@ pub struct Domain {
     pub contract: Address,
 }
 
+impl Default for Domain {
+    /// A private deployment without a chain: chain id 31337, the usual one of development chains, and a fixed address.
+    fn default() -> Self {
+        Domain { chain_id: 31337, contract: Address([0x11; 20]) }
+    }
+}
+
 const DOMAIN_TYPE: &str =
     "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
 
