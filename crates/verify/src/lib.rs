@@ -24,11 +24,13 @@
 
 mod check;
 mod failure;
+mod json;
 mod report;
 mod sequence;
 
 pub use assay_receipt::{Bundle, Level};
 pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
+pub use json::answer;
 pub use report::{Check, CheckKind, Outcome, Report, State};
 pub use sequence::{BrokenLink, Fork, Gap, SequenceReport, check_sequence};

@@ -1,0 +1,53 @@
+//! The receipt verifier as WebAssembly: the same checks as `assay verify`, in the browser, so that the page does not
+//! have to be believed by the gateway that sent it.
+//!
+//! The module imports nothing and exports a plain C interface: `alloc(len) -> ptr`, `free(ptr, len)` and
+//! `check(ptr, len) -> (ptr << 32 | len)`. The caller allocates, writes UTF-8 JSON as `assay_verify::answer` takes it, calls `check`,
+//! which takes over that buffer, reads the JSON that comes back and frees it. `web/src/verify.ts` does all this. It does
+//! not replay answers: that needs the model.
+
+/// The C interface. It is the only way into a WebAssembly module without generated glue, and it cannot be written in
+/// safe Rust: exported names and raw memory are both the caller's responsibility.
+#[cfg(target_arch = "wasm32")]
+#[allow(unsafe_code)]
+mod exports {
+    use std::alloc::{Layout, alloc as allocate, dealloc};
+
+    /// Reserves `len` bytes; traps when there is no memory. `len` 0 reserves one byte.
+    // SAFETY: the name is exported by no other item of this module, which links nothing but Rust.
+    #[unsafe(no_mangle)]
+    extern "C" fn alloc(len: usize) -> *mut u8 {
+        // SAFETY: the layout is never of size zero.
+        let pointer = unsafe { allocate(layout(len)) };
+        assert!(!pointer.is_null(), "out of memory");
+        pointer
+    }
+
+    /// Releases what `alloc` or `check` returned, with the same length.
+    // SAFETY: the name is exported by no other item of this module.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn free(pointer: *mut u8, len: usize) {
+        // SAFETY: the caller passes a pointer of `alloc` or `check`, both of which use this very layout, once.
+        unsafe { dealloc(pointer, layout(len)) }
+    }
+
+    /// Answers the call in the `len` bytes at `pointer`, which must come from `alloc(len)` and are freed. Returns the
+    /// answer's pointer in the upper and its length in the lower 32 bits; the caller frees it.
+    // SAFETY: the name is exported by no other item of this module.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn check(pointer: *mut u8, len: usize) -> u64 {
+        // SAFETY: the caller wrote `len` bytes to the block that `alloc(len)` gave it, and nothing else uses the block
+        // while this call runs, since a module instance has one thread.
+        let answer = assay_verify::answer(unsafe { std::slice::from_raw_parts(pointer, len) });
+        // SAFETY: the block came from `alloc(len)`, and nothing borrows from it any more.
+        unsafe { free(pointer, len) };
+        let out = alloc(answer.len());
+        // SAFETY: `out` is a fresh block of at least that many bytes, so the two do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(answer.as_ptr(), out, answer.len()) };
+        (out as u64) << 32 | answer.len() as u64
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<u8>(len.max(1)).expect("a length in a 32-bit memory below 2 GiB")
+    }
+}
