@@ -1,7 +1,6 @@
 //! Attention of one query head of one token over quantised keys and values.
 
 use crate::scale::Rescale;
-use crate::tables::exp2_neg;
 use crate::{HEAD_DIM_MAX, Kernel, LENGTH_MAX, Scale, kernels};
 
 /// Quantised keys and values of consecutive tokens for one key-value head.
@@ -71,13 +70,9 @@ pub fn attention(
         );
         let (scores, after) = rest.split_at_mut(n);
         rest = after;
-        kernels::scores(kernel, query, block.keys, scores);
-        for (score, &scale) in scores.iter_mut().zip(block.key_scales) {
-            *score = Rescale::of(query_scale, scale).apply(*score);
-            max = max.max(*score);
-        }
-        exponent = exponent
-            .max(block.value_scales.iter().filter(|s| s.mantissa != 0).map(|s| i32::from(s.exponent)).max());
+        max = max.max(kernels::scores(kernel, query, query_scale, block.keys, block.key_scales, scores));
+        exponent =
+            exponent.max(block.value_scales.iter().filter(|s| s.mantissa != 0).map(|s| s.exponent).max());
     }
     let Some(exponent) = exponent else {
         out.fill(0);
@@ -86,19 +81,14 @@ pub fn attention(
 
     // Weights in Q22. Each value's scale is folded into its weight, relative to 2^(31 + exponent).
     let mut total = 0u64;
-    let scales = blocks.iter().flat_map(|b| b.value_scales);
-    for ((weight, &score), scale) in scratch.weights.iter_mut().zip(&scratch.scores).zip(scales) {
-        let e = exp2_neg(max.wrapping_sub(score) as u32); // Q30; the difference of two i32 fits u32
-        total += u64::from((e + (1 << 7)) >> 8);
-        let relative = scale.mantissa >> (exponent - i32::from(scale.exponent)).clamp(0, 31);
-        *weight = ((u64::from(e) * u64::from(relative) + (1 << 38)) >> 39) as u32;
-    }
-
-    let mut weights = &scratch.weights[..];
+    let (mut scores, mut weights) = (&scratch.scores[..], &mut scratch.weights[..]);
     for block in blocks {
-        let (now, after) = weights.split_at(block.value_scales.len());
+        let (now, after) = scores.split_at(block.value_scales.len());
+        scores = after;
+        let (out, after) = weights.split_at_mut(now.len());
         weights = after;
-        kernels::weighted_sum(kernel, now, block.values, &mut scratch.sums);
+        total += kernels::weigh(kernel, now, max, block.value_scales, exponent, out);
+        kernels::weighted_sum(kernel, out, block.values, &mut scratch.sums);
     }
     // The token of the largest score has weight 2^22, so the total is not zero.
     let rescale = Rescale::one(Scale::from_integer(total).recip(), 31 + exponent);

@@ -28,7 +28,7 @@ fn words<T>(bytes: &[u8]) -> Result<&[T], CastError> {
         return Err(CastError::Alignment(align_of::<T>()));
     }
     // SAFETY: length and alignment were checked above; the callers below name only types for which every bit pattern
-    // is a value (padding bytes of `Scale` may hold anything); the lifetime is that of the bytes.
+    // is a value; the lifetime is that of the bytes.
     Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size) })
 }
 

@@ -88,6 +88,15 @@ impl<'a> Output<'a> {
         // so the word is within the buffer borrowed for 'a; parts made by `split` have disjoint rows.
         unsafe { *self.data.add(token * self.stride + row) = value }
     }
+
+    /// Writes the words of four rows from `row` on.
+    #[inline(always)]
+    #[allow(dead_code)] // only the vector kernels have four at once
+    pub(crate) fn set4(&mut self, token: usize, row: usize, values: [i32; 4]) {
+        debug_assert!(token < self.tokens && self.rows.contains(&row) && row + 4 <= self.rows.end);
+        // SAFETY: as for `set`, with `row + 3` in `self.rows` too; a write of unaligned bytes.
+        unsafe { self.data.add(token * self.stride + row).cast::<[i32; 4]>().write_unaligned(values) }
+    }
 }
 
 /// `out[t][r] = round(sum over c of w[r][c] · x[t][c] · scales) + bias[r]`, in Q16, saturating, for every token and for

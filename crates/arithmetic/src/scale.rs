@@ -9,9 +9,12 @@
 pub struct Scale {
     /// `2^30 ..= 2^31 - 1`, or 0 for zero.
     pub mantissa: u32,
-    /// The power of two. It saturates at the ends of its range.
-    pub exponent: i16,
+    /// The power of two, within ±32767; results saturate there. (32 bits, so that a scale has no padding.)
+    pub exponent: i32,
 }
+
+/// The largest magnitude of an exponent: sums of a few exponents stay far from the ends of an `i32`.
+const EXPONENT_MAX: i32 = 32767;
 
 const _: () = assert!(size_of::<Scale>() == 8 && align_of::<Scale>() == 4);
 
@@ -25,7 +28,11 @@ impl Scale {
 
     /// Whether this is a scale that the operations below can return: a mantissa in range, or zero with exponent 0.
     pub const fn is_valid(self) -> bool {
-        (self.mantissa >= 1 << 30 && self.mantissa < 1 << 31) || (self.mantissa == 0 && self.exponent == 0)
+        (self.mantissa >= 1 << 30
+            && self.mantissa < 1 << 31
+            && self.exponent >= -EXPONENT_MAX
+            && self.exponent <= EXPONENT_MAX)
+            || (self.mantissa == 0 && self.exponent == 0)
     }
 
     /// An integer, rounded to 31 significant bits, half up.
@@ -35,13 +42,13 @@ impl Scale {
         }
         let shift = 33 - value.leading_zeros() as i32; // bit length minus 31
         if shift <= 0 {
-            return Scale { mantissa: (value << -shift) as u32, exponent: shift as i16 };
+            return Scale { mantissa: (value << -shift) as u32, exponent: shift };
         }
         let rounded = (value >> shift) + (value >> (shift - 1) & 1);
         if rounded == 1 << 31 {
-            return Scale { mantissa: 1 << 30, exponent: shift as i16 + 1 };
+            return Scale { mantissa: 1 << 30, exponent: shift + 1 };
         }
-        Scale { mantissa: rounded as u32, exponent: shift as i16 }
+        Scale { mantissa: rounded as u32, exponent: shift }
     }
 
     /// A finite float that is not negative, exactly. For importers only: nothing that runs a model calls it.
@@ -63,14 +70,21 @@ impl Scale {
         if self.mantissa == 0 {
             return self;
         }
-        Scale { mantissa: self.mantissa, exponent: saturate16(self.exponent as i64 + by as i64) }
+        let exponent = self.exponent.saturating_add(by);
+        if exponent > EXPONENT_MAX {
+            return Scale { mantissa: self.mantissa, exponent: EXPONENT_MAX };
+        }
+        if exponent < -EXPONENT_MAX {
+            return Scale { mantissa: self.mantissa, exponent: -EXPONENT_MAX };
+        }
+        Scale { mantissa: self.mantissa, exponent }
     }
 
     /// The product, rounded to 31 significant bits, half up.
     #[allow(clippy::should_implement_trait)] // a rounding product is not `*`
     pub const fn mul(self, other: Scale) -> Scale {
         let product = Scale::from_integer(self.mantissa as u64 * other.mantissa as u64);
-        product.shifted(self.exponent as i32 + other.exponent as i32)
+        product.shifted(self.exponent.saturating_add(other.exponent))
     }
 
     /// One over this number: mantissa `round(2^61 / mantissa)`, half up. Zero gives zero.
@@ -79,7 +93,7 @@ impl Scale {
             return Scale::ZERO;
         }
         let m = self.mantissa as u64;
-        Scale::from_integer(((1 << 61) + m / 2) / m).shifted(-61 - self.exponent as i32)
+        Scale::from_integer(((1 << 61) + m / 2) / m).shifted((-61i32).saturating_sub(self.exponent))
     }
 
     /// One over the square root of an integer; zero gives zero.
@@ -94,30 +108,19 @@ impl Scale {
         Scale::from_integer((value << z).isqrt()).recip().shifted(z as i32 / 2)
     }
 
-    /// Eight bytes: mantissa and exponent, little-endian, then two zero bytes.
+    /// Eight bytes: mantissa and exponent, both little-endian.
     pub fn to_bytes(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&self.mantissa.to_le_bytes());
-        bytes[4..6].copy_from_slice(&self.exponent.to_le_bytes());
-        bytes
+        let [a, b, c, d] = self.mantissa.to_le_bytes();
+        let [e, f, g, h] = self.exponent.to_le_bytes();
+        [a, b, c, d, e, f, g, h]
     }
 
-    /// Reads what [`Scale::to_bytes`] writes; `None` if it is not a valid scale or the last two bytes are not zero.
+    /// Reads what [`Scale::to_bytes`] writes; `None` if it is not a valid scale.
     pub fn from_bytes(bytes: [u8; 8]) -> Option<Scale> {
         let [a, b, c, d, e, f, g, h] = bytes;
         let scale =
-            Scale { mantissa: u32::from_le_bytes([a, b, c, d]), exponent: i16::from_le_bytes([e, f]) };
-        (scale.is_valid() && g == 0 && h == 0).then_some(scale)
-    }
-}
-
-const fn saturate16(value: i64) -> i16 {
-    if value > i16::MAX as i64 {
-        i16::MAX
-    } else if value < i16::MIN as i64 {
-        i16::MIN
-    } else {
-        value as i16
+            Scale { mantissa: u32::from_le_bytes([a, b, c, d]), exponent: i32::from_le_bytes([e, f, g, h]) };
+        scale.is_valid().then_some(scale)
     }
 }
 
@@ -137,7 +140,7 @@ impl Rescale {
         let product = (u64::from(a.mantissa).wrapping_mul(u64::from(b.mantissa))).wrapping_add(1 << 30) >> 31;
         Rescale {
             multiplier: product as u32 & 0x7fff_ffff,
-            shift: -(i32::from(a.exponent) + i32::from(b.exponent) + 31 + 16),
+            shift: (-31i32 - 16).wrapping_sub(a.exponent).wrapping_sub(b.exponent),
         }
     }
 
@@ -146,7 +149,7 @@ impl Rescale {
     pub(crate) fn one(scale: Scale, exponent: i32) -> Rescale {
         Rescale {
             multiplier: scale.mantissa & 0x7fff_ffff,
-            shift: -(i32::from(scale.exponent) + exponent + 16),
+            shift: (-16i32).wrapping_sub(exponent).wrapping_sub(scale.exponent),
         }
     }
 
@@ -166,7 +169,7 @@ impl Rescale {
         let product = i128::from(sum) * i128::from(self.multiplier); // below 2^94
         let shift = self.shift;
         let value = match shift {
-            ..=0 => product << (-shift).min(33), // a product of at least 1 saturates from 2^31 on
+            ..=0 => product << shift.max(-33).unsigned_abs(), // a product of at least 1 saturates from 2^31 on
             1..=96 => (product + (1 << (shift - 1))) >> shift,
             97.. => 0, // the product is less than half a unit
         };

@@ -1,7 +1,9 @@
 //! The reference: plain loops that say what the others must equal.
 
 use crate::linear::finish;
-use crate::{MatrixView, Output, QuantisedView, SEGMENT};
+use crate::scale::Rescale;
+use crate::tables::exp2_neg;
+use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
 
 pub(crate) fn linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>) {
     for row in out.rows() {
@@ -20,13 +22,32 @@ fn dot(w: &[i8], x: &[i16]) -> i32 {
     w.iter().zip(x).fold(0i32, |sum, (&w, &x)| sum.wrapping_add(i32::from(w) * i32::from(x)))
 }
 
-pub(crate) fn scores(query: &[i16], keys: &[i16], out: &mut [i32]) {
-    for (out, key) in out.iter_mut().zip(keys.chunks_exact(query.len())) {
-        *out =
+/// The dot products of one query with each key, rescaled to Q16. Returns the largest.
+pub(crate) fn scores(query: &[i16], common: Scale, keys: &[i16], scales: &[Scale], out: &mut [i32]) -> i32 {
+    let mut max = i32::MIN;
+    for ((out, key), &scale) in out.iter_mut().zip(keys.chunks_exact(query.len())).zip(scales) {
+        let sum =
             query.iter().zip(key).fold(0i32, |sum, (&q, &k)| sum.wrapping_add(i32::from(q) * i32::from(k)));
+        *out = Rescale::of(common, scale).apply(sum);
+        max = max.max(*out);
     }
+    max
 }
 
+/// The weights of attention in Q22, with each value's scale folded in relative to `2^(31 + exponent)`. Returns the sum
+/// of the weights without the scales.
+pub(crate) fn weigh(scores: &[i32], max: i32, scales: &[Scale], exponent: i32, out: &mut [u32]) -> u64 {
+    let mut total = 0;
+    for ((out, &score), scale) in out.iter_mut().zip(scores).zip(scales) {
+        let e = exp2_neg(max.wrapping_sub(score) as u32); // the difference of two i32 fits u32
+        total += u64::from((e + (1 << 7)) >> 8);
+        let relative = scale.mantissa >> exponent.wrapping_sub(scale.exponent).clamp(0, 31);
+        *out = ((u64::from(e) * u64::from(relative) + (1 << 38)) >> 39) as u32;
+    }
+    total
+}
+
+/// Adds `weights[t] · values[t][d]` to `sums[d]`.
 pub(crate) fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
     for (&weight, values) in weights.iter().zip(values.chunks_exact(sums.len())) {
         for (sum, &value) in sums.iter_mut().zip(values) {

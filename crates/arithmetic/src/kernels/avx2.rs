@@ -1,0 +1,483 @@
+//! AVX2: `vpmaddwd` multiplies sixteen pairs of 16-bit values and adds neighbours to eight 32-bit sums.
+//!
+//! Numbers for a core that runs two `vpmaddwd` and four vector operations a cycle: a block of 4 rows and 3 tokens uses
+//! all sixteen registers (12 sums, 3 activations, 1 weights) and does 192 products in 12 + 12 operations, 32 a cycle at
+//! best. One token alone is bound by the memory that the weights stream from.
+
+use std::arch::x86_64::*;
+
+use crate::linear::finish;
+use crate::scale::Rescale;
+use crate::tables::EXP2;
+use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
+
+/// Rows of a block.
+const ROWS: usize = 4;
+/// Tokens of a block.
+const TOKENS: usize = 3;
+/// From this many tokens on it pays to widen the weights of a block once instead of in the loop.
+const WIDEN: usize = 9;
+/// Bytes of activations that are kept in the second-level cache while the weights pass by.
+const CACHE: usize = 256 << 10;
+
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn linear(
+    w: &MatrixView<'_>,
+    x: QuantisedView<'_>,
+    bias: Option<&[i32]>,
+    out: &mut Output<'_>,
+) {
+    let tokens = out.tokens();
+    let mut wide = if tokens >= WIDEN { vec![0i16; ROWS * w.cols.next_multiple_of(16)] } else { Vec::new() };
+    let step = if tokens >= WIDEN {
+        (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS
+    } else {
+        tokens.max(1)
+    };
+    for start in (0..tokens).step_by(step) {
+        let end = (start + step).min(tokens);
+        let mut row = out.rows().start;
+        while row < out.rows().end {
+            let n = (out.rows().end - row).min(ROWS);
+            if n < ROWS {
+                for row in row..row + n {
+                    // SAFETY: as for the whole function.
+                    unsafe { rows::<1>(w, x, bias, out, row, start..end, &mut []) };
+                }
+            } else {
+                // SAFETY: as for the whole function.
+                unsafe { rows::<ROWS>(w, x, bias, out, row, start..end, &mut wide) };
+            }
+            row += n;
+        }
+    }
+}
+
+/// `R` rows from `row` on, for a range of tokens. Uses `wide` as the place of 16-bit weights unless it is empty.
+///
+/// # Safety
+/// The machine has AVX2; the shapes were checked by [`crate::linear`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn rows<const R: usize>(
+    w: &MatrixView<'_>,
+    x: QuantisedView<'_>,
+    bias: Option<&[i32]>,
+    out: &mut Output<'_>,
+    row: usize,
+    tokens: std::ops::Range<usize>,
+    wide: &mut [i16],
+) {
+    let weights: [&[i8]; R] = std::array::from_fn(|r| w.row(row + r));
+    let padded = w.cols.next_multiple_of(16);
+    if !wide.is_empty() {
+        for (wide, weights) in wide.chunks_exact_mut(padded).zip(weights) {
+            for (wide, &weight) in wide.iter_mut().zip(weights) {
+                *wide = i16::from(weight);
+            }
+        }
+    }
+    let scales: [Scale; R] = std::array::from_fn(|r| w.scales[row + r]);
+    let biases: [i32; R] = std::array::from_fn(|r| bias.map_or(0, |b| b[row + r]));
+    let mut token = tokens.start;
+    while token < tokens.end {
+        macro_rules! tile {
+            ($t:literal) => {{
+                let values: [&[i16]; $t] =
+                    std::array::from_fn(|t| &x.values[(token + t) * x.cols..(token + t + 1) * x.cols]);
+                let sums = if wide.is_empty() {
+                    // SAFETY: AVX2; all slices have `w.cols` elements.
+                    unsafe { block::<R, $t, i8>(weights, values) }
+                } else {
+                    let weights: [&[i16]; R] =
+                        std::array::from_fn(|r| &wide[r * padded..r * padded + w.cols]);
+                    // SAFETY: AVX2; all slices have `w.cols` elements.
+                    unsafe { block::<R, $t, i16>(weights, values) }
+                };
+                for t in 0..$t {
+                    let x = x.scales[token + t];
+                    match &sums {
+                        Sums::Narrow(sums) if R == ROWS => {
+                            let four = std::array::from_fn(|r| sums[t][r % R]);
+                            let scales = std::array::from_fn(|r| scales[r % R]);
+                            let mut values = rescale4(four, scales, x);
+                            if bias.is_some() {
+                                for (value, bias) in values.iter_mut().zip(biases) {
+                                    *value = value.saturating_add(bias);
+                                }
+                            }
+                            out.set4(token + t, row, values);
+                        }
+                        Sums::Narrow(sums) => {
+                            for r in 0..R {
+                                let bias = bias.map(|_| biases[r]);
+                                out.set(token + t, row + r, finish(sums[t][r].into(), x, scales[r], bias));
+                            }
+                        }
+                        Sums::Wide(sums) => {
+                            for r in 0..R {
+                                let bias = bias.map(|_| biases[r]);
+                                out.set(token + t, row + r, finish(sums[t][r], x, scales[r], bias));
+                            }
+                        }
+                    }
+                }
+                token += $t;
+            }};
+        }
+        match tokens.end - token {
+            1 => tile!(1),
+            2 => tile!(2),
+            _ => tile!(3),
+        }
+    }
+}
+
+/// The exact sums of a block: of one segment, or of several.
+enum Sums<const R: usize, const T: usize> {
+    Narrow([[i32; R]; T]),
+    Wide([[i64; R]; T]),
+}
+
+/// A weight in memory: 8 bits as in the model, or already widened.
+trait Weight: Copy + Into<i32> {
+    /// # Safety
+    /// AVX2, and sixteen weights at `at`.
+    unsafe fn load(at: *const Self) -> __m256i;
+}
+
+impl Weight for i8 {
+    #[inline(always)]
+    unsafe fn load(at: *const i8) -> __m256i {
+        // SAFETY: as the trait says.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+impl Weight for i16 {
+    #[inline(always)]
+    unsafe fn load(at: *const i16) -> __m256i {
+        // SAFETY: as the trait says.
+        unsafe { _mm256_loadu_si256(at.cast()) }
+    }
+}
+
+/// # Safety
+/// AVX2; all slices have the same length.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn block<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&[i16]; T]) -> Sums<R, T> {
+    let cols = x[0].len();
+    if cols <= SEGMENT {
+        // SAFETY: as for the whole function.
+        return Sums::Narrow(unsafe { segment(w, x) });
+    }
+    let mut sums = [[0i64; R]; T];
+    for start in (0..cols).step_by(SEGMENT) {
+        let end = (start + SEGMENT).min(cols);
+        let w = std::array::from_fn(|r| &w[r][start..end]);
+        let x = std::array::from_fn(|t| &x[t][start..end]);
+        // SAFETY: as for the whole function.
+        let part: [[i32; R]; T] = unsafe { segment(w, x) };
+        for t in 0..T {
+            for r in 0..R {
+                sums[t][r] += i64::from(part[t][r]);
+            }
+        }
+    }
+    Sums::Wide(sums)
+}
+
+/// # Safety
+/// AVX2; all slices have the same length, at most [`SEGMENT`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn segment<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&[i16]; T]) -> [[i32; R]; T] {
+    let cols = x[0].len();
+    let mut acc = [[_mm256_setzero_si256(); R]; T];
+    let whole = cols & !15;
+    let mut k = 0;
+    while k < whole {
+        // SAFETY: k + 16 <= whole, which is within every slice.
+        unsafe {
+            let mut values = [_mm256_setzero_si256(); T];
+            for t in 0..T {
+                values[t] = _mm256_loadu_si256(x[t].as_ptr().add(k).cast());
+            }
+            for r in 0..R {
+                let weights = W::load(w[r].as_ptr().add(k));
+                for t in 0..T {
+                    acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, values[t]));
+                }
+            }
+        }
+        k += 16;
+    }
+    let mut sums = [[0; R]; T];
+    for t in 0..T {
+        if R == 4 {
+            let sum = sum4(acc[t][0], acc[t][1 % R], acc[t][2 % R], acc[t][3 % R]);
+            let mut four = [0i32; 4];
+            // SAFETY: four words.
+            unsafe { _mm_storeu_si128(four.as_mut_ptr().cast(), sum) };
+            sums[t].copy_from_slice(&four[..R]);
+        } else {
+            for r in 0..R {
+                let zero = _mm256_setzero_si256();
+                sums[t][r] = _mm_cvtsi128_si32(sum4(acc[t][r], zero, zero, zero));
+            }
+        }
+        for r in 0..R {
+            for k in whole..cols {
+                let w: i32 = w[r][k].into();
+                sums[t][r] = sums[t][r].wrapping_add(w * i32::from(x[t][k]));
+            }
+        }
+    }
+    sums
+}
+
+/// The sums of the lanes of four registers.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sum4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> __m128i {
+    let sums = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+}
+
+/// [`Rescale::of`] and [`Rescale::apply`] for four sums with a scale each and one in common.
+///
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(crate) fn rescale4(sums: [i32; 4], scales: [Scale; 4], common: Scale) -> [i32; 4] {
+    // SAFETY: a scale is two 32-bit words without padding, so four are 32 bytes.
+    let scales256 = unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) };
+    // SAFETY: four words.
+    let sums128 = unsafe { _mm_loadu_si128(sums.as_ptr().cast()) };
+    let (result, sane) = rescale_lanes(sums128, scales256, common);
+    if !sane {
+        return std::array::from_fn(|i| Rescale::of(common, scales[i]).apply(sums[i]));
+    }
+    let mut values = [0; 4];
+    // SAFETY: four words.
+    unsafe { _mm_storeu_si128(values.as_mut_ptr().cast(), result) };
+    values
+}
+
+/// Four sums times four scales (mantissa in the low, exponent in the high half of a 64-bit lane) times one scale. The
+/// result holds if the flag does: every shift is within 1 to 62.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn rescale_lanes(sums: __m128i, scales: __m256i, common: Scale) -> (__m128i, bool) {
+    let mantissa = _mm256_mul_epu32(scales, _mm256_set1_epi64x(i64::from(common.mantissa)));
+    let multiplier = _mm256_srli_epi64::<31>(_mm256_add_epi64(mantissa, _mm256_set1_epi64x(1 << 30)));
+    let multiplier = _mm256_and_si256(multiplier, _mm256_set1_epi64x(0x7fff_ffff));
+    // The shift in the low half of each lane, zero in the high half.
+    let base = _mm256_set1_epi64x(i64::from((-47i32).wrapping_sub(common.exponent) as u32));
+    let shift = _mm256_sub_epi32(base, _mm256_srli_epi64::<32>(scales));
+    let minus1 = _mm256_sub_epi32(shift, _mm256_set1_epi64x(1));
+    // Unsigned: shift - 1 <= 61 in every lane.
+    let sane = _mm256_cmpeq_epi32(_mm256_min_epu32(minus1, _mm256_set1_epi64x(61)), minus1);
+    let product = _mm256_mul_epi32(_mm256_cvtepi32_epi64(sums), multiplier);
+    // There is no arithmetic shift of 64 bits: lift the number above zero by 2^62, a multiple of 2^shift.
+    let lift = _mm256_set1_epi64x(1 << 62);
+    let rounded = _mm256_add_epi64(product, _mm256_sllv_epi64(_mm256_set1_epi64x(1), minus1));
+    let shifted = _mm256_srlv_epi64(_mm256_add_epi64(rounded, lift), shift);
+    let value = _mm256_sub_epi64(shifted, _mm256_srlv_epi64(lift, shift));
+    let (most, least) = (_mm256_set1_epi64x(i64::from(i32::MAX)), _mm256_set1_epi64x(i64::from(i32::MIN)));
+    let value = _mm256_blendv_epi8(value, most, _mm256_cmpgt_epi64(value, most));
+    let value = _mm256_blendv_epi8(value, least, _mm256_cmpgt_epi64(least, value));
+    let packed = _mm256_permutevar8x32_epi32(value, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    (_mm256_castsi256_si128(packed), _mm256_movemask_epi8(sane) == -1)
+}
+
+/// The dot products of one query with each key, rescaled to Q16. Returns the largest.
+///
+/// # Safety
+/// The machine has AVX2; `keys` holds a key and `out` a word for each of `scales`.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn scores(
+    query: &[i16],
+    common: Scale,
+    keys: &[i16],
+    scales: &[Scale],
+    out: &mut [i32],
+) -> i32 {
+    let dim = query.len();
+    let mut max = i32::MIN;
+    let mut token = 0;
+    while token + 4 <= scales.len() {
+        let keys: [&[i16]; 4] = std::array::from_fn(|i| &keys[(token + i) * dim..(token + i + 1) * dim]);
+        // SAFETY: AVX2; the slices have the length of the query.
+        let [sums] = unsafe { segment::<4, 1, i16>(keys, [query]) };
+        let values = rescale4(sums, std::array::from_fn(|i| scales[token + i]), common);
+        out[token..token + 4].copy_from_slice(&values);
+        max = values.into_iter().fold(max, i32::max);
+        token += 4;
+    }
+    for token in token..scales.len() {
+        // SAFETY: AVX2; the slices have the length of the query.
+        let [[sum]] = unsafe { segment::<1, 1, i16>([&keys[token * dim..(token + 1) * dim]], [query]) };
+        out[token] = Rescale::of(common, scales[token]).apply(sum);
+        max = max.max(out[token]);
+    }
+    max
+}
+
+/// Eight of [`crate::tables::exp2_neg`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn exp2_neg8(t: __m256i) -> __m256i {
+    let index = _mm256_and_si256(_mm256_srli_epi32::<6>(t), _mm256_set1_epi32(1023));
+    let base = EXP2.as_ptr().cast::<i32>();
+    // SAFETY: the indices are at most 1023, and 1024 with the offset of one: within the table.
+    let (high, low) = unsafe {
+        (_mm256_i32gather_epi32::<4>(base, index), _mm256_i32gather_epi32::<4>(base.add(1), index))
+    };
+    let step = _mm256_mullo_epi32(_mm256_sub_epi32(high, low), _mm256_and_si256(t, _mm256_set1_epi32(63)));
+    let value = _mm256_sub_epi32(high, _mm256_srli_epi32::<6>(_mm256_add_epi32(step, _mm256_set1_epi32(32))));
+    // Half a unit, 2^(n-1), is zero for n = 0 since a shift by 2^32 - 1 gives zero; from n = 31 on the value, at most
+    // 2^30, plus half is below one unit, and from 32 on the shift itself gives zero.
+    let n = _mm256_srli_epi32::<16>(t);
+    let half = _mm256_sllv_epi32(_mm256_set1_epi32(1), _mm256_sub_epi32(n, _mm256_set1_epi32(1)));
+    let shifted = _mm256_srlv_epi32(_mm256_add_epi32(value, half), n);
+    _mm256_and_si256(shifted, _mm256_cmpgt_epi32(_mm256_set1_epi32(31), n))
+}
+
+/// The weights of attention, see [`super::scalar::weigh`].
+///
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn weigh(
+    scores: &[i32],
+    max: i32,
+    scales: &[Scale],
+    exponent: i32,
+    out: &mut [u32],
+) -> u64 {
+    let whole = scores.len() & !7;
+    let mut total = 0u64;
+    let mut sum = _mm256_setzero_si256();
+    let half = _mm256_set1_epi64x(1 << 38);
+    for (i, out) in out[..whole].chunks_exact_mut(8).enumerate() {
+        // SAFETY: eight scores and eight scales (two words each, without padding) from 8·i on; eight words of `out`.
+        unsafe {
+            let score = _mm256_loadu_si256(scores[8 * i..8 * i + 8].as_ptr().cast());
+            let e = exp2_neg8(_mm256_sub_epi32(_mm256_set1_epi32(max), score));
+            // Weights in Q22, at most 2^22: pairs of them are added as 64-bit numbers.
+            let p = _mm256_srli_epi32::<8>(_mm256_add_epi32(e, _mm256_set1_epi32(1 << 7)));
+            let low = _mm256_and_si256(p, _mm256_set1_epi64x(0xffff_ffff));
+            sum = _mm256_add_epi64(sum, _mm256_add_epi64(low, _mm256_srli_epi64::<32>(p)));
+            let at = scales[8 * i..8 * i + 8].as_ptr().cast::<__m256i>();
+            let relative = |scales: __m256i| {
+                let down = _mm256_sub_epi32(_mm256_set1_epi32(exponent), _mm256_srli_epi64::<32>(scales));
+                let down = _mm256_max_epi32(down, _mm256_setzero_si256());
+                let down =
+                    _mm256_and_si256(_mm256_min_epi32(down, _mm256_set1_epi32(31)), _mm256_set1_epi64x(63));
+                _mm256_srlv_epi64(_mm256_and_si256(scales, _mm256_set1_epi64x(0xffff_ffff)), down)
+            };
+            let (a, b) = (relative(_mm256_loadu_si256(at)), relative(_mm256_loadu_si256(at.add(1))));
+            let e_a = _mm256_cvtepu32_epi64(_mm256_castsi256_si128(e));
+            let e_b = _mm256_cvtepu32_epi64(_mm256_extracti128_si256::<1>(e));
+            let a = _mm256_srli_epi64::<39>(_mm256_add_epi64(_mm256_mul_epu32(e_a, a), half));
+            let b = _mm256_srli_epi64::<39>(_mm256_add_epi64(_mm256_mul_epu32(e_b, b), half));
+            // Low halves of a, then of b: shuffle takes them lane by lane, permute puts them in order.
+            let packed = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(
+                _mm256_castsi256_ps(a),
+                _mm256_castsi256_ps(b),
+            ));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    let mut lanes = [0u64; 4];
+    // SAFETY: four lanes.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+    total += lanes.into_iter().sum::<u64>();
+    total + super::scalar::weigh(&scores[whole..], max, &scales[whole..], exponent, &mut out[whole..])
+}
+
+/// Adds `weights[t] · values[t][d]` to `sums[d]`; weights are at most `2^22`.
+///
+/// A weight is split into its high 15 and low 8 bits, so that both parts are 16-bit factors for `vpmaddwd`. The high
+/// parts are at most `2^14` and the values 2047, so 32 tokens sum up to less than `2^30`.
+///
+/// # Safety
+/// The machine has AVX2; `values` holds a row of `sums.len()` for each weight.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
+    let dim = sums.len();
+    let whole = dim & !15;
+    for (weights, values) in weights.chunks(32).zip(values.chunks(32 * dim)) {
+        if weights.iter().all(|&w| w == 0) {
+            continue;
+        }
+        // Pairs of tokens with their weights as the 16-bit halves of a word; pairs without weight are left out.
+        let mut pairs = [(0usize, 0i32, 0i32); 16];
+        let mut n = 0;
+        let mut any_high = 0;
+        for (i, pair) in weights.chunks(2).enumerate() {
+            let (a, b) = (pair[0], pair.get(1).copied().unwrap_or(0));
+            if a | b != 0 {
+                let high = (a >> 8 | b >> 8 << 16) as i32;
+                pairs[n] = (2 * i, high, (a & 255 | (b & 255) << 16) as i32);
+                any_high |= high;
+                n += 1;
+            }
+        }
+        let pairs = &pairs[..n];
+        let row = |token: usize| {
+            // The last token of an odd number is paired with itself, with weight zero.
+            values[token.min(weights.len() - 1) * dim..].as_ptr()
+        };
+        for d in (0..whole).step_by(16) {
+            let zero = _mm256_setzero_si256();
+            let (mut high_a, mut high_b, mut low_a, mut low_b) = (zero, zero, zero, zero);
+            for &(token, high, low) in pairs {
+                // SAFETY: both rows have `dim` values, and d + 16 <= dim.
+                let (a, b) = unsafe {
+                    (
+                        _mm256_loadu_si256(row(token).add(d).cast()),
+                        _mm256_loadu_si256(row(token + 1).add(d).cast()),
+                    )
+                };
+                let (first, second) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+                let low = _mm256_set1_epi32(low);
+                low_a = _mm256_add_epi32(low_a, _mm256_madd_epi16(first, low));
+                low_b = _mm256_add_epi32(low_b, _mm256_madd_epi16(second, low));
+                if any_high != 0 {
+                    let high = _mm256_set1_epi32(high);
+                    high_a = _mm256_add_epi32(high_a, _mm256_madd_epi16(first, high));
+                    high_b = _mm256_add_epi32(high_b, _mm256_madd_epi16(second, high));
+                }
+            }
+            // Unpacking works in halves of a register: `a` has values 0-3 and 8-11, `b` has 4-7 and 12-15.
+            let parts = [
+                (0, _mm256_castsi256_si128(high_a), _mm256_castsi256_si128(low_a)),
+                (4, _mm256_castsi256_si128(high_b), _mm256_castsi256_si128(low_b)),
+                (8, _mm256_extracti128_si256::<1>(high_a), _mm256_extracti128_si256::<1>(low_a)),
+                (12, _mm256_extracti128_si256::<1>(high_b), _mm256_extracti128_si256::<1>(low_b)),
+            ];
+            for (offset, high, low) in parts {
+                let part = _mm256_add_epi64(
+                    _mm256_slli_epi64::<8>(_mm256_cvtepi32_epi64(high)),
+                    _mm256_cvtepi32_epi64(low),
+                );
+                // SAFETY: d + offset + 4 <= dim.
+                unsafe {
+                    let at = sums.as_mut_ptr().add(d + offset).cast::<__m256i>();
+                    _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), part));
+                }
+            }
+        }
+        for (weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
+            for d in whole..dim {
+                sums[d] += i64::from(*weight) * i64::from(values[d]);
+            }
+        }
+    }
+}
