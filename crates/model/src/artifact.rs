@@ -1,0 +1,412 @@
+//! The artifact file: reading, checking and weakening it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use assay_arithmetic::{MatrixView, Scale, i8s};
+use assay_receipt::Bytes32;
+use rayon::prelude::*;
+
+use crate::manifest::{FORMAT, MAX_MANIFEST_BYTES, SectionKind};
+use crate::{Config, Error, Manifest, merkle};
+
+/// The bytes of an artifact, mapped or in memory. `as_ref` must return the same bytes each time.
+pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// The first eight bytes of every artifact: a byte that is no text, the name, and a line end that copies as text spoil.
+pub(crate) const MAGIC: [u8; 8] = *b"\xA5ASSAY\r\n";
+
+/// Bytes before the manifest: magic, file format (4), zero (4), length of the manifest (8), all little-endian.
+pub(crate) const HEADER_BYTES: usize = 24;
+
+/// Where the data begins, given the manifest's length: a tile boundary, so that tiles and pages coincide.
+pub(crate) fn data_offset(manifest_bytes: usize) -> usize {
+    (HEADER_BYTES + manifest_bytes).next_multiple_of(merkle::TILE)
+}
+
+/// Writes header and manifest to the front of `file`, whose data already stands at its place.
+pub(crate) fn write_front(file: &mut [u8], manifest: &[u8]) {
+    file[..8].copy_from_slice(&MAGIC);
+    file[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    file[16..24].copy_from_slice(&(manifest.len() as u64).to_le_bytes());
+    file[HEADER_BYTES..HEADER_BYTES + manifest.len()].copy_from_slice(manifest);
+}
+
+/// A model in integers, ready to run: the weights stay where the caller's bytes are, norms, biases, scales and rotary
+/// tables (a few per cent of the file) are decoded once.
+pub struct Artifact {
+    bytes: Bytes,
+    manifest: Manifest,
+    id: Bytes32,
+    data: Range<usize>,
+    embedding: Matrix,
+    layers: Vec<LayerParts>,
+    output_norm: Vec<i32>,
+    output: Option<Matrix>,
+    rope_cos: Vec<i32>,
+    rope_sin: Vec<i32>,
+    tokenizer: Range<usize>,
+    /// The hashes of all tiles, computed when the first opening is asked for.
+    leaves: OnceLock<Vec<Bytes32>>,
+}
+
+impl std::fmt::Debug for Artifact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Artifact").field("id", &self.id).field("name", &self.manifest.name).finish_non_exhaustive()
+    }
+}
+
+struct Matrix {
+    rows: usize,
+    cols: usize,
+    weights: Range<usize>,
+    scales: Vec<Scale>,
+    bias: Option<Vec<i32>>,
+}
+
+struct LayerParts {
+    attention_norm: Vec<i32>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    q_norm: Option<Vec<i32>>,
+    k_norm: Option<Vec<i32>>,
+    o: Matrix,
+    ffn_norm: Vec<i32>,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+}
+
+/// The weights of one layer. Norms and biases are Q16.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// Weight of the norm before attention, `dim` long.
+    pub attention_norm: &'a [i32],
+    /// Query projection: `heads * head_dim` rows, `dim` columns.
+    pub q: MatrixView<'a>,
+    /// Key projection: `kv_heads * head_dim` rows, `dim` columns.
+    pub k: MatrixView<'a>,
+    /// Value projection: `kv_heads * head_dim` rows, `dim` columns.
+    pub v: MatrixView<'a>,
+    /// Bias of `q`, if the model has biases.
+    pub q_bias: Option<&'a [i32]>,
+    /// Bias of `k`, if the model has biases.
+    pub k_bias: Option<&'a [i32]>,
+    /// Bias of `v`, if the model has biases.
+    pub v_bias: Option<&'a [i32]>,
+    /// Weight of the norm of each query head, `head_dim` long, if the model has it.
+    pub q_norm: Option<&'a [i32]>,
+    /// Weight of the norm of each key head, `head_dim` long, if the model has it.
+    pub k_norm: Option<&'a [i32]>,
+    /// Output projection of attention: `dim` rows, `heads * head_dim` columns.
+    pub o: MatrixView<'a>,
+    /// Weight of the norm before the feed-forward layer, `dim` long.
+    pub ffn_norm: &'a [i32],
+    /// Gate projection: `ffn` rows, `dim` columns.
+    pub gate: MatrixView<'a>,
+    /// Up projection: `ffn` rows, `dim` columns.
+    pub up: MatrixView<'a>,
+    /// Down projection: `dim` rows, `ffn` columns.
+    pub down: MatrixView<'a>,
+}
+
+/// Decodes sections by name.
+struct Reader<'a> {
+    data: &'a [u8],
+    offset: usize,
+    sections: HashMap<&'a str, Range<usize>>,
+}
+
+impl<'a> Reader<'a> {
+    fn range(&self, name: &str) -> Result<Range<usize>, Error> {
+        // The directory equals the layout of the configuration, so the name is always there.
+        self.sections.get(name).cloned().ok_or_else(|| Error::Manifest(format!("it has no section {name}")))
+    }
+
+    fn bytes(&self, name: &str) -> Result<&'a [u8], Error> {
+        Ok(&self.data[self.range(name)?])
+    }
+
+    fn words(&self, name: &str) -> Result<Vec<i32>, Error> {
+        let (words, _) = self.bytes(name)?.as_chunks::<4>();
+        Ok(words.iter().map(|word| i32::from_le_bytes(*word)).collect())
+    }
+
+    fn rope(&self, name: &str) -> Result<Vec<i32>, Error> {
+        let words = self.words(name)?;
+        if words.iter().any(|word| word.unsigned_abs() > 1 << 30) {
+            return Err(Error::Section { section: name.into(), reason: "it has an entry beyond 1".into() });
+        }
+        Ok(words)
+    }
+
+    fn matrix(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Matrix, Error> {
+        let weights = self.range(&format!("{name}.weights"))?;
+        let scales_name = format!("{name}.scales");
+        let (scales, _) = self.bytes(&scales_name)?.as_chunks::<8>();
+        let scales: Option<Vec<Scale>> = scales.iter().map(|bytes| Scale::from_bytes(*bytes)).collect();
+        let scales = scales.ok_or_else(|| Error::Section {
+            section: scales_name,
+            reason: "it has a scale that is not normalised".into(),
+        })?;
+        let bias = if bias { Some(self.words(&format!("{name}.bias"))?) } else { None };
+        let weights = self.offset + weights.start..self.offset + weights.end;
+        Ok(Matrix { rows, cols, weights, scales, bias })
+    }
+}
+
+impl Artifact {
+    /// Reads the artifact's front and small sections. Everything is bounds-checked; weights are not read.
+    ///
+    /// The caller who expects a certain model compares [`Artifact::id`]; whether the contents match the id is what
+    /// [`Artifact::verify`] finds out.
+    ///
+    /// # Errors
+    /// Every way in which the file can contradict the format, see [`Error`].
+    pub fn parse(bytes: Bytes) -> Result<Artifact, Error> {
+        let file: &[u8] = (*bytes).as_ref();
+        let Some((header, rest)) = file.split_first_chunk::<HEADER_BYTES>() else { return Err(Error::NotAnArtifact) };
+        let [m0, m1, m2, m3, m4, m5, m6, m7, f0, f1, f2, f3, zero @ .., l0, l1, l2, l3, l4, l5, l6, l7] = *header;
+        if [m0, m1, m2, m3, m4, m5, m6, m7] != MAGIC {
+            return Err(Error::NotAnArtifact);
+        }
+        let format = u32::from_le_bytes([f0, f1, f2, f3]);
+        if format != FORMAT {
+            return Err(Error::FormatVersion { found: format, expected: FORMAT });
+        }
+        let length = u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
+        if zero != [0; 4] || length > MAX_MANIFEST_BYTES {
+            return Err(Error::Section { section: "header".into(), reason: "its fields are out of range".into() });
+        }
+        let length = length as usize; // at most 8 MiB
+        let start = data_offset(length);
+        let cut = |expected: u64| Error::Length { expected, found: file.len() as u64 };
+        let manifest_bytes = rest.get(..length).ok_or_else(|| cut(start as u64))?;
+        let manifest = Manifest::parse(manifest_bytes)?;
+        if manifest.format != FORMAT {
+            return Err(Error::FormatVersion { found: manifest.format, expected: FORMAT });
+        }
+        if manifest.arithmetic != assay_arithmetic::VERSION {
+            let expected = assay_arithmetic::VERSION;
+            return Err(Error::ArithmeticVersion { found: manifest.arithmetic, expected });
+        }
+        let expected = start as u64 + manifest.data_bytes;
+        if file.len() as u64 != expected {
+            return Err(cut(expected));
+        }
+        if file[HEADER_BYTES + length..start].iter().any(|byte| *byte != 0) {
+            return Err(Error::Section { section: "header".into(), reason: "its padding is not zero".into() });
+        }
+        let data = start..file.len();
+        // The file has `expected` bytes in memory, so every offset below fits a usize.
+        let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
+        let sections = manifest.sections.iter().map(|s| (s.name.as_str(), range(s.offset, s.bytes))).collect();
+        let read = Reader { data: &file[start..], offset: start, sections };
+
+        let config = &manifest.config;
+        let (dim, ffn) = (config.dim, config.ffn);
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let layers: Result<Vec<LayerParts>, Error> = (0..config.layers)
+            .map(|i| {
+                let name = |part: &str| format!("layers.{i}.{part}");
+                let norm = |part: &str| if config.qk_norm { read.words(&name(part)).map(Some) } else { Ok(None) };
+                Ok(LayerParts {
+                    attention_norm: read.words(&name("attention_norm"))?,
+                    q: read.matrix(&name("q"), q, dim, config.qkv_bias)?,
+                    k: read.matrix(&name("k"), kv, dim, config.qkv_bias)?,
+                    v: read.matrix(&name("v"), kv, dim, config.qkv_bias)?,
+                    q_norm: norm("q_norm")?,
+                    k_norm: norm("k_norm")?,
+                    o: read.matrix(&name("o"), dim, q, false)?,
+                    ffn_norm: read.words(&name("ffn_norm"))?,
+                    gate: read.matrix(&name("gate"), ffn, dim, false)?,
+                    up: read.matrix(&name("up"), ffn, dim, false)?,
+                    down: read.matrix(&name("down"), dim, ffn, false)?,
+                })
+            })
+            .collect();
+        let tied = config.tied_embeddings;
+        let tokenizer = read.range("tokenizer")?;
+        Ok(Artifact {
+            id: merkle::keccak(manifest_bytes),
+            embedding: read.matrix("embedding", config.vocab, dim, false)?,
+            layers: layers?,
+            output_norm: read.words("output_norm")?,
+            output: if tied { None } else { Some(read.matrix("output", config.vocab, dim, false)?) },
+            rope_cos: read.rope("rope_cos")?,
+            rope_sin: read.rope("rope_sin")?,
+            tokenizer: start + tokenizer.start..start + tokenizer.end,
+            leaves: OnceLock::new(),
+            data,
+            manifest,
+            bytes,
+        })
+    }
+
+    fn slice(&self, range: Range<usize>) -> &[u8] {
+        &(*self.bytes).as_ref()[range]
+    }
+
+    fn view<'a>(&'a self, matrix: &'a Matrix) -> MatrixView<'a> {
+        let weights = i8s(self.slice(matrix.weights.clone()));
+        MatrixView { rows: matrix.rows, cols: matrix.cols, weights, scales: &matrix.scales }
+    }
+
+    /// The model id: keccak256 of the manifest's bytes.
+    pub fn id(&self) -> Bytes32 {
+        self.id
+    }
+
+    /// What the artifact says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &Config {
+        &self.manifest.config
+    }
+
+    /// The Hugging Face `tokenizer.json`.
+    pub fn tokenizer_json(&self) -> &[u8] {
+        self.slice(self.tokenizer.clone())
+    }
+
+    /// The embedding matrix: `vocab` rows, `dim` columns.
+    pub fn embedding(&self) -> MatrixView<'_> {
+        self.view(&self.embedding)
+    }
+
+    /// The output matrix, which is the embedding matrix in a model with tied embeddings.
+    pub fn output(&self) -> MatrixView<'_> {
+        self.view(self.output.as_ref().unwrap_or(&self.embedding))
+    }
+
+    /// The weight of the norm before the output matrix, Q16, `dim` long.
+    pub fn output_norm(&self) -> &[i32] {
+        &self.output_norm
+    }
+
+    /// Cosines of the rotary angles, Q30: for each of `context` positions, `head_dim / 2` entries.
+    pub fn rope_cos(&self) -> &[i32] {
+        &self.rope_cos
+    }
+
+    /// Sines of the rotary angles, laid out as [`Artifact::rope_cos`].
+    pub fn rope_sin(&self) -> &[i32] {
+        &self.rope_sin
+    }
+
+    /// The weights of layer `index`.
+    ///
+    /// # Panics
+    /// If `index` is not below `config().layers`.
+    pub fn layer(&self, index: usize) -> Layer<'_> {
+        let parts = &self.layers[index];
+        Layer {
+            attention_norm: &parts.attention_norm,
+            q: self.view(&parts.q),
+            k: self.view(&parts.k),
+            v: self.view(&parts.v),
+            q_bias: parts.q.bias.as_deref(),
+            k_bias: parts.k.bias.as_deref(),
+            v_bias: parts.v.bias.as_deref(),
+            q_norm: parts.q_norm.as_deref(),
+            k_norm: parts.k_norm.as_deref(),
+            o: self.view(&parts.o),
+            ffn_norm: &parts.ffn_norm,
+            gate: self.view(&parts.gate),
+            up: self.view(&parts.up),
+            down: self.view(&parts.down),
+        }
+    }
+
+    /// Hashes all data and compares it with the manifest; also checks that no weight is -128 and that the tokenizer is
+    /// the one named. `progress` is called with the bytes done and the bytes in all.
+    ///
+    /// After this, every byte of the file is the one that [`Artifact::id`] stands for.
+    ///
+    /// # Errors
+    /// [`Error::Root`] if any byte of the data differs; [`Error::Section`] for a weight or a tokenizer that a correct
+    /// importer would not have written.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+        let data = self.slice(self.data.clone());
+        let total = data.len() as u64;
+        let leaves = merkle::leaves(data, &mut |done| progress(done, total));
+        let found = merkle::root(&leaves);
+        if found != self.manifest.root {
+            return Err(Error::Root { expected: self.manifest.root, found });
+        }
+        let bad = |section: &str, reason: &str| Error::Section { section: section.into(), reason: reason.into() };
+        if merkle::keccak(self.tokenizer_json()) != self.manifest.tokenizer {
+            return Err(bad("tokenizer", "its hash is not the one in the manifest"));
+        }
+        for section in self.manifest.sections.iter().filter(|s| s.kind == SectionKind::Weights) {
+            let weights = &data[section.offset as usize..(section.offset + section.bytes) as usize];
+            if weights.par_chunks(1 << 20).any(|part| part.contains(&0x80)) {
+                return Err(bad(&section.name, "it has a weight of -128"));
+            }
+        }
+        // Openings may be asked for later; whoever set the leaves first computed the same ones.
+        let _ = self.leaves.set(leaves);
+        Ok(())
+    }
+
+    /// The number of tiles of the data.
+    pub fn tiles(&self) -> u64 {
+        merkle::tiles(self.manifest.data_bytes)
+    }
+
+    /// Tile number `index` of the data: 4,096 bytes, the last one may be shorter; `None` beyond the end.
+    pub fn tile(&self, index: u64) -> Option<&[u8]> {
+        let index = usize::try_from(index).ok()?;
+        self.slice(self.data.clone()).chunks(merkle::TILE).nth(index)
+    }
+
+    /// The siblings that [`merkle::verify_tile`] needs for tile number `index`; `None` beyond the end. The first call
+    /// hashes all data unless [`Artifact::verify`] has done so.
+    pub fn tile_proof(&self, index: u64) -> Option<Vec<Bytes32>> {
+        let leaves = self.leaves.get_or_init(|| merkle::leaves(self.slice(self.data.clone()), &mut |_| {}));
+        merkle::proof(leaves, index)
+    }
+}
+
+/// A copy of an artifact whose layers are rounded to 4 bits a weight, for demonstrations of a worker that serves a
+/// cheaper model than it claims. Same shape and scales, another id, and a manifest that says so.
+///
+/// # Errors
+/// What [`Artifact::parse`] returns for the bytes.
+pub fn weaken(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let artifact = Artifact::parse(Arc::new(bytes.to_vec()))?;
+    let mut manifest = artifact.manifest.clone();
+    let old = artifact.data.clone();
+    let mut data = artifact.slice(old).to_vec();
+    drop(artifact);
+    for section in &manifest.sections {
+        // The embedding stays as it is: with 15 levels a row it alone would make the text unreadable.
+        if section.kind == SectionKind::Weights && section.name.starts_with("layers.") {
+            let weights = &mut data[section.offset as usize..(section.offset + section.bytes) as usize];
+            for weight in weights {
+                *weight = four_bits(*weight as i8) as u8;
+            }
+        }
+    }
+    manifest.name.push_str(" (rounded to 4 bits)");
+    manifest.source.weakened = true;
+    manifest.root = merkle::root(&merkle::leaves(&data, &mut |_| {}));
+    let front = manifest.canonical();
+    let start = data_offset(front.len());
+    let mut file = vec![0; start];
+    write_front(&mut file, &front);
+    file.append(&mut data);
+    Ok(file)
+}
+
+/// The nearest of the 15 levels `round(127 n / 7)`, -7 <= n <= 7.
+fn four_bits(weight: i8) -> i8 {
+    let n = (i32::from(weight.unsigned_abs()) * 14 + 127) / 254;
+    let level = ((n * 254 + 7) / 14) as i8; // n <= 7, so at most 127
+    if weight < 0 { -level } else { level }
+}

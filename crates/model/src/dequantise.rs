@@ -1,0 +1,177 @@
+//! The tensor types of GGUF and safetensors, decoded to `f32`.
+//!
+//! Blocks of 32 ("legacy") carry one or two half floats and packed integers. Super-blocks of 256 ("K") carry half
+//! floats for the whole and small integer scales for their sub-blocks. All numbers are little-endian. Every operation
+//! is one IEEE 754 multiplication, addition or subtraction on `f32`, so the results are the same on every machine.
+
+/// How a tensor's elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(non_camel_case_types)] // the format's own names
+pub(crate) enum TensorType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+/// Elements in a K super-block.
+const SUPER: usize = 256;
+
+impl TensorType {
+    /// The type with this number in a GGUF file.
+    pub(crate) fn from_gguf(number: u32) -> Option<TensorType> {
+        Some(match number {
+            0 => TensorType::F32,
+            1 => TensorType::F16,
+            2 => TensorType::Q4_0,
+            3 => TensorType::Q4_1,
+            6 => TensorType::Q5_0,
+            7 => TensorType::Q5_1,
+            8 => TensorType::Q8_0,
+            12 => TensorType::Q4_K,
+            13 => TensorType::Q5_K,
+            14 => TensorType::Q6_K,
+            30 => TensorType::BF16,
+            _ => return None,
+        })
+    }
+
+    /// Elements and bytes of a block.
+    pub(crate) fn block(self) -> (usize, usize) {
+        match self {
+            TensorType::F32 => (1, 4),
+            TensorType::F16 | TensorType::BF16 => (1, 2),
+            TensorType::Q4_0 => (32, 2 + 16),
+            TensorType::Q4_1 => (32, 4 + 16),
+            TensorType::Q5_0 => (32, 2 + 4 + 16),
+            TensorType::Q5_1 => (32, 4 + 4 + 16),
+            TensorType::Q8_0 => (32, 2 + 32),
+            TensorType::Q4_K => (SUPER, 4 + 12 + 128),
+            TensorType::Q5_K => (SUPER, 4 + 12 + 32 + 128),
+            TensorType::Q6_K => (SUPER, 128 + 64 + 16 + 2),
+        }
+    }
+
+    /// Bytes of `elements` elements; `None` unless they fill whole blocks and the size fits.
+    pub(crate) fn bytes(self, elements: u64) -> Option<u64> {
+        let (block, bytes) = self.block();
+        if !elements.is_multiple_of(block as u64) {
+            return None;
+        }
+        (elements / block as u64).checked_mul(bytes as u64)
+    }
+
+    /// Decodes `bytes`, which hold exactly `out.len()` elements.
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        let (elements, size) = self.block();
+        debug_assert_eq!(bytes.len() / size * elements, out.len());
+        let blocks = bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements));
+        match self {
+            TensorType::F32 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            TensorType::F16 => blocks.for_each(|(b, y)| y[0] = half(b)),
+            TensorType::BF16 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([0, 0, b[0], b[1]])),
+            TensorType::Q4_0 => blocks.for_each(|(b, y)| {
+                let d = half(b);
+                nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
+            }),
+            TensorType::Q4_1 => blocks.for_each(|(b, y)| {
+                let (d, m) = (half(b), half(&b[2..]));
+                nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
+            }),
+            TensorType::Q5_0 => blocks.for_each(|(b, y)| {
+                let (d, high) = (half(b), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+                nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
+            }),
+            TensorType::Q5_1 => blocks.for_each(|(b, y)| {
+                let (d, m, high) = (half(b), half(&b[2..]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+                nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
+            }),
+            TensorType::Q8_0 => blocks.for_each(|(b, y)| {
+                let d = half(b);
+                y.iter_mut().zip(&b[2..]).for_each(|(y, q)| *y = d * f32::from(*q as i8));
+            }),
+            TensorType::Q4_K => blocks.for_each(|(b, y)| k_4_or_5(b, None, &b[16..], y)),
+            TensorType::Q5_K => blocks.for_each(|(b, y)| k_4_or_5(b, Some(&b[16..48]), &b[48..], y)),
+            TensorType::Q6_K => blocks.for_each(|(b, y)| k_6(b, y)),
+        }
+    }
+}
+
+/// The half float at the front of `b`.
+fn half(b: &[u8]) -> f32 {
+    let bits = u32::from(b[0]) | u32::from(b[1]) << 8;
+    let (sign, exponent, fraction) = (bits >> 15 << 31, bits >> 10 & 31, bits & 0x3ff);
+    match exponent {
+        // Subnormal: the fraction counts units of 2^-24; the product is exact.
+        0 => f32::from_bits(sign | (fraction as f32 * (1.0 / 16_777_216.0)).to_bits()),
+        31 => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
+    }
+}
+
+/// Sixteen bytes hold elements 0 to 15 in their low and 16 to 31 in their high halves.
+fn nibbles(packed: &[u8], y: &mut [f32], value: impl Fn(u8, usize) -> f32) {
+    let (low, high) = y.split_at_mut(16);
+    for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(packed).enumerate() {
+        *low = value(byte & 15, i);
+        *high = value(byte >> 4, i + 16);
+    }
+}
+
+/// Bit `i` of `high` as the fifth bit of an element.
+fn fifth_bit(high: u32, i: usize) -> u8 {
+    ((high >> i & 1) as u8) << 4
+}
+
+/// The 6-bit scale and minimum of sub-block `i` (0 to 7), packed in 12 bytes: those of the first four in the low six
+/// bits of a byte each; of the last four, the low halves in the last four bytes and the two high bits in the spare bits
+/// of the first eight.
+fn k_scale(packed: &[u8], i: usize) -> (f32, f32) {
+    let (scale, min) = if i < 4 {
+        (packed[i] & 63, packed[i + 4] & 63)
+    } else {
+        (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// Q4_K and Q5_K: each 32 packed bytes hold two sub-blocks of 32, in their low and high halves; the fifth bits of
+/// sub-block `i` are bit `i` of the 32 bytes `high`.
+fn k_4_or_5(b: &[u8], high: Option<&[u8]>, packed: &[u8], y: &mut [f32]) {
+    let (d, dmin, scales) = (half(b), half(&b[2..]), &b[4..16]);
+    for (i, y) in y.chunks_exact_mut(32).enumerate() {
+        let (scale, min) = k_scale(scales, i);
+        let (scale, min) = (d * scale, dmin * min);
+        let bytes = &packed[i / 2 * 32..];
+        for (j, y) in y.iter_mut().enumerate() {
+            let low = if i & 1 == 0 { bytes[j] & 15 } else { bytes[j] >> 4 };
+            let fifth = high.map_or(0, |high| (high[j] >> i & 1) << 4);
+            *y = scale * f32::from(low | fifth) - min;
+        }
+    }
+}
+
+/// Q6_K: two halves of 128 elements; in each, four runs of 32 share 64 bytes of low halves and 32 bytes of high pairs of
+/// bits, and each run of 16 has a signed 8-bit scale.
+fn k_6(b: &[u8], y: &mut [f32]) {
+    let d = half(&b[208..]);
+    for (n, y) in y.chunks_exact_mut(128).enumerate() {
+        let (low, high, scales) = (&b[n * 64..], &b[128 + n * 32..], &b[192 + n * 8..]);
+        for (run, y) in y.chunks_exact_mut(32).enumerate() {
+            for (j, y) in y.iter_mut().enumerate() {
+                let byte = low[(run & 1) * 32 + j];
+                let four = if run < 2 { byte & 15 } else { byte >> 4 };
+                let two = high[j] >> (2 * run) & 3;
+                let scale = f32::from(scales[run * 2 + j / 16] as i8);
+                *y = d * scale * (f32::from(four | two << 4) - 32.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! From named tensors to an artifact: quantisation, rotary tables, hashing. Both formats end here.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use assay_arithmetic::Scale;
+use assay_receipt::Bytes32;
+use rayon::prelude::*;
+
+use crate::artifact::{data_offset, write_front};
+use crate::dequantise::TensorType;
+use crate::manifest::{self, FORMAT, MAX_CONTEXT, SectionKind};
+use crate::{Config, Error, Manifest, Section, Source, SourceFormat, SpecialTokens, merkle};
+
+/// The largest magnitude of an 8-bit weight.
+const WEIGHT_MAX: f64 = 127.0;
+
+/// A tensor in the source file. Its shape is rows and columns; a vector has one row.
+#[derive(Debug, Clone)]
+pub(crate) struct Tensor<'a> {
+    /// Its name in the source, for error messages.
+    pub(crate) name: String,
+    pub(crate) kind: TensorType,
+    /// As in the source, slowest dimension first.
+    pub(crate) shape: Vec<u64>,
+    /// Exactly the bytes that shape and type imply.
+    pub(crate) bytes: &'a [u8],
+}
+
+impl Tensor<'_> {
+    /// Checks the shape and returns the bytes of a row.
+    fn row_bytes(&self, rows: usize, cols: usize) -> Result<usize, Error> {
+        let fits = match *self.shape {
+            [n] => rows == 1 && n == cols as u64,
+            [r, c] => r == rows as u64 && c == cols as u64,
+            _ => false,
+        };
+        let bytes = self.kind.bytes(cols as u64).and_then(|bytes| usize::try_from(bytes).ok());
+        match bytes {
+            Some(bytes) if fits && bytes.checked_mul(rows) == Some(self.bytes.len()) => Ok(bytes),
+            _ => Err(Error::Shape { tensor: self.name.clone(), expected: [rows, cols], found: self.shape.clone() }),
+        }
+    }
+
+    /// All elements of a vector, finite.
+    pub(crate) fn vector(&self, length: usize) -> Result<Vec<f32>, Error> {
+        self.row_bytes(1, length)?;
+        let mut out = vec![0.0; length];
+        self.kind.decode(self.bytes, &mut out);
+        if out.iter().all(|x| x.is_finite()) {
+            Ok(out)
+        } else {
+            Err(Error::Weight { tensor: self.name.clone(), row: 0 })
+        }
+    }
+}
+
+/// How the rotary frequencies of a model are changed for longer contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum RopeScaling {
+    None,
+    /// All frequencies are divided by the factor.
+    Linear(f64),
+    /// Frequency `i` is divided by entry `i`.
+    Factors(Vec<f32>),
+    /// Llama 3.1: long waves are divided by the factor, short ones kept, those between interpolated.
+    Llama3 {
+        factor: f64,
+        low_frequency_factor: f64,
+        high_frequency_factor: f64,
+        original_context: f64,
+    },
+}
+
+/// Everything that one format's reader finds out.
+pub(crate) struct Model<'a> {
+    pub(crate) format: SourceFormat,
+    pub(crate) name: String,
+    pub(crate) licence: Option<String>,
+    pub(crate) config: Config,
+    pub(crate) tokens: SpecialTokens,
+    pub(crate) chat_template: Option<String>,
+    pub(crate) tokenizer: Vec<u8>,
+    pub(crate) rope_base: f64,
+    pub(crate) rope_scaling: RopeScaling,
+    /// By the artifact's section name, without `.weights`.
+    pub(crate) tensors: HashMap<String, Tensor<'a>>,
+}
+
+/// The smaller of the trained context and what the tables cover.
+pub(crate) fn context(trained: u64) -> usize {
+    trained.min(MAX_CONTEXT) as usize
+}
+
+/// An epsilon with 32 fractional bits, half away from zero.
+pub(crate) fn epsilon(value: f64) -> Result<u64, Error> {
+    if !(value.is_finite() && value > 0.0 && value < 0.5) {
+        return Err(Error::Metadata("epsilon for its norms between 0 and 0.5".into()));
+    }
+    Ok(((value * 4_294_967_296.0).round() as u64).max(1))
+}
+
+/// Quantises and writes the artifact. `hash` computes the hash of the source meanwhile on another thread.
+pub(crate) fn build(
+    model: Model<'_>,
+    hash: impl FnOnce() -> [u8; 32] + Send,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<u8>, Error> {
+    model.config.check()?;
+    model.tokens.check(model.config.vocab)?;
+    let sections = manifest::layout(&model.config, model.tokenizer.len() as u64)?;
+    // Every shape is checked before anything is allocated, so the output is bounded by the input: at least half a byte
+    // of source for each byte of weights, and no more than 64 MiB of rotary tables.
+    for section in &sections {
+        if let Some((tensor, rows, cols)) = source(&model, section)? {
+            tensor.row_bytes(rows, cols)?;
+        }
+    }
+    let data_bytes = sections.last().map_or(0, |last| last.offset + last.bytes);
+    let mut manifest = Manifest {
+        format: FORMAT,
+        arithmetic: assay_arithmetic::VERSION,
+        name: model.name.clone(),
+        licence: model.licence.clone(),
+        source: Source { format: model.format, sha256: Bytes32::ZERO, weakened: false },
+        config: model.config.clone(),
+        tokens: model.tokens.clone(),
+        chat_template: model.chat_template.clone(),
+        tokenizer: merkle::keccak(&model.tokenizer),
+        data_bytes,
+        root: Bytes32::ZERO,
+        sections,
+    };
+    // Hashes have a fixed length, so the front's length is known before they are.
+    let front = manifest.canonical().len();
+    manifest::limit("the manifest's length in bytes", front as u64, 1, manifest::MAX_MANIFEST_BYTES)?;
+    let start = data_offset(front);
+    let length = usize::try_from(start as u64 + data_bytes)
+        .map_err(|_| Error::Unsupported("more weights than this machine can address".into()))?;
+    let mut file = vec![0; length];
+    let total = 2 * data_bytes;
+    std::thread::scope(|scope| {
+        let hash = scope.spawn(hash);
+        let data = &mut file[start..];
+        for section in &manifest.sections {
+            fill(&model, section, data)?;
+            progress(section.offset + section.bytes, total);
+        }
+        manifest.root = merkle::root(&merkle::leaves(data, &mut |done| progress(data_bytes + done, total)));
+        manifest.source.sha256 = Bytes32(hash.join().map_err(|_| Error::Unsupported("a source that cannot be hashed".into()))?);
+        Ok::<(), Error>(())
+    })?;
+    write_front(&mut file, &manifest.canonical());
+    Ok(file)
+}
+
+/// The tensor that a section is made from with its expected rows and columns; `None` for tables, tokenizer, scales.
+fn source<'m, 'a>(model: &'m Model<'a>, section: &Section) -> Result<Option<(&'m Tensor<'a>, usize, usize)>, Error> {
+    let name = match section.kind {
+        SectionKind::Weights => section.name.trim_end_matches(".weights"),
+        SectionKind::Q16 => &section.name,
+        SectionKind::Scales | SectionKind::Q30 | SectionKind::Tokenizer => return Ok(None),
+    };
+    let tensor = model.tensors.get(name).ok_or_else(|| Error::MissingTensor(name.into()))?;
+    Ok(Some((tensor, section.rows as usize, section.cols as usize)))
+}
+
+fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Error> {
+    let range = section.offset as usize..(section.offset + section.bytes) as usize;
+    match section.kind {
+        SectionKind::Weights => {
+            if let Some((tensor, rows, cols)) = source(model, section)? {
+                // The scales are the next section: 8 bytes a row from the next multiple of 64.
+                let scales = (range.end as u64).next_multiple_of(manifest::ALIGNMENT) as usize;
+                matrix(tensor, rows, cols, range, scales, data)?;
+            }
+        }
+        SectionKind::Q16 => {
+            if let Some((tensor, _, cols)) = source(model, section)? {
+                for (out, value) in data[range].as_chunks_mut::<4>().0.iter_mut().zip(tensor.vector(cols)?) {
+                    let word = (f64::from(value) * 65_536.0).round();
+                    if word.abs() > f64::from(i32::MAX) {
+                        return Err(Error::Weight { tensor: tensor.name.clone(), row: 0 });
+                    }
+                    *out = (word as i32).to_le_bytes();
+                }
+            }
+        }
+        SectionKind::Scales => {} // written with the weights
+        SectionKind::Q30 => {
+            let frequencies = frequencies(model)?;
+            let function = if section.name == "rope_cos" { libm::cos } else { libm::sin };
+            let words = data[range].as_chunks_mut::<4>().0;
+            words.par_chunks_mut(frequencies.len()).enumerate().for_each(|(position, row)| {
+                for (out, frequency) in row.iter_mut().zip(&frequencies) {
+                    let value = function(position as f64 * frequency);
+                    *out = ((value * 1_073_741_824.0).round() as i32).to_le_bytes();
+                }
+            });
+        }
+        SectionKind::Tokenizer => data[range].copy_from_slice(&model.tokenizer),
+    }
+    Ok(())
+}
+
+/// Quantises a matrix: weights to `weights` of `data`, scales from `scales` on.
+fn matrix(
+    tensor: &Tensor<'_>,
+    rows: usize,
+    cols: usize,
+    weights: Range<usize>,
+    scales: usize,
+    data: &mut [u8],
+) -> Result<(), Error> {
+    let row_bytes = tensor.row_bytes(rows, cols)?;
+    let (front, back) = data.split_at_mut(scales);
+    let out = front[weights].par_chunks_exact_mut(cols).zip(back[..8 * rows].par_chunks_exact_mut(8));
+    out.zip(tensor.bytes.par_chunks_exact(row_bytes))
+        .enumerate()
+        .with_min_len(16)
+        .try_for_each_init(
+            || vec![0.0; cols],
+            |values, (row, ((out, scale_out), source))| {
+                tensor.kind.decode(source, values);
+                let scale = quantise_row(values, out)
+                    .ok_or_else(|| Error::Weight { tensor: tensor.name.clone(), row })?;
+                scale_out.copy_from_slice(&scale.to_bytes());
+                Ok(())
+            },
+        )
+}
+
+/// Rounds a row to signed 8 bits: the scale is `max|w| / 127` rounded to `f32`, a weight is `w / scale` in `f64`, rounded
+/// half away from zero. `None` if a weight is not finite.
+///
+/// A row whose scale is not a normal `f32` (below 2^-126) becomes zero.
+fn quantise_row(values: &[f32], out: &mut [u8]) -> Option<Scale> {
+    let mut max = 0f32;
+    for value in values {
+        if !value.is_finite() {
+            return None;
+        }
+        max = max.max(value.abs());
+    }
+    let scale = (f64::from(max) / WEIGHT_MAX) as f32;
+    if scale < f32::MIN_POSITIVE {
+        out.fill(0);
+        return Some(Scale::ZERO);
+    }
+    let divisor = f64::from(scale);
+    for (out, value) in out.iter_mut().zip(values) {
+        // The scale may have been rounded down by half a unit of 2^-24, never enough to reach 127.5.
+        *out = (f64::from(*value) / divisor).round() as i8 as u8;
+    }
+    Scale::from_f32(scale)
+}
+
+/// The angle per position of each pair of a head, in radians.
+fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
+    let head = model.config.head_dim;
+    let base = model.rope_base;
+    if !(base.is_finite() && base > 1.0) {
+        return Err(Error::Metadata("base of its rotary frequencies above 1".into()));
+    }
+    let divisors_ok = match &model.rope_scaling {
+        RopeScaling::None => true,
+        RopeScaling::Linear(factor) => factor.is_finite() && *factor >= 1.0,
+        RopeScaling::Factors(factors) => factors.len() == head / 2 && factors.iter().all(|f| f.is_finite() && *f >= 0.5),
+        RopeScaling::Llama3 { factor, low_frequency_factor: low, high_frequency_factor: high, original_context } => {
+            [*factor, *low, *high, *original_context].iter().all(|x| x.is_finite() && *x >= 1.0) && high > low
+        }
+    };
+    if !divisors_ok {
+        return Err(Error::Metadata("scaling of its rotary frequencies in range".into()));
+    }
+    Ok((0..head / 2)
+        .map(|i| {
+            let frequency = libm::pow(base, -2.0 * i as f64 / head as f64);
+            match &model.rope_scaling {
+                RopeScaling::None => frequency,
+                RopeScaling::Linear(factor) => frequency / factor,
+                RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
+                RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
+                    let waves = original_context * frequency / std::f64::consts::TAU;
+                    if waves < *low_frequency_factor {
+                        frequency / factor
+                    } else if waves > *high_frequency_factor {
+                        frequency
+                    } else {
+                        let smooth =
+                            (waves - low_frequency_factor) / (high_frequency_factor - low_frequency_factor);
+                        (1.0 - smooth) * frequency / factor + smooth * frequency
+                    }
+                }
+            }
+        })
+        .collect())
+}

@@ -1,0 +1,234 @@
+//! Small random models for tests: of the right shape for every code path, made in a millisecond, and of no use as text.
+
+use std::collections::BTreeMap;
+
+use crate::Architecture;
+
+/// The chat template of [`tiny_gguf`]: ChatML.
+pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// Texts of the control tokens of [`tiny_gguf`]; their ids are 0, 1 and 2. The byte tokens follow from id 3.
+pub const CONTROL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+/// The merges of [`tiny_gguf`]; their results are the last tokens, in this order.
+pub const MERGES: [&str; 8] = ["Ġ t", "h e", "Ġt he", "i n", "e r", "Ġ a", "o n", "r e"];
+
+/// A GGUF file in the making: the keys and tensors that a test wants, in the order in which it adds them.
+#[derive(Debug, Clone, Default)]
+pub struct GgufWriter {
+    metadata: Vec<u8>,
+    keys: u64,
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+impl GgufWriter {
+    /// Adds a key with a value that is already encoded; `kind` is the format's number of its type.
+    pub fn raw(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
+        self.metadata.extend(string(key));
+        self.metadata.extend(kind.to_le_bytes());
+        self.metadata.extend(value);
+        self.keys += 1;
+        self
+    }
+
+    /// Adds an unsigned 32-bit number.
+    pub fn u32(&mut self, key: &str, value: u32) -> &mut Self {
+        self.raw(key, 4, &value.to_le_bytes())
+    }
+
+    /// Adds a 32-bit float.
+    pub fn f32(&mut self, key: &str, value: f32) -> &mut Self {
+        self.raw(key, 6, &value.to_le_bytes())
+    }
+
+    /// Adds a boolean.
+    pub fn flag(&mut self, key: &str, value: bool) -> &mut Self {
+        self.raw(key, 7, &[u8::from(value)])
+    }
+
+    /// Adds a string.
+    pub fn text(&mut self, key: &str, value: &str) -> &mut Self {
+        self.raw(key, 8, &string(value))
+    }
+
+    /// Adds an array of strings.
+    pub fn texts<S: AsRef<str>>(&mut self, key: &str, values: &[S]) -> &mut Self {
+        let mut value = array(8, values.len());
+        values.iter().for_each(|text| value.extend(string(text.as_ref())));
+        self.raw(key, 9, &value)
+    }
+
+    /// Adds an array of signed 32-bit numbers.
+    pub fn i32s(&mut self, key: &str, values: &[i32]) -> &mut Self {
+        let mut value = array(5, values.len());
+        values.iter().for_each(|n| value.extend(n.to_le_bytes()));
+        self.raw(key, 9, &value)
+    }
+
+    /// Adds a tensor; `shape` has the fastest dimension first, `kind` is the format's number of its type.
+    pub fn tensor(&mut self, name: &str, shape: &[u64], kind: u32, bytes: Vec<u8>) -> &mut Self {
+        self.tensors.push((name.into(), shape.into(), kind, bytes));
+        self
+    }
+
+    /// Removes a tensor that was added.
+    pub fn remove_tensor(&mut self, name: &str) -> &mut Self {
+        self.tensors.retain(|(other, ..)| other != name);
+        self
+    }
+
+    /// The file.
+    pub fn finish(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.keys.to_le_bytes());
+        out.extend(&self.metadata);
+        let mut data = Vec::new();
+        for (name, shape, kind, bytes) in &self.tensors {
+            out.extend(string(name));
+            out.extend((shape.len() as u32).to_le_bytes());
+            shape.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            data.resize(data.len().next_multiple_of(32), 0);
+            out.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+        }
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(data);
+        out
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.extend(text.as_bytes());
+    out
+}
+
+fn array(kind: u32, count: usize) -> Vec<u8> {
+    let mut out = kind.to_le_bytes().to_vec();
+    out.extend((count as u64).to_le_bytes());
+    out
+}
+
+/// A small generator of numbers (SplitMix64), so that a seed gives the same model for ever.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// From -1 to 1.
+    fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+}
+
+/// The characters that stand for the bytes 0 to 255 in byte-level BPE: printable ones for themselves, the others for
+/// characters from U+0100 on.
+pub fn byte_characters() -> [char; 256] {
+    let mut next = 0x100;
+    std::array::from_fn(|byte| {
+        if matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) {
+            return char::from(byte as u8);
+        }
+        next += 1;
+        char::from_u32(next - 1).expect("U+0100 to U+0143 are characters")
+    })
+}
+
+/// A random model of `architecture` as a GGUF file: 2 layers of width 64, 4 heads of 16 with 2 for keys and values,
+/// feed-forward width 128, context 512, F32 weights, a byte-level BPE tokenizer of 267 tokens ([`CONTROL_TOKENS`], 256
+/// bytes, [`MERGES`]) and the template [`CHAT_TEMPLATE`]. Llama has tied embeddings, the Qwen models do not.
+pub fn tiny_gguf(architecture: Architecture, seed: u64) -> Vec<u8> {
+    tiny_writer(architecture, seed).finish()
+}
+
+/// [`tiny_gguf`] before it is finished, for tests that change it.
+pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
+    const DIM: usize = 64;
+    const FFN: usize = 128;
+    const HEAD: usize = 16;
+    const HEADS: usize = 4;
+    const KV_HEADS: usize = 2;
+    let name = match architecture {
+        Architecture::Llama => "llama",
+        Architecture::Qwen2 => "qwen2",
+        Architecture::Qwen3 => "qwen3",
+    };
+    let mut tokens: Vec<String> = CONTROL_TOKENS.map(String::from).into();
+    tokens.extend(byte_characters().map(String::from));
+    tokens.extend(MERGES.map(|merge| merge.replace(' ', "")));
+    let mut types = vec![1; tokens.len()];
+    types[..CONTROL_TOKENS.len()].fill(3);
+
+    let mut file = GgufWriter::default();
+    let key = |part: &str| format!("{name}.{part}");
+    file.text("general.architecture", name)
+        .text("general.name", &format!("Tiny {name}"))
+        .text("general.license", "cc0-1.0")
+        .u32(&key("block_count"), 2)
+        .u32(&key("context_length"), 512)
+        .u32(&key("embedding_length"), DIM as u32)
+        .u32(&key("feed_forward_length"), FFN as u32)
+        .u32(&key("attention.head_count"), HEADS as u32)
+        .u32(&key("attention.head_count_kv"), KV_HEADS as u32)
+        .u32(&key("attention.key_length"), HEAD as u32)
+        .f32(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+        .f32(&key("rope.freq_base"), 10_000.0)
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "smollm")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &types)
+        .texts("tokenizer.ggml.merges", &MERGES)
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2)
+        .u32("tokenizer.ggml.unknown_token_id", 0)
+        .u32("tokenizer.ggml.padding_token_id", 2)
+        .flag("tokenizer.ggml.add_bos_token", false)
+        .text("tokenizer.chat_template", CHAT_TEMPLATE);
+
+    let mut random = Random(seed);
+    // Centre and half width of a tensor's values, by the last part of its name.
+    let spread: BTreeMap<&str, (f32, f32)> =
+        [("norm", (1.0, 0.25)), ("bias", (0.0, 0.25)), ("embedding", (0.0, 1.0))].into();
+    let mut add = |name: String, shape: &[u64], kind: &str| {
+        let (centre, width) = spread.get(kind).copied().unwrap_or((0.0, 1.5 / (shape[0] as f32).sqrt()));
+        let count: u64 = shape.iter().product();
+        let bytes = (0..count).flat_map(|_| (centre + width * random.uniform()).to_le_bytes()).collect();
+        file.tensor(&name, shape, 0, bytes);
+    };
+    let (dim, ffn, vocab) = (DIM as u64, FFN as u64, tokens.len() as u64);
+    let (q, kv, head) = ((HEADS * HEAD) as u64, (KV_HEADS * HEAD) as u64, HEAD as u64);
+    add("token_embd.weight".into(), &[dim, vocab], "embedding");
+    for i in 0..2 {
+        let name = |part: &str| format!("blk.{i}.{part}");
+        add(name("attn_norm.weight"), &[dim], "norm");
+        for (part, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+            add(name(&format!("{part}.weight")), &[dim, rows], "matrix");
+            if architecture == Architecture::Qwen2 {
+                add(name(&format!("{part}.bias")), &[rows], "bias");
+            }
+        }
+        if architecture == Architecture::Qwen3 {
+            add(name("attn_q_norm.weight"), &[head], "norm");
+            add(name("attn_k_norm.weight"), &[head], "norm");
+        }
+        add(name("attn_output.weight"), &[q, dim], "matrix");
+        add(name("ffn_norm.weight"), &[dim], "norm");
+        add(name("ffn_gate.weight"), &[dim, ffn], "matrix");
+        add(name("ffn_up.weight"), &[dim, ffn], "matrix");
+        add(name("ffn_down.weight"), &[ffn, dim], "matrix");
+    }
+    add("output_norm.weight".into(), &[dim], "norm");
+    if architecture != Architecture::Llama {
+        add("output.weight".into(), &[dim, vocab], "matrix");
+    }
+    file
+}
