@@ -53,7 +53,10 @@ pub struct Artifact {
 
 impl std::fmt::Debug for Artifact {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Artifact").field("id", &self.id).field("name", &self.manifest.name).finish_non_exhaustive()
+        f.debug_struct("Artifact")
+            .field("id", &self.id)
+            .field("name", &self.manifest.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,8 +170,11 @@ impl Artifact {
     /// Every way in which the file can contradict the format, see [`Error`].
     pub fn parse(bytes: Bytes) -> Result<Artifact, Error> {
         let file: &[u8] = (*bytes).as_ref();
-        let Some((header, rest)) = file.split_first_chunk::<HEADER_BYTES>() else { return Err(Error::NotAnArtifact) };
-        let [m0, m1, m2, m3, m4, m5, m6, m7, f0, f1, f2, f3, zero @ .., l0, l1, l2, l3, l4, l5, l6, l7] = *header;
+        let Some((header, rest)) = file.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(Error::NotAnArtifact);
+        };
+        let [m0, m1, m2, m3, m4, m5, m6, m7, f0, f1, f2, f3, zero @ .., l0, l1, l2, l3, l4, l5, l6, l7] =
+            *header;
         if [m0, m1, m2, m3, m4, m5, m6, m7] != MAGIC {
             return Err(Error::NotAnArtifact);
         }
@@ -178,7 +184,10 @@ impl Artifact {
         }
         let length = u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
         if zero != [0; 4] || length > MAX_MANIFEST_BYTES {
-            return Err(Error::Section { section: "header".into(), reason: "its fields are out of range".into() });
+            return Err(Error::Section {
+                section: "header".into(),
+                reason: "its fields are out of range".into(),
+            });
         }
         let length = length as usize; // at most 8 MiB
         let start = data_offset(length);
@@ -197,12 +206,16 @@ impl Artifact {
             return Err(cut(expected));
         }
         if file[HEADER_BYTES + length..start].iter().any(|byte| *byte != 0) {
-            return Err(Error::Section { section: "header".into(), reason: "its padding is not zero".into() });
+            return Err(Error::Section {
+                section: "header".into(),
+                reason: "its padding is not zero".into(),
+            });
         }
         let data = start..file.len();
         // The file has `expected` bytes in memory, so every offset below fits a usize.
         let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
-        let sections = manifest.sections.iter().map(|s| (s.name.as_str(), range(s.offset, s.bytes))).collect();
+        let sections =
+            manifest.sections.iter().map(|s| (s.name.as_str(), range(s.offset, s.bytes))).collect();
         let read = Reader { data: &file[start..], offset: start, sections };
 
         let config = &manifest.config;
@@ -211,7 +224,8 @@ impl Artifact {
         let layers: Result<Vec<LayerParts>, Error> = (0..config.layers)
             .map(|i| {
                 let name = |part: &str| format!("layers.{i}.{part}");
-                let norm = |part: &str| if config.qk_norm { read.words(&name(part)).map(Some) } else { Ok(None) };
+                let norm =
+                    |part: &str| if config.qk_norm { read.words(&name(part)).map(Some) } else { Ok(None) };
                 Ok(LayerParts {
                     attention_norm: read.words(&name("attention_norm"))?,
                     q: read.matrix(&name("q"), q, dim, config.qkv_bias)?,
@@ -339,7 +353,8 @@ impl Artifact {
         if found != self.manifest.root {
             return Err(Error::Root { expected: self.manifest.root, found });
         }
-        let bad = |section: &str, reason: &str| Error::Section { section: section.into(), reason: reason.into() };
+        let bad =
+            |section: &str, reason: &str| Error::Section { section: section.into(), reason: reason.into() };
         if merkle::keccak(self.tokenizer_json()) != self.manifest.tokenizer {
             return Err(bad("tokenizer", "its hash is not the one in the manifest"));
         }

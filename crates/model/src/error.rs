@@ -10,7 +10,9 @@ pub enum Error {
     #[error("this is not an Assay model artifact; import the GGUF file or safetensors folder first")]
     NotAnArtifact,
     /// The artifact's file format is newer or older than this program's.
-    #[error("the artifact has file format {found}, but this program reads {expected}; import the model again")]
+    #[error(
+        "the artifact has file format {found}, but this program reads {expected}; import the model again"
+    )]
     FormatVersion {
         /// The version in the file.
         found: u32,
@@ -18,7 +20,9 @@ pub enum Error {
         expected: u32,
     },
     /// The artifact was made for another version of the integer arithmetic.
-    #[error("the artifact is for arithmetic version {found}, but this program has {expected}; import the model again")]
+    #[error(
+        "the artifact is for arithmetic version {found}, but this program has {expected}; import the model again"
+    )]
     ArithmeticVersion {
         /// The version in the manifest.
         found: u32,
@@ -46,7 +50,9 @@ pub enum Error {
         reason: String,
     },
     /// The Merkle root over the tiles is not the one in the manifest: at least one byte was changed.
-    #[error("the artifact's contents hash to {found}, but its manifest says {expected}; fetch the artifact again")]
+    #[error(
+        "the artifact's contents hash to {found}, but its manifest says {expected}; fetch the artifact again"
+    )]
     Root {
         /// The root in the manifest.
         expected: Bytes32,
@@ -69,7 +75,9 @@ pub enum Error {
     #[error("the model uses {0}, which is not supported; choose another model")]
     Unsupported(String),
     /// A tensor is stored in a type that the import cannot read.
-    #[error("the tensor {tensor} has type {found}, which cannot be imported; choose a file with F32, F16, BF16, Q8_0 or Q4 to Q6 types")]
+    #[error(
+        "the tensor {tensor} has type {found}, which cannot be imported; choose a file with F32, F16, BF16, Q8_0 or Q4 to Q6 types"
+    )]
     TensorType {
         /// The tensor's name.
         tensor: String,
@@ -80,7 +88,9 @@ pub enum Error {
     #[error("the tensor {0} is missing; the file is incomplete, or it is a shard of a larger model")]
     MissingTensor(String),
     /// A tensor has another shape than the metadata implies.
-    #[error("the tensor {tensor} has shape {found:?} instead of {expected:?}; the file contradicts its own metadata")]
+    #[error(
+        "the tensor {tensor} has shape {found:?} instead of {expected:?}; the file contradicts its own metadata"
+    )]
     Shape {
         /// The tensor's name.
         tensor: String,
@@ -90,7 +100,9 @@ pub enum Error {
         found: Vec<u64>,
     },
     /// A weight is not a number, infinite, or too large for its integer format.
-    #[error("the tensor {tensor} holds a weight that is not finite or too large in row {row}; the file is damaged")]
+    #[error(
+        "the tensor {tensor} holds a weight that is not finite or too large in row {row}; the file is damaged"
+    )]
     Weight {
         /// The tensor's name.
         tensor: String,

@@ -33,7 +33,8 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, count: u64) -> Result<&'a [u8], Error> {
         let end = usize::try_from(count).ok().and_then(|count| self.at.checked_add(count));
         let piece = end.and_then(|end| self.bytes.get(self.at..end));
-        let piece = piece.ok_or_else(|| bad(format!("it ends within {count} bytes that begin at {}", self.at)))?;
+        let piece =
+            piece.ok_or_else(|| bad(format!("it ends within {count} bytes that begin at {}", self.at)))?;
         self.at += piece.len();
         Ok(piece)
     }
@@ -53,7 +54,8 @@ impl<'a> Cursor<'a> {
 
     fn string(&mut self) -> Result<&'a str, Error> {
         let (at, length) = (self.at, self.u64()?);
-        std::str::from_utf8(self.take(length)?).map_err(|_| bad(format!("the string at byte {at} is not UTF-8")))
+        std::str::from_utf8(self.take(length)?)
+            .map_err(|_| bad(format!("the string at byte {at} is not UTF-8")))
     }
 
     fn name(&mut self) -> Result<&'a str, Error> {
@@ -107,7 +109,11 @@ impl<'a> Value<'a> {
                 let (element, count) = (cursor.u32()?, cursor.u64()?);
                 let start = cursor.at;
                 if let Some(size) = number_bytes(element) {
-                    cursor.take(count.checked_mul(size).ok_or_else(|| bad(format!("an array has {count} elements")))?)?;
+                    cursor.take(
+                        count
+                            .checked_mul(size)
+                            .ok_or_else(|| bad(format!("an array has {count} elements")))?,
+                    )?;
                 } else if element == 8 {
                     for _ in 0..count {
                         cursor.string()?; // each takes at least 8 bytes, so a lying count ends with the file
@@ -185,7 +191,9 @@ impl<'a> Gguf<'a> {
             let size = shape.iter().skip(1).fold(row, |size, n| size.and_then(|size| size.checked_mul(*n)));
             let end = size.and_then(|size| offset.checked_add(size)).filter(|end| *end <= data.len() as u64);
             let Some(end) = end.filter(|end| *end > offset && offset.is_multiple_of(alignment)) else {
-                return Err(bad(format!("the tensor {name} of shape {shape:?} does not fit at offset {offset}")));
+                return Err(bad(format!(
+                    "the tensor {name} of shape {shape:?} does not fit at offset {offset}"
+                )));
             };
             while shape.len() > 1 && shape.last() == Some(&1) {
                 shape.pop();
@@ -264,7 +272,11 @@ impl<'a> Gguf<'a> {
             model: model.into(),
             pre: self.text(&key("pre"))?.map(String::from),
             tokens: self.texts(&key("tokens"))?,
-            token_types: self.words(&key("token_type"), &[4, 5])?.into_iter().map(i32::from_le_bytes).collect(),
+            token_types: self
+                .words(&key("token_type"), &[4, 5])?
+                .into_iter()
+                .map(i32::from_le_bytes)
+                .collect(),
             scores: self.words(&key("scores"), &[6])?.into_iter().map(f32::from_le_bytes).collect(),
             merges: self.texts(&key("merges"))?,
             bos: self.token(&key("bos_token_id"))?,
@@ -309,7 +321,8 @@ pub fn import_gguf(bytes: &[u8], progress: &mut dyn FnMut(u64, u64)) -> Result<V
 }
 
 fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
-    let name = file.text("general.architecture")?.ok_or_else(|| Error::Metadata("general.architecture".into()))?;
+    let name =
+        file.text("general.architecture")?.ok_or_else(|| Error::Metadata("general.architecture".into()))?;
     let (architecture, rope) = match name {
         "llama" => (Architecture::Llama, RopeStyle::Interleaved),
         "qwen2" => (Architecture::Qwen2, RopeStyle::Half),
@@ -328,20 +341,29 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         None if heads > 0 && dim % heads == 0 => dim / heads,
         None => return Err(Error::Metadata(key("attention.key_length"))),
     };
-    for (part, what) in [("attention.value_length", "values of another length than keys"), ("rope.dimension_count", "rotary positions on part of a head")] {
+    for (part, what) in [
+        ("attention.value_length", "values of another length than keys"),
+        ("rope.dimension_count", "rotary positions on part of a head"),
+    ] {
         if file.integer(&key(part))?.is_some_and(|n| n != head_dim as u64) {
             return Err(Error::Unsupported(what.into()));
         }
     }
-    for (part, what) in [("expert_count", "experts"), ("attention.sliding_window", "a sliding attention window")] {
+    for (part, what) in
+        [("expert_count", "experts"), ("attention.sliding_window", "a sliding attention window")]
+    {
         if file.integer(&key(part))?.is_some_and(|n| n != 0) {
             return Err(Error::Unsupported(what.into()));
         }
     }
-    let trained = file.integer(&key("context_length"))?.ok_or_else(|| Error::Metadata(key("context_length")))?;
+    let trained =
+        file.integer(&key("context_length"))?.ok_or_else(|| Error::Metadata(key("context_length")))?;
     let eps = file.float(&key("attention.layer_norm_rms_epsilon"))?;
     let eps = eps.ok_or_else(|| Error::Metadata(key("attention.layer_norm_rms_epsilon")))?;
-    let embedding = file.tensors.get("token_embd.weight").ok_or_else(|| Error::MissingTensor("token_embd.weight".into()))?;
+    let embedding = file
+        .tensors
+        .get("token_embd.weight")
+        .ok_or_else(|| Error::MissingTensor("token_embd.weight".into()))?;
     let vocab = embedding.shape.first().copied().unwrap_or_default();
     let config = Config {
         architecture,
@@ -372,17 +394,21 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         Some("linear") => RopeScaling::Linear(file.float(&key("rope.scaling.factor"))?.unwrap_or(1.0)),
         Some(other) => return Err(Error::Unsupported(format!("the rotary scaling {other:?}"))),
     };
-    let scaling = match (scaling, file.float(&key("rope.scale_linear"))?, file.tensors.get("rope_freqs.weight")) {
-        (scaling, None, None) => scaling,
-        (RopeScaling::None, Some(factor), None) => RopeScaling::Linear(factor),
-        (RopeScaling::None, None, Some(factors)) => RopeScaling::Factors(factors.vector(head_dim / 2)?),
-        _ => return Err(Error::Unsupported("two rotary scalings at once".into())),
-    };
+    let scaling =
+        match (scaling, file.float(&key("rope.scale_linear"))?, file.tensors.get("rope_freqs.weight")) {
+            (scaling, None, None) => scaling,
+            (RopeScaling::None, Some(factor), None) => RopeScaling::Linear(factor),
+            (RopeScaling::None, None, Some(factors)) => RopeScaling::Factors(factors.vector(head_dim / 2)?),
+            _ => return Err(Error::Unsupported("two rotary scalings at once".into())),
+        };
 
     let Gguf { metadata, tensors: mut source } = file;
-    let text = |key: &str| if let Some(Value::Text(text)) = metadata.get(key) { Some((*text).to_owned()) } else { None };
+    let text = |key: &str| {
+        if let Some(Value::Text(text)) = metadata.get(key) { Some((*text).to_owned()) } else { None }
+    };
     let mut tensors = HashMap::new();
-    let mut unused: HashSet<&str> = source.keys().copied().filter(|name| *name != "rope_freqs.weight").collect();
+    let mut unused: HashSet<&str> =
+        source.keys().copied().filter(|name| *name != "rope_freqs.weight").collect();
     for (to, from) in names(&config) {
         let tensor = source.remove(from.as_str()).ok_or_else(|| Error::MissingTensor(from.clone()))?;
         unused.remove(from.as_str());
@@ -420,7 +446,8 @@ fn names(config: &Config) -> Vec<(String, String)> {
         names.push(("output".into(), "output.weight".into()));
     }
     for i in 0..config.layers {
-        let mut add = |to: &str, from: &str| names.push((format!("layers.{i}.{to}"), format!("blk.{i}.{from}")));
+        let mut add =
+            |to: &str, from: &str| names.push((format!("layers.{i}.{to}"), format!("blk.{i}.{from}")));
         add("attention_norm", "attn_norm.weight");
         add("q", "attn_q.weight");
         add("k", "attn_k.weight");

@@ -38,7 +38,11 @@ impl Tensor<'_> {
         let bytes = self.kind.bytes(cols as u64).and_then(|bytes| usize::try_from(bytes).ok());
         match bytes {
             Some(bytes) if fits && bytes.checked_mul(rows) == Some(self.bytes.len()) => Ok(bytes),
-            _ => Err(Error::Shape { tensor: self.name.clone(), expected: [rows, cols], found: self.shape.clone() }),
+            _ => Err(Error::Shape {
+                tensor: self.name.clone(),
+                expected: [rows, cols],
+                found: self.shape.clone(),
+            }),
         }
     }
 
@@ -147,7 +151,8 @@ pub(crate) fn build(
             progress(section.offset + section.bytes, total);
         }
         manifest.root = merkle::root(&merkle::leaves(data, &mut |done| progress(data_bytes + done, total)));
-        manifest.source.sha256 = Bytes32(hash.join().map_err(|_| Error::Unsupported("a source that cannot be hashed".into()))?);
+        manifest.source.sha256 =
+            Bytes32(hash.join().map_err(|_| Error::Unsupported("a source that cannot be hashed".into()))?);
         Ok::<(), Error>(())
     })?;
     write_front(&mut file, &manifest.canonical());
@@ -155,7 +160,10 @@ pub(crate) fn build(
 }
 
 /// The tensor that a section is made from with its expected rows and columns; `None` for tables, tokenizer, scales.
-fn source<'m, 'a>(model: &'m Model<'a>, section: &Section) -> Result<Option<(&'m Tensor<'a>, usize, usize)>, Error> {
+fn source<'m, 'a>(
+    model: &'m Model<'a>,
+    section: &Section,
+) -> Result<Option<(&'m Tensor<'a>, usize, usize)>, Error> {
     let name = match section.kind {
         SectionKind::Weights => section.name.trim_end_matches(".weights"),
         SectionKind::Q16 => &section.name,
@@ -215,19 +223,16 @@ fn matrix(
     let row_bytes = tensor.row_bytes(rows, cols)?;
     let (front, back) = data.split_at_mut(scales);
     let out = front[weights].par_chunks_exact_mut(cols).zip(back[..8 * rows].par_chunks_exact_mut(8));
-    out.zip(tensor.bytes.par_chunks_exact(row_bytes))
-        .enumerate()
-        .with_min_len(16)
-        .try_for_each_init(
-            || vec![0.0; cols],
-            |values, (row, ((out, scale_out), source))| {
-                tensor.kind.decode(source, values);
-                let scale = quantise_row(values, out)
-                    .ok_or_else(|| Error::Weight { tensor: tensor.name.clone(), row })?;
-                scale_out.copy_from_slice(&scale.to_bytes());
-                Ok(())
-            },
-        )
+    out.zip(tensor.bytes.par_chunks_exact(row_bytes)).enumerate().with_min_len(16).try_for_each_init(
+        || vec![0.0; cols],
+        |values, (row, ((out, scale_out), source))| {
+            tensor.kind.decode(source, values);
+            let scale = quantise_row(values, out)
+                .ok_or_else(|| Error::Weight { tensor: tensor.name.clone(), row })?;
+            scale_out.copy_from_slice(&scale.to_bytes());
+            Ok(())
+        },
+    )
 }
 
 /// Rounds a row to signed 8 bits: the scale is `max|w| / 127` rounded to `f32`, a weight is `w / scale` in `f64`, rounded
@@ -265,8 +270,15 @@ fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
     let divisors_ok = match &model.rope_scaling {
         RopeScaling::None => true,
         RopeScaling::Linear(factor) => factor.is_finite() && *factor >= 1.0,
-        RopeScaling::Factors(factors) => factors.len() == head / 2 && factors.iter().all(|f| f.is_finite() && *f >= 0.5),
-        RopeScaling::Llama3 { factor, low_frequency_factor: low, high_frequency_factor: high, original_context } => {
+        RopeScaling::Factors(factors) => {
+            factors.len() == head / 2 && factors.iter().all(|f| f.is_finite() && *f >= 0.5)
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_frequency_factor: low,
+            high_frequency_factor: high,
+            original_context,
+        } => {
             [*factor, *low, *high, *original_context].iter().all(|x| x.is_finite() && *x >= 1.0) && high > low
         }
     };
@@ -280,7 +292,12 @@ fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
                 RopeScaling::None => frequency,
                 RopeScaling::Linear(factor) => frequency / factor,
                 RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
-                RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_context } => {
+                RopeScaling::Llama3 {
+                    factor,
+                    low_frequency_factor,
+                    high_frequency_factor,
+                    original_context,
+                } => {
                     let waves = original_context * frequency / std::f64::consts::TAU;
                     if waves < *low_frequency_factor {
                         frequency / factor

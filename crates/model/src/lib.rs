@@ -40,7 +40,9 @@ pub use artifact::{Artifact, Bytes, Layer, weaken};
 pub use assay_arithmetic::RopeStyle;
 pub use error::Error;
 pub use gguf::import_gguf;
-pub use manifest::{Architecture, Config, Manifest, Section, SectionKind, Source, SourceFormat, SpecialTokens};
+pub use manifest::{
+    Architecture, Config, Manifest, Section, SectionKind, Source, SourceFormat, SpecialTokens,
+};
 pub use safetensors::import_safetensors;
 pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tokenizer::{

@@ -7,7 +7,7 @@ use assay_receipt::Bytes32;
 use serde::{Deserialize, Serialize};
 
 /// The version of the artifact's file format.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// Every section begins at a multiple of this many bytes, so that mapped weights are aligned for any vector unit.
 pub(crate) const ALIGNMENT: u64 = 64;
@@ -234,7 +234,10 @@ impl Config {
             return Err(Error::Unsupported(format!("an odd head length ({})", self.head_dim)));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Error::Unsupported(format!("{} heads for {} key-value heads", self.heads, self.kv_heads)));
+            return Err(Error::Unsupported(format!(
+                "{} heads for {} key-value heads",
+                self.heads, self.kv_heads
+            )));
         }
         Ok(())
     }
@@ -257,7 +260,11 @@ pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Sectio
         end = offset + bytes;
         sections.push(Section { name, kind, rows, cols, offset, bytes });
     };
-    let mut matrix = |name: &str, rows: usize, cols: usize, bias: bool, add: &mut dyn FnMut(String, SectionKind, usize, usize)| {
+    let matrix = |name: &str,
+                  rows: usize,
+                  cols: usize,
+                  bias: bool,
+                  add: &mut dyn FnMut(String, SectionKind, usize, usize)| {
         add(format!("{name}.weights"), SectionKind::Weights, rows, cols);
         add(format!("{name}.scales"), SectionKind::Scales, 1, rows);
         if bias {
@@ -288,6 +295,11 @@ pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Sectio
     }
     add("rope_cos".into(), SectionKind::Q30, config.context, head / 2);
     add("rope_sin".into(), SectionKind::Q30, config.context, head / 2);
-    add("tokenizer".into(), SectionKind::Tokenizer, 1, usize::try_from(tokenizer_bytes).unwrap_or(usize::MAX));
+    add(
+        "tokenizer".into(),
+        SectionKind::Tokenizer,
+        1,
+        usize::try_from(tokenizer_bytes).unwrap_or(usize::MAX),
+    );
     Ok(sections)
 }

@@ -1,0 +1,135 @@
+//! Artifacts as a whole: import, reading, ids, changed bytes.
+#![allow(clippy::unwrap_used)]
+#![cfg(feature = "testing")]
+
+use std::sync::Arc;
+
+use assay_model::testing::tiny_gguf;
+use assay_model::{
+    Architecture, Artifact, Error, RopeStyle, SectionKind, Tokenizer, import_gguf, merkle, weaken,
+};
+
+const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
+
+fn tiny(architecture: Architecture) -> Vec<u8> {
+    import_gguf(&tiny_gguf(architecture, 1), &mut |_, _| {}).unwrap()
+}
+
+fn parse(bytes: &[u8]) -> Result<Artifact, Error> {
+    Artifact::parse(Arc::new(bytes.to_vec()))
+}
+
+#[test]
+fn every_architecture_imports_and_verifies() {
+    for architecture in ARCHITECTURES {
+        let artifact = parse(&tiny(architecture)).unwrap();
+        artifact.verify(&mut |_, _| {}).unwrap();
+        let config = artifact.config();
+        assert_eq!(config.architecture, architecture);
+        assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
+        assert_eq!(config.qk_norm, architecture == Architecture::Qwen3);
+        assert_eq!(config.rope == RopeStyle::Interleaved, architecture == Architecture::Llama);
+        let layer = artifact.layer(1);
+        assert_eq!((layer.down.rows, layer.down.cols), (config.dim, config.ffn));
+        assert_eq!(layer.q_bias.is_some(), config.qkv_bias);
+        assert_eq!(layer.k_norm.map(<[i32]>::len), config.qk_norm.then_some(config.head_dim));
+        assert_eq!(artifact.output().rows, config.vocab);
+        assert_eq!(artifact.rope_cos().len(), config.context * config.head_dim / 2);
+        assert_eq!((artifact.rope_cos()[0], artifact.rope_sin()[0]), (1 << 30, 0));
+        assert_eq!(artifact.manifest().tokens.end, [0, 2]);
+        assert_eq!(artifact.manifest().licence.as_deref(), Some("cc0-1.0"));
+        let tokenizer = Tokenizer::from_bytes(artifact.tokenizer_json()).unwrap();
+        drop(tokenizer);
+    }
+}
+
+#[test]
+fn the_same_file_gives_the_same_bytes_and_another_file_another_id() {
+    for architecture in ARCHITECTURES {
+        let (one, two) = (tiny(architecture), tiny(architecture));
+        assert!(one == two);
+        let other = import_gguf(&tiny_gguf(architecture, 2), &mut |_, _| {}).unwrap();
+        assert_ne!(parse(&one).unwrap().id(), parse(&other).unwrap().id());
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_any_section_is_found() {
+    for architecture in ARCHITECTURES {
+        let good = tiny(architecture);
+        let artifact = parse(&good).unwrap();
+        let start = good.len() - artifact.manifest().data_bytes as usize;
+        for section in &artifact.manifest().sections {
+            for at in [section.offset, section.offset + section.bytes / 2, section.offset + section.bytes - 1]
+            {
+                let mut changed = good.clone();
+                changed[start + at as usize] ^= 1;
+                // Small sections are checked when they are read, the rest when the tiles are hashed.
+                let found = parse(&changed).and_then(|artifact| artifact.verify(&mut |_, _| {}));
+                assert!(found.is_err(), "{} at {at}", section.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_byte_before_the_data_is_found_or_changes_the_id() {
+    let good = tiny(Architecture::Llama);
+    let artifact = parse(&good).unwrap();
+    let start = good.len() - artifact.manifest().data_bytes as usize;
+    for at in 0..start {
+        let mut changed = good.clone();
+        changed[at] ^= 1;
+        if let Ok(other) = parse(&changed) {
+            assert_ne!(other.id(), artifact.id(), "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_or_extended_file_is_refused() {
+    let good = tiny(Architecture::Qwen3);
+    for length in [0, 7, 8, 23, 24, 100, 4095, 4096, good.len() / 2, good.len() - 1] {
+        assert!(parse(&good[..length]).is_err(), "{length} bytes");
+    }
+    let mut long = good.clone();
+    long.push(0);
+    assert!(matches!(parse(&long), Err(Error::Length { .. })));
+}
+
+#[test]
+fn tiles_open_against_the_root() {
+    let artifact = parse(&tiny(Architecture::Qwen2)).unwrap();
+    let manifest = artifact.manifest();
+    for index in [0, 1, artifact.tiles() / 2, artifact.tiles() - 1] {
+        let (tile, proof) = (artifact.tile(index).unwrap(), artifact.tile_proof(index).unwrap());
+        assert!(merkle::verify_tile(&manifest.root, manifest.data_bytes, index, tile, &proof));
+    }
+    assert!(artifact.tile(artifact.tiles()).is_none());
+    assert!(artifact.tile_proof(artifact.tiles()).is_none());
+}
+
+#[test]
+fn a_weakened_model_has_the_same_shape_and_another_id() {
+    let good = tiny(Architecture::Llama);
+    let (strong, weak) = (parse(&good).unwrap(), parse(&weaken(&good).unwrap()).unwrap());
+    weak.verify(&mut |_, _| {}).unwrap();
+    assert_ne!(strong.id(), weak.id());
+    assert!(weak.manifest().source.weakened);
+    assert_eq!(strong.config(), weak.config());
+    let levels: std::collections::BTreeSet<i8> = weak.layer(0).q.weights.iter().copied().collect();
+    assert_eq!(levels.len(), 15);
+    assert_eq!(strong.layer(0).q.scales, weak.layer(0).q.scales);
+    assert_eq!(strong.embedding().weights, weak.embedding().weights);
+}
+
+#[test]
+fn sections_are_aligned_and_in_order() {
+    let artifact = parse(&tiny(Architecture::Qwen3)).unwrap();
+    let mut end = 0;
+    for section in &artifact.manifest().sections {
+        assert!(section.offset.is_multiple_of(64) && section.offset >= end);
+        end = section.offset + section.bytes;
+    }
+    assert_eq!(artifact.manifest().sections.last().unwrap().kind, SectionKind::Tokenizer);
+}
