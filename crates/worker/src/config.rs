@@ -30,6 +30,7 @@ pub struct Config {
     #[serde(default)]
     pub key_epoch: u64,
     /// The EIP-712 domain (chain id and contract) that this worker signs for. Calls for another domain are refused.
+    /// Default: chain 31337 and the zero address, for a deployment without a chain.
     #[serde(default = "defaults::domain")]
     pub domain: Domain,
     /// Models that this worker runs itself.
@@ -71,7 +72,7 @@ pub struct Config {
     /// Milliseconds that shutdown waits for running requests; then they end with a signed failure. Default 20000.
     #[serde(default = "defaults::drain_deadline_ms")]
     pub drain_deadline_ms: u64,
-    /// Largest request body in bytes. Default 8388608 (8 MiB).
+    /// Largest body of a generate call in bytes. Default 8388608 (8 MiB). Bundles to audit may be 32 MiB.
     #[serde(default = "defaults::body_limit")]
     pub body_limit: usize,
 }
@@ -215,7 +216,7 @@ mod decimal {
 mod defaults {
     use std::net::{Ipv4Addr, SocketAddr};
 
-    use assay_receipt::Domain;
+    use assay_receipt::{Address, Domain};
 
     pub(super) fn listen() -> SocketAddr {
         (Ipv4Addr::LOCALHOST, 0).into()
@@ -223,8 +224,9 @@ mod defaults {
     pub(super) fn operator() -> String {
         "local".to_owned()
     }
+    /// A deployment without a chain: the chain id of local development networks and no contract.
     pub(super) fn domain() -> Domain {
-        Domain::default()
+        Domain { chain_id: 31_337, contract: Address::ZERO }
     }
     pub(super) fn kv_tokens() -> usize {
         8192

@@ -34,7 +34,7 @@ impl Identity {
         let key: [u8; 32] = key
             .try_into()
             .map_err(|_| identity(&folder.join("identity.key"), "the file must hold exactly 32 bytes"))?;
-        let key = Key::from_bytes(&key)
+        let key = Key::from_bytes(key)
             .map_err(|_| identity(&folder.join("identity.key"), "the bytes are no secp256k1 key"))?;
 
         let tls_key_path = folder.join("tls.key");

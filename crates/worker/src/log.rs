@@ -1,0 +1,357 @@
+//! The statement log: everything that this worker signed, in order, on disk before anybody sees it.
+//!
+//! One thread owns the key for statements, the sequence number and the database. It signs what has queued up, commits
+//! it in one durable transaction, and only then hands the signed statements out. So a statement that a caller holds is
+//! in the log, whenever the process is killed, and the sequence has no gaps and no forks.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use assay_receipt::{AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Signed};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+
+/// Sequence number -> JSON of [`Entry`].
+const STATEMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("statements");
+/// Caller's nonce -> sequence number of the statement that answered it.
+const NONCES: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("nonces");
+/// Hash of an audited receipt -> sequence number of the audit.
+const AUDITS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("audits");
+
+/// Statements that one transaction takes at most; bounds the wait of the first one.
+const GROUP: usize = 64;
+/// Statements that may wait for the disk; more are pushed back to the callers.
+const BACKLOG: usize = 1024;
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Where it was signed for. Kept with each entry, so that a changed configuration leaves the old ones checkable.
+    pub(crate) domain: Domain,
+    pub(crate) statement: AnyStatement,
+    /// What a receipt commits to.
+    pub(crate) output: Option<Output>,
+}
+
+/// A statement without its place in the sequence, which the log fills in (`sequence` and `previous`).
+pub(crate) enum Draft {
+    Receipt(Box<Receipt>, Box<Output>),
+    Failure(Box<Failure>),
+    Audit(Box<Audit>),
+}
+
+type Reply = oneshot::Sender<Result<Entry, Error>>;
+
+/// A handle to the log; clones share it. The log closes, with everything on disk, when the last clone is dropped.
+#[derive(Clone)]
+pub(crate) struct Log {
+    database: Arc<Database>,
+    drafts: mpsc::Sender<(Draft, Reply)>,
+}
+
+fn fault(fault: impl std::fmt::Display) -> Error {
+    Error::Log { fault: fault.to_string() }
+}
+
+/// An opened database and where its sequence stands. Opening comes before the key is loaded, since the database's lock
+/// keeps a second worker from using the same folder.
+pub(crate) struct Opened {
+    database: Database,
+    next: u64,
+    previous: Bytes32,
+}
+
+impl Opened {
+    /// Opens or makes the log and reads where it stands.
+    pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
+        let database = Database::create(path).map_err(fault)?;
+        let transaction = database.begin_write().map_err(fault)?;
+        transaction.open_table(NONCES).map_err(fault)?;
+        transaction.open_table(AUDITS).map_err(fault)?;
+        let (next, previous) = match transaction.open_table(STATEMENTS).map_err(fault)?.last().map_err(fault)? {
+            None => (0, Bytes32::ZERO),
+            Some((sequence, bytes)) => {
+                let entry: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+                (sequence.value() + 1, entry.statement.hash(&entry.domain))
+            }
+        };
+        transaction.commit().map_err(fault)?;
+        Ok(Opened { database, next, previous })
+    }
+
+    /// Starts the thread that signs. It ends when all handles are dropped.
+    pub(crate) fn start(self, key: Arc<Key>, domain: Domain) -> Result<(Log, JoinHandle<()>), Error> {
+        let (drafts, mut queue) = mpsc::channel(BACKLOG);
+        let database = Arc::new(self.database);
+        let mut signer = Signer { database: database.clone(), key, domain, next: self.next, previous: self.previous };
+        let thread = std::thread::Builder::new()
+            .name("statements".to_owned())
+            .spawn(move || {
+                let mut group = Vec::with_capacity(GROUP);
+                while queue.blocking_recv_many(&mut group, GROUP) > 0 {
+                    signer.sign(&mut group);
+                }
+            })
+            .map_err(|fault| Error::Start { fault: fault.to_string() })?;
+        Ok((Log { database, drafts }, thread))
+    }
+}
+
+impl Log {
+    /// Signs a statement and returns it once it is on disk. Waits for room.
+    pub(crate) async fn sign(&self, draft: Draft) -> Result<Entry, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.drafts.send((draft, reply)).await.map_err(|_| fault("its thread has ended"))?;
+        answer.await.map_err(|_| fault("its thread has ended"))?
+    }
+
+    /// The same, but gives up at once when the disk is far behind, and after `patience`: for refusals, so that a flood
+    /// of them cannot pile up. The statement may still be logged after that.
+    pub(crate) async fn try_sign(&self, draft: Draft, patience: Duration) -> Result<Entry, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.drafts.try_send((draft, reply)).map_err(|_| fault("too many statements wait for the disk"))?;
+        tokio::time::timeout(patience, answer)
+            .await
+            .map_err(|_| fault("the disk is too slow"))?
+            .map_err(|_| fault("its thread has ended"))?
+    }
+
+    /// The statement that answered a nonce: the receipt if there is one, else the last failure.
+    pub(crate) fn by_nonce(&self, nonce: &Bytes32) -> Result<Option<Entry>, Error> {
+        self.find(NONCES, nonce)
+    }
+
+    /// This worker's audit of a receipt.
+    pub(crate) fn audit_of(&self, receipt: &Bytes32) -> Result<Option<Entry>, Error> {
+        self.find(AUDITS, receipt)
+    }
+
+    fn find(&self, index: TableDefinition<'_, [u8; 32], u64>, key: &Bytes32) -> Result<Option<Entry>, Error> {
+        let transaction = self.database.begin_read().map_err(fault)?;
+        let Some(sequence) = transaction.open_table(index).map_err(fault)?.get(key.0).map_err(fault)? else {
+            return Ok(None);
+        };
+        let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
+        let Some(bytes) = statements.get(sequence.value()).map_err(fault)? else { return Ok(None) };
+        serde_json::from_slice(bytes.value()).map(Some).map_err(fault)
+    }
+
+    /// Whether a nonce was answered by a receipt, or by a failure after something had been streamed. A request that
+    /// was refused outright may be sent again under its nonce.
+    pub(crate) fn is_spent(&self, nonce: &Bytes32) -> Result<bool, Error> {
+        Ok(self.by_nonce(nonce)?.is_some_and(|entry| spends(&entry.statement)))
+    }
+
+    /// Up to `limit` statements from `first` on, in order.
+    pub(crate) fn range(&self, first: u64, limit: usize) -> Result<Vec<Entry>, Error> {
+        let transaction = self.database.begin_read().map_err(fault)?;
+        let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
+        let mut entries = Vec::new();
+        for row in statements.range(first..).map_err(fault)?.take(limit) {
+            let (_, bytes) = row.map_err(fault)?;
+            entries.push(serde_json::from_slice(bytes.value()).map_err(fault)?);
+        }
+        Ok(entries)
+    }
+}
+
+fn spends(statement: &AnyStatement) -> bool {
+    match statement {
+        AnyStatement::Receipt(_) => true,
+        AnyStatement::Failure(failure) => failure.statement.chunks > 0,
+        AnyStatement::Audit(_) => false,
+    }
+}
+
+struct Signer {
+    database: Arc<Database>,
+    key: Arc<Key>,
+    domain: Domain,
+    next: u64,
+    previous: Bytes32,
+}
+
+impl Signer {
+    fn sign(&mut self, group: &mut Vec<(Draft, Reply)>) {
+        let (drafts, replies): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+        match self.commit(drafts) {
+            Ok(entries) => {
+                for (entry, reply) in entries.into_iter().zip(replies) {
+                    let _ = reply.send(Ok(entry)); // a caller that went away can still fetch it by its nonce
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "statements could not be committed");
+                for reply in replies {
+                    let _ = reply.send(Err(fault(&error)));
+                }
+            }
+        }
+    }
+
+    /// Signs and commits all drafts, or none: the sequence only moves on when they are on disk.
+    fn commit(&mut self, drafts: Vec<Draft>) -> Result<Vec<Entry>, Error> {
+        let (mut next, mut previous) = (self.next, self.previous);
+        let mut entries = Vec::with_capacity(drafts.len());
+        // The default durability of redb: the commit returns after the data is synced.
+        let transaction = self.database.begin_write().map_err(fault)?;
+        {
+            let mut statements = transaction.open_table(STATEMENTS).map_err(fault)?;
+            let mut nonces = transaction.open_table(NONCES).map_err(fault)?;
+            let mut audits = transaction.open_table(AUDITS).map_err(fault)?;
+            for draft in drafts {
+                let entry = self.place(draft, next, previous);
+                let bytes = serde_json::to_vec(&entry).map_err(fault)?;
+                statements.insert(next, bytes.as_slice()).map_err(fault)?;
+                match &entry.statement {
+                    AnyStatement::Receipt(signed) => {
+                        nonces.insert(signed.statement.nonce.0, next).map_err(fault)?;
+                    }
+                    AnyStatement::Failure(signed) => {
+                        let nonce = signed.statement.nonce.0;
+                        let before = nonces.get(nonce).map_err(fault)?.map(|row| row.value());
+                        // A later refusal (say, of the duplicate nonce) must not hide what spent the nonce.
+                        let hides = match before {
+                            None => false,
+                            Some(before) => match statements.get(before).map_err(fault)? {
+                                None => false,
+                                Some(bytes) => {
+                                    let before: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+                                    spends(&before.statement) && !spends(&entry.statement)
+                                }
+                            },
+                        };
+                        if !hides {
+                            nonces.insert(nonce, next).map_err(fault)?;
+                        }
+                    }
+                    AnyStatement::Audit(signed) => {
+                        audits.insert(signed.statement.receipt.0, next).map_err(fault)?;
+                    }
+                }
+                previous = entry.statement.hash(&self.domain);
+                next += 1;
+                entries.push(entry);
+            }
+        }
+        transaction.commit().map_err(fault)?;
+        (self.next, self.previous) = (next, previous);
+        Ok(entries)
+    }
+
+    fn place(&self, draft: Draft, sequence: u64, previous: Bytes32) -> Entry {
+        let (statement, output) = match draft {
+            Draft::Receipt(receipt, output) => {
+                let receipt = Receipt { sequence, previous, ..*receipt };
+                (AnyStatement::Receipt(Signed::sign(&self.key, &self.domain, receipt)), Some(*output))
+            }
+            Draft::Failure(failure) => {
+                let failure = Failure { sequence, previous, ..*failure };
+                (AnyStatement::Failure(Signed::sign(&self.key, &self.domain, failure)), None)
+            }
+            Draft::Audit(audit) => {
+                let audit = Audit { sequence, previous, ..*audit };
+                (AnyStatement::Audit(Signed::sign(&self.key, &self.domain, audit)), None)
+            }
+        };
+        Entry { domain: self.domain, statement, output }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_receipt::{Address, FailureCode};
+
+    use super::*;
+
+    const DOMAIN: Domain = Domain { chain_id: 1, contract: Address::ZERO };
+
+    fn failure(nonce: u8, chunks: u64) -> Draft {
+        let none = Bytes32::ZERO;
+        Draft::Failure(Box::new(Failure {
+            worker: key().address(),
+            key_epoch: 0,
+            model: none,
+            request: none,
+            nonce: Bytes32([nonce; 32]),
+            payer: Address::ZERO,
+            code: FailureCode::Busy,
+            message: String::new(),
+            retry_after_ms: 0,
+            chunks,
+            chain: none,
+            sequence: 77,
+            previous: Bytes32([7; 32]),
+            received_at_ms: 0,
+            finished_at_ms: 0,
+        }))
+    }
+
+    fn key() -> Key {
+        Key::from_bytes([7; 32]).unwrap()
+    }
+
+    fn start(path: &Path) -> (Log, JoinHandle<()>) {
+        Opened::open(path).unwrap().start(Arc::new(key()), DOMAIN).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_chain_goes_on_over_restarts_without_gaps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for round in 0..3_u8 {
+            let (log, thread) = start(&path);
+            let drafts = (0..40).map(|number| log.sign(failure(round * 40 + number, 0)));
+            for entry in futures_util::future::join_all(drafts).await {
+                assert!(entry.unwrap().statement.is_by_author(&DOMAIN));
+            }
+            drop(log);
+            thread.join().unwrap();
+        }
+        let (log, _) = start(&path);
+        let entries = log.range(0, 1000).unwrap();
+        assert_eq!(entries.len(), 120);
+        let mut previous = Bytes32::ZERO;
+        for (sequence, entry) in entries.iter().enumerate() {
+            assert_eq!(entry.statement.sequence(), sequence as u64);
+            assert_eq!(entry.statement.previous(), previous);
+            previous = entry.statement.hash(&DOMAIN);
+        }
+        assert_eq!(log.range(118, 1000).unwrap(), entries[118..]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refusal_leaves_the_nonce_free_and_never_hides_what_spent_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _) = start(&folder.path().join("log"));
+        let nonce = Bytes32([1; 32]);
+        assert_eq!(log.by_nonce(&nonce).unwrap(), None);
+        log.sign(failure(1, 0)).await.unwrap();
+        assert!(!log.is_spent(&nonce).unwrap());
+        let broken = log.sign(failure(1, 3)).await.unwrap();
+        assert!(log.is_spent(&nonce).unwrap());
+        log.sign(failure(1, 0)).await.unwrap();
+        assert_eq!(log.by_nonce(&nonce).unwrap(), Some(broken));
+    }
+
+    #[test]
+    fn a_second_worker_cannot_open_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let _first = Opened::open(&path).unwrap();
+        assert!(matches!(Opened::open(&path), Err(Error::Log { .. })));
+    }
+
+    #[test]
+    fn a_damaged_log_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, [1; 5000]).unwrap();
+        assert!(matches!(Opened::open(&path), Err(Error::Log { .. })));
+    }
+}

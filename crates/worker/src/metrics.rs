@@ -1,0 +1,184 @@
+//! What `/metrics` shows, in the Prometheus text format.
+
+use assay_receipt::{FailureCode, Verdict};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelLabel {
+    /// Name from the configuration, so the number of series is bounded.
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct VerdictLabel {
+    verdict: &'static str,
+}
+
+/// All metrics of one worker.
+pub(crate) struct Metrics {
+    registry: Registry,
+    failures: Family<CodeLabel, Counter>,
+    audits: Family<VerdictLabel, Counter>,
+    /// Seconds that one signed statement waited for the disk.
+    pub(crate) commit: Histogram,
+    answers: Family<ModelLabel, Counter>,
+    prompt_tokens: Family<ModelLabel, Counter>,
+    completion_tokens: Family<ModelLabel, Counter>,
+    waiting: Family<ModelLabel, Gauge>,
+    running: Family<ModelLabel, Gauge>,
+    step: Family<ModelLabel, Histogram>,
+    first_token: Family<ModelLabel, Histogram>,
+    total: Family<ModelLabel, Histogram>,
+    audit: Family<ModelLabel, Histogram>,
+}
+
+/// The series of one model.
+#[derive(Clone)]
+pub(crate) struct ModelMetrics {
+    /// Complete answers.
+    pub(crate) answers: Counter,
+    /// Prompt tokens of complete answers.
+    pub(crate) prompt_tokens: Counter,
+    /// Generated tokens, of broken answers as well.
+    pub(crate) completion_tokens: Counter,
+    /// Requests that wait for a place.
+    pub(crate) waiting: Gauge,
+    /// Requests that run.
+    pub(crate) running: Gauge,
+    /// Seconds of one batched step.
+    pub(crate) step: Histogram,
+    /// Seconds from arrival to first token.
+    pub(crate) first_token: Histogram,
+    /// Seconds from arrival to the receipt.
+    pub(crate) total: Histogram,
+    /// Seconds that replays took.
+    pub(crate) audit: Histogram,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_5, 2.0, 20)) // half a millisecond to four minutes
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let metrics = Metrics {
+            registry: Registry::with_prefix("assay_worker"),
+            failures: Family::default(),
+            audits: Family::default(),
+            commit: histogram(),
+            answers: Family::default(),
+            prompt_tokens: Family::default(),
+            completion_tokens: Family::default(),
+            waiting: Family::default(),
+            running: Family::default(),
+            step: Family::new_with_constructor(histogram),
+            first_token: Family::new_with_constructor(histogram),
+            total: Family::new_with_constructor(histogram),
+            audit: Family::new_with_constructor(histogram),
+        };
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Metrics {
+        let r = &mut self.registry;
+        r.register("failures", "Signed refusals and failures by code", self.failures.clone());
+        r.register("audits", "Audits by verdict", self.audits.clone());
+        r.register("commit_seconds", "Time to sign a statement and have it on disk", self.commit.clone());
+        r.register("answers", "Complete answers", self.answers.clone());
+        r.register("prompt_tokens", "Prompt tokens of complete answers", self.prompt_tokens.clone());
+        r.register("completion_tokens", "Generated tokens", self.completion_tokens.clone());
+        r.register("waiting_requests", "Requests that wait for a place", self.waiting.clone());
+        r.register("running_requests", "Requests that run", self.running.clone());
+        r.register("step_seconds", "Time of one batched step", self.step.clone());
+        r.register("first_token_seconds", "Time from arrival to the first token", self.first_token.clone());
+        r.register("answer_seconds", "Time from arrival to the receipt", self.total.clone());
+        r.register("replay_seconds", "Time that a replay took", self.audit.clone());
+        self
+    }
+
+    pub(crate) fn model(&self, name: &str) -> ModelMetrics {
+        let label = ModelLabel { model: name.to_owned() };
+        ModelMetrics {
+            answers: self.answers.get_or_create_owned(&label),
+            prompt_tokens: self.prompt_tokens.get_or_create_owned(&label),
+            completion_tokens: self.completion_tokens.get_or_create_owned(&label),
+            waiting: self.waiting.get_or_create_owned(&label),
+            running: self.running.get_or_create_owned(&label),
+            step: self.step.get_or_create_owned(&label),
+            first_token: self.first_token.get_or_create_owned(&label),
+            total: self.total.get_or_create_owned(&label),
+            audit: self.audit.get_or_create_owned(&label),
+        }
+    }
+
+    pub(crate) fn failed(&self, code: FailureCode) {
+        self.failures.get_or_create(&CodeLabel { code: code_name(code) }).inc();
+    }
+
+    pub(crate) fn audited(&self, verdict: Verdict) {
+        let verdict = match verdict {
+            Verdict::Agrees => "agrees",
+            Verdict::Differs => "differs",
+            Verdict::Unable => "unable",
+        };
+        self.audits.get_or_create(&VerdictLabel { verdict }).inc();
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        if let Err(fault) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            tracing::error!(%fault, "metrics could not be encoded"); // a String takes everything, so never
+        }
+        text
+    }
+}
+
+/// The code as it appears in JSON.
+pub(crate) fn code_name(code: FailureCode) -> &'static str {
+    match code {
+        FailureCode::Busy => "busy",
+        FailureCode::Draining => "draining",
+        FailureCode::UnknownModel => "unknown_model",
+        FailureCode::BadRequest => "bad_request",
+        FailureCode::ContextExceeded => "context_exceeded",
+        FailureCode::CapExceeded => "cap_exceeded",
+        FailureCode::Cancelled => "cancelled",
+        FailureCode::Upstream => "upstream",
+        FailureCode::Internal => "internal",
+        FailureCode::DuplicateNonce => "duplicate_nonce",
+        FailureCode::ResumeMismatch => "resume_mismatch",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_family() {
+        let metrics = Metrics::new();
+        metrics.model("small").answers.inc();
+        metrics.failed(FailureCode::Busy);
+        metrics.audited(Verdict::Differs);
+        let text = metrics.encode();
+        for line in [
+            r#"assay_worker_answers_total{model="small"} 1"#,
+            r#"assay_worker_failures_total{code="busy"} 1"#,
+            r#"assay_worker_audits_total{verdict="differs"} 1"#,
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}
