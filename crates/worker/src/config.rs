@@ -30,7 +30,7 @@ pub struct Config {
     #[serde(default)]
     pub key_epoch: u64,
     /// The EIP-712 domain (chain id and contract) that this worker signs for. Calls for another domain are refused.
-    /// Default: chain 31337 and the zero address, for a deployment without a chain.
+    /// Default: chain 31337 and a fixed address, for a deployment without a chain.
     #[serde(default = "defaults::domain")]
     pub domain: Domain,
     /// Models that this worker runs itself.
@@ -216,7 +216,7 @@ mod decimal {
 mod defaults {
     use std::net::{Ipv4Addr, SocketAddr};
 
-    use assay_receipt::{Address, Domain};
+    use assay_receipt::Domain;
 
     pub(super) fn listen() -> SocketAddr {
         (Ipv4Addr::LOCALHOST, 0).into()
@@ -224,9 +224,8 @@ mod defaults {
     pub(super) fn operator() -> String {
         "local".to_owned()
     }
-    /// A deployment without a chain: the chain id of local development networks and no contract.
     pub(super) fn domain() -> Domain {
-        Domain { chain_id: 31_337, contract: Address::ZERO }
+        Domain::default()
     }
     pub(super) fn kv_tokens() -> usize {
         8192

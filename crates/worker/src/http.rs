@@ -1,0 +1,250 @@
+//! The worker's HTTP interface.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_receipt::{Bytes32, Chain, FailureCode, GenerateCall, Signed, AnyStatement, limits};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream;
+use serde_json::json;
+
+use crate::answer::{Answer, Trouble};
+use crate::log::Draft;
+use crate::metrics::code_name;
+use crate::server::{Backend, NoPlace, Phase, Shared, now_ms};
+use crate::Error;
+
+/// Longest wait of a refusal for the disk.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/generate", post(generate))
+        .route("/v1/receipts/{nonce}", get(receipt))
+        .route("/v1/worker", get(describe))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(|| async { plain(StatusCode::NOT_FOUND, "not_found", "There is no such path.") })
+        .with_state(shared)
+}
+
+/// A fault that is not signed, since it says nothing about an identified request.
+pub(crate) fn plain(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, axum::Json(json!({ "error": { "code": code, "message": message } }))).into_response()
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        tracing::error!(error = %self, "request failed");
+        let status = StatusCode::from_u16(self.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let response = plain(status, "internal", "The worker failed: ask another worker.");
+        retry_after(response, 5_000)
+    }
+}
+
+pub(crate) fn retry_after(mut response: Response, milliseconds: u64) -> Response {
+    if milliseconds > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1_000)));
+    }
+    response
+}
+
+/// The HTTP status of a refusal.
+fn status(code: FailureCode) -> StatusCode {
+    match code {
+        FailureCode::Busy => StatusCode::TOO_MANY_REQUESTS,
+        FailureCode::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        FailureCode::UnknownModel => StatusCode::NOT_FOUND,
+        FailureCode::BadRequest | FailureCode::ContextExceeded => StatusCode::BAD_REQUEST,
+        FailureCode::CapExceeded => StatusCode::PAYMENT_REQUIRED,
+        FailureCode::Cancelled => StatusCode::REQUEST_TIMEOUT,
+        FailureCode::Upstream => StatusCode::BAD_GATEWAY,
+        FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        FailureCode::DuplicateNonce | FailureCode::ResumeMismatch => StatusCode::CONFLICT,
+    }
+}
+
+/// Reads a body of at most `limit` bytes within the configured time.
+pub(crate) async fn read_body(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Bytes, Response> {
+    let too_large = || {
+        let message = format!("The body is over the limit of {limit} bytes: shorten the request.");
+        plain(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message)
+    };
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let patience = Duration::from_millis(shared.config.body_deadline_ms);
+    match tokio::time::timeout(patience, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => Err(too_large()),
+        Err(_) => {
+            Err(plain(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive: send it faster."))
+        }
+    }
+}
+
+/// Refuses a call, signed.
+async fn refuse(
+    shared: &Shared,
+    call: &GenerateCall,
+    commitment: Bytes32,
+    received_at_ms: u64,
+    trouble: Trouble,
+) -> Response {
+    shared.metrics.failed(trouble.code);
+    let (code, wait) = (trouble.code, trouble.retry_after_ms);
+    let chain = Chain::start(&commitment, &call.nonce);
+    let failure = trouble.failure(shared, call, commitment, &chain, received_at_ms);
+    match shared.log.try_sign(Draft::Failure(Box::new(failure)), REFUSAL_PATIENCE).await {
+        Ok(entry) => match entry.statement {
+            AnyStatement::Failure(failure) => {
+                let body = axum::Json(json!({ "failure": failure }));
+                retry_after((status(code), body).into_response(), wait)
+            }
+            _ => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The log mixed up two statements."),
+        },
+        Err(error) => {
+            tracing::warn!(%error, code = code_name(code), "a refusal could not be signed");
+            retry_after(plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many requests: try later."), 5_000)
+        }
+    }
+}
+
+async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
+    let received_at_ms = now_ms();
+    let body = match read_body(&shared, &headers, body, shared.config.body_limit).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    // Without a call there is no nonce and no request to sign a statement about.
+    let call: GenerateCall = match serde_json::from_slice(&body) {
+        Ok(call) => call,
+        Err(fault) => {
+            let message = format!("The body is not a generate call: {fault}.");
+            return plain(StatusCode::BAD_REQUEST, "bad_request", &message);
+        }
+    };
+    drop(body);
+    let commitment = assay_receipt::request_commitment(&call.request, &call.salt);
+    match admit(&shared, &call).await {
+        Err(trouble) => refuse(&shared, &call, commitment, received_at_ms, trouble).await,
+        Ok((host, held)) => {
+            let (answer, lines) = Answer::new(
+                shared.clone(),
+                call,
+                commitment,
+                host.offer.clone(),
+                host.metrics.clone(),
+                received_at_ms,
+                held,
+            );
+            // A task of its own: when the caller goes away, it signs that off.
+            tokio::spawn(async move {
+                match &host.backend {
+                    Backend::Upstream(upstream) => upstream.answer(answer).await,
+                }
+            });
+            let lines = stream::unfold(lines, |mut lines| async move {
+                lines.recv().await.map(|line| (Ok::<_, std::convert::Infallible>(line), lines))
+            });
+            let kind = [(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")];
+            (kind, Body::from_stream(lines)).into_response()
+        }
+    }
+}
+
+type Admitted = (Arc<crate::server::Host>, crate::server::Held);
+
+/// Decides whether a call is taken on.
+async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Trouble> {
+    let bad = |message: String| Trouble::new(FailureCode::BadRequest, message);
+    if call.domain != shared.config.domain {
+        return Err(bad(format!(
+            "This worker signs for chain {} and contract {} only: ask in that domain.",
+            shared.config.domain.chain_id, shared.config.domain.contract
+        )));
+    }
+    call.request.validate().map_err(|fault| bad(format!("The request cannot be served: {fault}.")))?;
+    let draining = || {
+        Trouble::new(FailureCode::Draining, "The worker is shutting down: ask another worker.").retry_after(30_000)
+    };
+    if *shared.phase.borrow() != Phase::Serving {
+        return Err(draining());
+    }
+    let host = shared.hosts.iter().find(|host| host.offer.model == call.request.model).ok_or_else(|| {
+        Trouble::new(
+            FailureCode::UnknownModel,
+            format!("This worker does not serve the model {}: see /v1/worker.", call.request.model),
+        )
+    })?;
+    let duplicate = || {
+        Trouble::new(
+            FailureCode::DuplicateNonce,
+            "This nonce was used before: fetch its statement from /v1/receipts, or draw a fresh one.",
+        )
+    };
+    let held = shared.hold(host, call.nonce).map_err(|no| match no {
+        NoPlace::Draining => draining(),
+        NoPlace::DuplicateNonce => duplicate(),
+        NoPlace::Full => Trouble::new(FailureCode::Busy, "The queue is full: try again later, or another worker.")
+            .retry_after(host.retry_after_ms()),
+    })?;
+    // Looked up while the nonce is held, so no other request can spend it in between.
+    if shared.log.is_spent(&call.nonce)? {
+        return Err(duplicate());
+    }
+    match &host.backend {
+        Backend::Upstream(_) => {
+            if !call.resume.is_empty() {
+                return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
+            }
+        }
+    }
+    Ok((host.clone(), held))
+}
+
+/// The statement that answered a nonce. The nonce is random and secret to its caller, so it also is the right to read.
+async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -> Response {
+    let Ok(nonce) = nonce.parse::<Bytes32>() else {
+        return plain(StatusCode::BAD_REQUEST, "bad_request", "A nonce is 0x and 64 hex digits.");
+    };
+    match shared.log.by_nonce(&nonce) {
+        Err(error) => error.into_response(),
+        Ok(None) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
+        Ok(Some(entry)) => match entry.statement {
+            AnyStatement::Receipt(receipt) => {
+                axum::Json(json!({ "receipt": receipt, "output": entry.output })).into_response()
+            }
+            AnyStatement::Failure(failure) => axum::Json(json!({ "failure": failure })).into_response(),
+            AnyStatement::Audit(_) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
+        },
+    }
+}
+
+async fn describe(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(&shared.member).into_response()
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    let (status, word) = match *shared.phase.borrow() {
+        Phase::Serving => (StatusCode::OK, "serving"),
+        Phase::Draining | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    (status, axum::Json(json!({ "status": word }))).into_response()
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], shared.metrics.encode()).into_response()
+}

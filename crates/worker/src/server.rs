@@ -1,0 +1,296 @@
+//! What all requests share, and the worker's life from start to drained end.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use assay_receipt::{Address, Bytes32, Key, Member, Offer};
+use axum_server::tls_rustls::RustlsConfig;
+use hyper_util::rt::TokioTimer;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::forward::Upstream;
+use crate::identity::{Identity, write_new};
+use crate::log::{Log, Opened};
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::{Config, Error, http};
+
+/// A worker that answers requests.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The address that it listens on, with the real port.
+    pub address: SocketAddr,
+    /// How it describes itself; an operator signs this into the list of members.
+    pub member: Member,
+}
+
+/// Where the worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Takes requests.
+    Serving,
+    /// Finishes what it holds, refuses the rest.
+    Draining,
+    /// Signs off what is left.
+    Stopping,
+}
+
+/// What runs a model.
+pub(crate) enum Backend {
+    /// Another server.
+    Upstream(Upstream),
+}
+
+/// One model on offer.
+pub(crate) struct Host {
+    pub(crate) offer: Offer,
+    pub(crate) backend: Backend,
+    pub(crate) metrics: ModelMetrics,
+    /// Requests that wait or run.
+    held: AtomicUsize,
+    /// Most of them.
+    places: usize,
+    /// Requests that run at once, for the estimate of the wait.
+    parallel: usize,
+    /// Mean time of an answer in milliseconds, with a weight of 1/8 for the newest.
+    mean_ms: AtomicU64,
+    /// Audits that wait or run.
+    pub(crate) audits: AtomicUsize,
+}
+
+impl Host {
+    /// How long a refused caller should wait: about the time until one of the held requests ends.
+    pub(crate) fn retry_after_ms(&self) -> u64 {
+        let mean = self.mean_ms.load(Ordering::Relaxed).max(500);
+        let beyond = self.held.load(Ordering::Relaxed).saturating_sub(self.parallel) as u64 + 1;
+        (mean * beyond / self.parallel as u64).clamp(250, 60_000)
+    }
+}
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) key: Arc<Key>,
+    pub(crate) address: Address,
+    pub(crate) member: Member,
+    pub(crate) log: Log,
+    pub(crate) metrics: Metrics,
+    pub(crate) hosts: Vec<Arc<Host>>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Nonces of requests that have not ended.
+    nonces: Mutex<HashSet<Bytes32>>,
+    /// Cloned by each request; shutdown waits until all clones are gone.
+    pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// A request's place at a model and its nonce, given back when dropped.
+pub(crate) struct Held {
+    shared: Arc<Shared>,
+    host: Arc<Host>,
+    nonce: Bytes32,
+    _alive: mpsc::Sender<()>,
+}
+
+/// Why a request got no place.
+pub(crate) enum NoPlace {
+    Draining,
+    Full,
+    DuplicateNonce,
+}
+
+impl Shared {
+    /// Takes a place and the nonce.
+    pub(crate) fn hold(self: &Arc<Self>, host: &Arc<Host>, nonce: Bytes32) -> Result<Held, NoPlace> {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NoPlace::Draining)?;
+        if !self.nonces.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce) {
+            return Err(NoPlace::DuplicateNonce);
+        }
+        if host.held.fetch_add(1, Ordering::AcqRel) >= host.places {
+            host.held.fetch_sub(1, Ordering::AcqRel);
+            self.nonces.lock().unwrap_or_else(PoisonError::into_inner).remove(&nonce);
+            return Err(NoPlace::Full);
+        }
+        Ok(Held { shared: self.clone(), host: host.clone(), nonce, _alive: alive })
+    }
+}
+
+impl Held {
+    /// Notes how long a complete answer took.
+    pub(crate) fn served(&self, time: Duration) {
+        let now = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(3_600_000);
+        let mean = &self.host.mean_ms;
+        let before = mean.load(Ordering::Relaxed);
+        let after = if before == 0 { now } else { (before * 7 + now) / 8 };
+        mean.store(after, Ordering::Relaxed); // an estimate: a lost update does no harm
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.host.held.fetch_sub(1, Ordering::AcqRel);
+        self.shared.nonces.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.nonce);
+    }
+}
+
+/// Milliseconds since 1970 UTC by this machine's clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs a worker until `shutdown` completes and everything that it held is finished or signed off.
+///
+/// When it answers requests, it writes its description ([`Member`]) to `worker.json` in the data folder; the file is
+/// absent before that.
+///
+/// # Errors
+/// [`Error`] when the configuration, the identity, a model, the log or the address cannot be used.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    let (ready, _) = oneshot::channel();
+    run_with_ready(config, ready, shutdown).await
+}
+
+/// [`run`], which also says through a channel when the worker answers requests.
+///
+/// # Errors
+/// As [`run`]; the channel is then dropped without a message.
+pub async fn run_with_ready(
+    config: Config,
+    ready: oneshot::Sender<Ready>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    config.check()?;
+    let folder = config.data_dir.clone();
+    let io = |what, source| Error::Io { what, path: folder.clone(), source };
+    std::fs::create_dir_all(&folder).map_err(|source| io("make the data folder", source))?;
+    let opened = Opened::open(&folder.join("statements.redb"))?;
+    let description = folder.join("worker.json");
+    if let Err(source) = std::fs::remove_file(&description)
+        && source.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(io("remove the old worker.json", source));
+    }
+
+    let listen = |source| Error::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let url = config.public_url.clone().unwrap_or_else(|| format!("https://{address}"));
+    let host_name = url.trim_start_matches("https://").split(['/', ':']).next().filter(|name| !name.is_empty());
+    let identity = Identity::load(&folder, host_name)?;
+    let key = Arc::new(identity.key);
+
+    let metrics = Metrics::new();
+    let hosts = hosts(&config, &metrics).await?;
+    let member = Member {
+        operator: config.operator.clone(),
+        worker: key.address(),
+        key_epoch: config.key_epoch,
+        url,
+        tls_sha256: identity.tls_sha256,
+        models: hosts.iter().map(|host| host.offer.clone()).collect(),
+    };
+    member.validate().map_err(|fault| Error::Config { fault: fault.to_string() })?;
+
+    let (log, log_thread) = opened.start(key.clone(), config.domain)?;
+    let (alive, mut ended) = mpsc::channel(1);
+    let drain = Duration::from_millis(config.drain_deadline_ms);
+    let shared = Arc::new(Shared {
+        address: key.address(),
+        key,
+        member: member.clone(),
+        log,
+        metrics,
+        hosts,
+        phase: watch::Sender::new(Phase::Serving),
+        nonces: Mutex::default(),
+        alive: Mutex::new(Some(alive)),
+        config,
+    });
+
+    let handle = axum_server::Handle::new();
+    let mut server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(identity.tls))
+        .map_err(listen)?
+        .handle(handle.clone());
+    // Headers that trickle in, idle connections and floods of streams are cut off.
+    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(15));
+    server
+        .http_builder()
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_header_list_size(32 << 10)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let service = http::router(shared.clone()).into_make_service();
+    let serving = tokio::spawn(server.serve(service));
+
+    let json = serde_json::to_vec_pretty(&member).map_err(|fault| Error::Config { fault: fault.to_string() })?;
+    write_new(&description, &json, 0o644)?;
+    tracing::info!(%address, worker = %shared.address, "worker serves");
+    let _ = ready.send(Ready { address, member }); // who does not listen reads worker.json
+
+    shutdown.await;
+
+    // New requests are refused, signed; running ones may end; after the deadline they are signed off.
+    tracing::info!("worker drains");
+    shared.phase.send_replace(Phase::Draining);
+    shared.alive.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if tokio::time::timeout(drain, ended.recv()).await.is_err() {
+        shared.phase.send_replace(Phase::Stopping);
+        let _ = ended.recv().await; // bounded: a stopped request only waits for the log and, shortly, for its reader
+    }
+    shared.phase.send_replace(Phase::Stopping);
+    handle.graceful_shutdown(Some(Duration::from_secs(5)));
+    let served = serving.await;
+    let _ = std::fs::remove_file(&description); // absent again: the worker is gone
+    drop(shared);
+    // The log's thread ends when the last request has let go of it; its statements are on disk already.
+    let _ = tokio::time::timeout(
+        Duration::from_secs(5),
+        tokio::task::spawn_blocking(move || log_thread.join()),
+    )
+    .await;
+    match served {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(Error::Listen { address, source }),
+        Err(fault) => Err(Error::Start { fault: fault.to_string() }),
+    }
+}
+
+/// Opens all models.
+async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Error> {
+    let mut hosts: Vec<Arc<Host>> = Vec::new();
+    let host = |offer: Offer, backend, parallel: usize| {
+        Arc::new(Host {
+            metrics: metrics.model(&offer.name),
+            offer,
+            backend,
+            held: AtomicUsize::new(0),
+            places: config.queue + parallel,
+            parallel,
+            mean_ms: AtomicU64::new(0),
+            audits: AtomicUsize::new(0),
+        })
+    };
+    for forward in &config.forward {
+        let offer = Offer {
+            model: forward.model_id(),
+            name: forward.name.clone(),
+            prompt_price: forward.prompt_price,
+            completion_price: forward.completion_price,
+            arithmetic: 0,
+            context: forward.context,
+        };
+        hosts.push(host(offer, Backend::Upstream(Upstream::new(forward)?), config.max_batch));
+    }
+    for (index, host) in hosts.iter().enumerate() {
+        if hosts[..index].iter().any(|other| other.offer.model == host.offer.model) {
+            let fault = format!("the model {} is listed twice", host.offer.name);
+            return Err(Error::Config { fault });
+        }
+    }
+    Ok(hosts)
+}
