@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_receipt::{
-    AnyStatement, Bytes32, Chain, Chunk, Failure, FailureCode, Frame, GenerateCall, Level, Offer, Output, Receipt,
-    TokenLogprob,
+    AnyStatement, Bytes32, Chain, Chunk, Failure, FailureCode, Frame, GenerateCall, Level, Offer, Output,
+    Receipt, TokenLogprob,
 };
 use axum::body::Bytes;
 use tokio::sync::mpsc;
@@ -184,7 +184,8 @@ impl Answer {
         };
         if price > self.call.cap {
             // Admission excludes it for own models; a forwarder only learns the usage at the end.
-            let message = format!("The answer's price of {price} is over the cap of {}: raise the cap.", self.call.cap);
+            let message =
+                format!("The answer's price of {price} is over the cap of {}: raise the cap.", self.call.cap);
             return self.fail(Trouble::new(FailureCode::CapExceeded, message)).await;
         }
         let finished_at_ms = now_ms().max(self.received_at_ms);
@@ -261,8 +262,9 @@ pub(crate) fn frame(entry: Entry) -> Option<Frame> {
 }
 
 fn line(frame: &Frame) -> Result<Bytes, Trouble> {
-    let mut bytes = serde_json::to_vec(frame)
-        .map_err(|fault| Trouble::new(FailureCode::Internal, format!("A frame could not be encoded: {fault}.")))?;
+    let mut bytes = serde_json::to_vec(frame).map_err(|fault| {
+        Trouble::new(FailureCode::Internal, format!("A frame could not be encoded: {fault}."))
+    })?;
     bytes.push(b'\n');
     Ok(bytes.into())
 }

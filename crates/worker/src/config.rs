@@ -279,7 +279,8 @@ mod tests {
     fn defaults_stay_on_this_machine_and_equal_those_of_serde() {
         let config: Config = serde_json::from_str(r#"{"data_dir":"d"}"#).unwrap();
         assert!(config.listen.ip().is_loopback());
-        let (a, b) = (serde_json::to_value(&config).unwrap(), serde_json::to_value(Config::new("d")).unwrap());
+        let (a, b) =
+            (serde_json::to_value(&config).unwrap(), serde_json::to_value(Config::new("d")).unwrap());
         assert_eq!(a, b);
     }
 

@@ -14,7 +14,9 @@ pub enum Error {
         fault: String,
     },
     /// A file or folder could not be used.
-    #[error("Could not {what} at {path}: {source}. Check that the path exists and that this user may use it.")]
+    #[error(
+        "Could not {what} at {path}: {source}. Check that the path exists and that this user may use it."
+    )]
     Io {
         /// What was tried.
         what: &'static str,
@@ -32,7 +34,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A secret key is readable by others.
-    #[error("The secret key {path} has mode {mode:o}, so others can read it: run `chmod 600` on it, or replace it.")]
+    #[error(
+        "The secret key {path} has mode {mode:o}, so others can read it: run `chmod 600` on it, or replace it."
+    )]
     Permissions {
         /// The file.
         path: PathBuf,
@@ -40,7 +44,9 @@ pub enum Error {
         mode: u32,
     },
     /// A key or certificate is unusable.
-    #[error("The identity file {path} cannot be used: {fault}. Restore it from a backup, or remove it to start as a new worker.")]
+    #[error(
+        "The identity file {path} cannot be used: {fault}. Restore it from a backup, or remove it to start as a new worker."
+    )]
     Identity {
         /// The file.
         path: PathBuf,
@@ -48,7 +54,9 @@ pub enum Error {
         fault: String,
     },
     /// The statement log could not be opened, read or written.
-    #[error("The statement log cannot be used: {fault}. Check free space, and that no other worker uses this data folder.")]
+    #[error(
+        "The statement log cannot be used: {fault}. Check free space, and that no other worker uses this data folder."
+    )]
     Log {
         /// What happened.
         fault: String,
@@ -62,7 +70,9 @@ pub enum Error {
         fault: String,
     },
     /// The API key for a forwarded model is missing.
-    #[error("The environment variable {name} is not set, which should hold the upstream's API key: set it, or remove api_key_env.")]
+    #[error(
+        "The environment variable {name} is not set, which should hold the upstream's API key: set it, or remove api_key_env."
+    )]
     ApiKey {
         /// The variable.
         name: String,

@@ -47,14 +47,17 @@ impl Upstream {
                 let _ = roots.add(certificate); // a root that rustls cannot read is one that it cannot trust
             }
             if roots.is_empty() {
-                return Err(start("this machine has no root certificates to check the upstream with".to_owned()));
+                return Err(start(
+                    "this machine has no root certificates to check the upstream with".to_owned(),
+                ));
             }
         }
-        let tls = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map_err(|fault| start(fault.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls =
+            rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .map_err(|fault| start(fault.to_string()))?
+                .with_root_certificates(roots)
+                .with_no_client_auth();
         let client = reqwest::Client::builder()
             .use_preconfigured_tls(tls)
             .connect_timeout(CONNECT)
@@ -164,10 +167,13 @@ async fn complaint(response: reqwest::Response) -> String {
 fn translate(request: &Request, model: &str) -> Result<(&'static str, Value), Trouble> {
     let bad = |text: &str| Trouble::new(FailureCode::BadRequest, text);
     let text = |what: &str, json: &str| {
-        serde_json::from_str::<Value>(json).map_err(|_| bad(&format!("{what} is not JSON: send a JSON array.")))
+        serde_json::from_str::<Value>(json)
+            .map_err(|_| bad(&format!("{what} is not JSON: send a JSON array.")))
     };
     if request.logprobs.is_some() {
-        return Err(bad("A forwarded model has no token ids to report log-probabilities for: leave logprobs out."));
+        return Err(bad(
+            "A forwarded model has no token ids to report log-probabilities for: leave logprobs out.",
+        ));
     }
     let sampling = &request.sampling;
     let ratio = |value: i64, unit: f64| json!(value as f64 / unit);
@@ -218,7 +224,9 @@ fn translate(request: &Request, model: &str) -> Result<(&'static str, Value), Tr
             body.insert("response_format".to_owned(), format);
         }
         Constraint::Regex(_) | Constraint::Grammar(_) => {
-            return Err(bad("A forwarded model takes JSON constraints only: use a JSON schema, or another model."));
+            return Err(bad(
+                "A forwarded model takes JSON constraints only: use a JSON schema, or another model.",
+            ));
         }
     }
     let path = match &request.prompt {
@@ -328,8 +336,8 @@ impl Reading {
             self.done = true;
             return Ok(String::new());
         }
-        let event: Event =
-            serde_json::from_slice(data).map_err(|_| upstream("it sent an event that is not in the OpenAI format"))?;
+        let event: Event = serde_json::from_slice(data)
+            .map_err(|_| upstream("it sent an event that is not in the OpenAI format"))?;
         if event.error.is_some() {
             return Err(upstream("it reported an error within the stream"));
         }

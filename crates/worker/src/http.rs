@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_receipt::{Bytes32, Chain, FailureCode, GenerateCall, Signed, AnyStatement, limits};
+use assay_receipt::{AnyStatement, Bytes32, Chain, FailureCode, GenerateCall, Signed, limits};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -13,11 +13,11 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use serde_json::json;
 
+use crate::Error;
 use crate::answer::{Answer, Trouble};
 use crate::log::Draft;
 use crate::metrics::code_name;
 use crate::server::{Backend, NoPlace, Phase, Shared, now_ms};
-use crate::Error;
 
 /// Longest wait of a refusal for the disk.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -80,7 +80,8 @@ pub(crate) async fn read_body(
         let message = format!("The body is over the limit of {limit} bytes: shorten the request.");
         plain(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message)
     };
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
@@ -88,9 +89,11 @@ pub(crate) async fn read_body(
     match tokio::time::timeout(patience, axum::body::to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => Err(too_large()),
-        Err(_) => {
-            Err(plain(StatusCode::REQUEST_TIMEOUT, "timeout", "The body took too long to arrive: send it faster."))
-        }
+        Err(_) => Err(plain(
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "The body took too long to arrive: send it faster.",
+        )),
     }
 }
 
@@ -116,7 +119,10 @@ async fn refuse(
         },
         Err(error) => {
             tracing::warn!(%error, code = code_name(code), "a refusal could not be signed");
-            retry_after(plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many requests: try later."), 5_000)
+            retry_after(
+                plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many requests: try later."),
+                5_000,
+            )
         }
     }
 }
@@ -177,7 +183,8 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
     }
     call.request.validate().map_err(|fault| bad(format!("The request cannot be served: {fault}.")))?;
     let draining = || {
-        Trouble::new(FailureCode::Draining, "The worker is shutting down: ask another worker.").retry_after(30_000)
+        Trouble::new(FailureCode::Draining, "The worker is shutting down: ask another worker.")
+            .retry_after(30_000)
     };
     if *shared.phase.borrow() != Phase::Serving {
         return Err(draining());
@@ -197,8 +204,10 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
     let held = shared.hold(host, call.nonce).map_err(|no| match no {
         NoPlace::Draining => draining(),
         NoPlace::DuplicateNonce => duplicate(),
-        NoPlace::Full => Trouble::new(FailureCode::Busy, "The queue is full: try again later, or another worker.")
-            .retry_after(host.retry_after_ms()),
+        NoPlace::Full => {
+            Trouble::new(FailureCode::Busy, "The queue is full: try again later, or another worker.")
+                .retry_after(host.retry_after_ms())
+        }
     })?;
     // Looked up while the nonce is held, so no other request can spend it in between.
     if shared.log.is_spent(&call.nonce)? {
@@ -227,7 +236,9 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -
                 axum::Json(json!({ "receipt": receipt, "output": entry.output })).into_response()
             }
             AnyStatement::Failure(failure) => axum::Json(json!({ "failure": failure })).into_response(),
-            AnyStatement::Audit(_) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
+            AnyStatement::Audit(_) => {
+                plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce.")
+            }
         },
     }
 }

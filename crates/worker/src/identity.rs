@@ -28,7 +28,8 @@ impl Identity {
     pub(crate) fn load(folder: &Path, host: Option<&str>) -> Result<Identity, Error> {
         let key = secret(&folder.join("identity.key"), || {
             let mut bytes = [0; 32];
-            getrandom::fill(&mut bytes).map_err(|fault| identity(folder, &format!("no randomness: {fault}")))?;
+            getrandom::fill(&mut bytes)
+                .map_err(|fault| identity(folder, &format!("no randomness: {fault}")))?;
             Ok(bytes.to_vec())
         })?;
         let key: [u8; 32] = key
@@ -39,14 +40,16 @@ impl Identity {
 
         let tls_key_path = folder.join("tls.key");
         let tls_key = secret(&tls_key_path, || {
-            let pair = rcgen::KeyPair::generate().map_err(|fault| identity(&tls_key_path, &fault.to_string()))?;
+            let pair =
+                rcgen::KeyPair::generate().map_err(|fault| identity(&tls_key_path, &fault.to_string()))?;
             Ok(pair.serialize_der())
         })?;
         let certificate_path = folder.join("tls.der");
         let certificate = match fs::read(&certificate_path) {
             Ok(bytes) => bytes,
             Err(fault) if fault.kind() == ErrorKind::NotFound => {
-                let bytes = certify(&tls_key, host).map_err(|fault| identity(&certificate_path, &fault.to_string()))?;
+                let bytes = certify(&tls_key, host)
+                    .map_err(|fault| identity(&certificate_path, &fault.to_string()))?;
                 write_new(&certificate_path, &bytes, 0o644)?;
                 bytes
             }
@@ -167,7 +170,10 @@ mod tests {
             let path = folder.path().join(name);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-            assert!(matches!(Identity::load(folder.path(), None), Err(Error::Permissions { mode: 0o640, .. })));
+            assert!(matches!(
+                Identity::load(folder.path(), None),
+                Err(Error::Permissions { mode: 0o640, .. })
+            ));
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
     }

@@ -73,13 +73,14 @@ impl Opened {
         let transaction = database.begin_write().map_err(fault)?;
         transaction.open_table(NONCES).map_err(fault)?;
         transaction.open_table(AUDITS).map_err(fault)?;
-        let (next, previous) = match transaction.open_table(STATEMENTS).map_err(fault)?.last().map_err(fault)? {
-            None => (0, Bytes32::ZERO),
-            Some((sequence, bytes)) => {
-                let entry: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
-                (sequence.value() + 1, entry.statement.hash(&entry.domain))
-            }
-        };
+        let (next, previous) =
+            match transaction.open_table(STATEMENTS).map_err(fault)?.last().map_err(fault)? {
+                None => (0, Bytes32::ZERO),
+                Some((sequence, bytes)) => {
+                    let entry: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+                    (sequence.value() + 1, entry.statement.hash(&entry.domain))
+                }
+            };
         transaction.commit().map_err(fault)?;
         Ok(Opened { database, next, previous })
     }
@@ -88,7 +89,8 @@ impl Opened {
     pub(crate) fn start(self, key: Arc<Key>, domain: Domain) -> Result<(Log, JoinHandle<()>), Error> {
         let (drafts, mut queue) = mpsc::channel(BACKLOG);
         let database = Arc::new(self.database);
-        let mut signer = Signer { database: database.clone(), key, domain, next: self.next, previous: self.previous };
+        let mut signer =
+            Signer { database: database.clone(), key, domain, next: self.next, previous: self.previous };
         let thread = std::thread::Builder::new()
             .name("statements".to_owned())
             .spawn(move || {
@@ -221,7 +223,8 @@ impl Signer {
                             Some(before) => match statements.get(before).map_err(fault)? {
                                 None => false,
                                 Some(bytes) => {
-                                    let before: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+                                    let before: Entry =
+                                        serde_json::from_slice(bytes.value()).map_err(fault)?;
                                     spends(&before.statement) && !spends(&entry.statement)
                                 }
                             },

@@ -103,7 +103,8 @@ pub(crate) enum NoPlace {
 impl Shared {
     /// Takes a place and the nonce.
     pub(crate) fn hold(self: &Arc<Self>, host: &Arc<Host>, nonce: Bytes32) -> Result<Held, NoPlace> {
-        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NoPlace::Draining)?;
+        let alive =
+            self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NoPlace::Draining)?;
         if !self.nonces.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce) {
             return Err(NoPlace::DuplicateNonce);
         }
@@ -173,12 +174,14 @@ pub async fn run_with_ready(
         return Err(io("remove the old worker.json", source));
     }
 
-    let listen = |source| Error::Listen { address: config.listen, source };
+    let asked = config.listen;
+    let listen = |source| Error::Listen { address: asked, source };
     let listener = TcpListener::bind(config.listen).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let url = config.public_url.clone().unwrap_or_else(|| format!("https://{address}"));
-    let host_name = url.trim_start_matches("https://").split(['/', ':']).next().filter(|name| !name.is_empty());
+    let host_name =
+        url.trim_start_matches("https://").split(['/', ':']).next().filter(|name| !name.is_empty());
     let identity = Identity::load(&folder, host_name)?;
     let key = Arc::new(identity.key);
 
@@ -227,7 +230,8 @@ pub async fn run_with_ready(
     let service = http::router(shared.clone()).into_make_service();
     let serving = tokio::spawn(server.serve(service));
 
-    let json = serde_json::to_vec_pretty(&member).map_err(|fault| Error::Config { fault: fault.to_string() })?;
+    let json =
+        serde_json::to_vec_pretty(&member).map_err(|fault| Error::Config { fault: fault.to_string() })?;
     write_new(&description, &json, 0o644)?;
     tracing::info!(%address, worker = %shared.address, "worker serves");
     let _ = ready.send(Ready { address, member }); // who does not listen reads worker.json
@@ -248,11 +252,9 @@ pub async fn run_with_ready(
     let _ = std::fs::remove_file(&description); // absent again: the worker is gone
     drop(shared);
     // The log's thread ends when the last request has let go of it; its statements are on disk already.
-    let _ = tokio::time::timeout(
-        Duration::from_secs(5),
-        tokio::task::spawn_blocking(move || log_thread.join()),
-    )
-    .await;
+    let _ =
+        tokio::time::timeout(Duration::from_secs(5), tokio::task::spawn_blocking(move || log_thread.join()))
+            .await;
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(Error::Listen { address, source }),
