@@ -2,3 +2,6 @@
 
 pub mod generation;
 pub mod grammar;
+
+pub mod assemble;
+pub mod request;

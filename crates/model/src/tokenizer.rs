@@ -29,6 +29,9 @@ pub const MAX_TOKENIZER_BYTES: usize = 64 << 20;
 /// Marks are taken from this private-use plane: no template or tokenizer gives its characters a meaning.
 const MARKS: std::ops::RangeInclusive<char> = '\u{100000}'..='\u{10FFFD}';
 
+/// Tags that some vocabularies list as control tokens although they belong to the text of an answer.
+const VISIBLE: [&str; 4] = ["<tool_call>", "</tool_call>", "<think>", "</think>"];
+
 /// Why a tokenizer cannot be built or a text cannot be encoded.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -197,7 +200,7 @@ impl Tokenizer {
                     token.content, token.id
                 )));
             }
-            if token.special {
+            if token.special && !VISIBLE.contains(&token.content.as_str()) {
                 special.insert(token.id);
                 if let Some(&first) = token.content.as_bytes().first() {
                     controls.entry(first).or_default().push(Control {
@@ -328,13 +331,20 @@ impl Tokenizer {
     ///
     /// Added tokens that are not control tokens (such as `<think>`) keep their meaning: templates look for them.
     ///
+    /// The mark does not occur in `template` either, whose own control tokens keep their meaning.
+    ///
     /// # Errors
     /// [`TokenizerError::NoMarkLeft`] when the texts use the whole private-use plane 16.
-    pub fn guard<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Guard<'_>, TokenizerError> {
-        let mut used = HashSet::new();
+    pub fn guard<'a>(
+        &self,
+        template: &str,
+        texts: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Guard<'_>, TokenizerError> {
+        let marks = |text: &str| -> Vec<char> { text.chars().filter(|character| MARKS.contains(character)).collect() };
+        let mut used: HashSet<char> = marks(template).into_iter().collect();
         let mut needed = false;
         for text in texts {
-            used.extend(text.chars().filter(|character| MARKS.contains(character)));
+            used.extend(marks(text));
             needed = needed || !self.breaks(text).is_empty();
         }
         let mark = if needed {
