@@ -72,7 +72,9 @@ pub enum RequestError {
         context: usize,
     },
     /// A token id of the prompt or of the logit bias lies outside the vocabulary.
-    #[error("{field} has the token id {id}, but the model has {vocabulary} tokens; send ids below {vocabulary}")]
+    #[error(
+        "{field} has the token id {id}, but the model has {vocabulary} tokens; send ids below {vocabulary}"
+    )]
     UnknownToken {
         /// Where the id is.
         field: &'static str,
@@ -90,7 +92,9 @@ pub enum RequestError {
         reason: String,
     },
     /// `tool_choice` is neither `none`, `auto`, `required` nor the name of a tool.
-    #[error("tool_choice is `{0}`, which is none of the tools; send none, auto, required or the name of a tool")]
+    #[error(
+        "tool_choice is `{0}`, which is none of the tools; send none, auto, required or the name of a tool"
+    )]
     UnknownToolChoice(String),
     /// Calls are required in an answer that must also have another form.
     #[error("the request requires a tool call and also a response format; send only one of them")]
@@ -395,7 +399,12 @@ impl Prepared {
     }
 
     fn compare(&self, assembler: Assembler, complete: bool, claimed: &Output) -> OutputVerdict {
-        let differs = |field, position, expected, claimed| OutputVerdict::Differs { field, position, expected, claimed };
+        let differs = |field, position, expected, claimed| OutputVerdict::Differs {
+            field,
+            position,
+            expected,
+            claimed,
+        };
         let count = claimed.tokens.len();
         let expected = assembler.finish().output;
         if !complete
@@ -408,7 +417,8 @@ impl Prepared {
         if let Some((position, expected, claimed)) = first_difference(&expected.text, &claimed.text) {
             return differs("text", position, expected, claimed);
         }
-        let calls = (expected.tool_calls.as_deref().unwrap_or(""), claimed.tool_calls.as_deref().unwrap_or(""));
+        let calls =
+            (expected.tool_calls.as_deref().unwrap_or(""), claimed.tool_calls.as_deref().unwrap_or(""));
         if let Some((position, expected, claimed)) = first_difference(calls.0, calls.1) {
             return differs("tool_calls", position, expected, claimed);
         }
@@ -493,10 +503,15 @@ fn parse_calls(source: &str) -> Result<Value, RequestError> {
 
 fn parse_array(field: &'static str, source: &str) -> Result<Vec<Value>, RequestError> {
     if source.len() > MAX_SCHEMA_BYTES {
-        return Err(RequestError::Malformed { field, reason: format!("it has more than {MAX_SCHEMA_BYTES} bytes") });
+        return Err(RequestError::Malformed {
+            field,
+            reason: format!("it has more than {MAX_SCHEMA_BYTES} bytes"),
+        });
     }
-    serde_json::from_str(source)
-        .map_err(|error| RequestError::Malformed { field, reason: format!("it is not a JSON array ({error})") })
+    serde_json::from_str(source).map_err(|error| RequestError::Malformed {
+        field,
+        reason: format!("it is not a JSON array ({error})"),
+    })
 }
 
 /// Checks the tools and which of them must be called.
@@ -513,7 +528,8 @@ fn parse_tools(source: Option<&str>, choice: &str, parallel: bool) -> Result<Too
         if tool.get("type").is_some_and(|kind| kind != "function") {
             return Err(malformed("a tool is not of type `function`".into()));
         }
-        let function = tool.get("function").ok_or_else(|| malformed("a tool has no `function` object".into()))?;
+        let function =
+            tool.get("function").ok_or_else(|| malformed("a tool has no `function` object".into()))?;
         let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
         let plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
         if name.is_empty() || name.len() > MAX_TOOL_NAME || !name.chars().all(plain) {
@@ -526,12 +542,16 @@ fn parse_tools(source: Option<&str>, choice: &str, parallel: bool) -> Result<Too
         }
         match function.get("parameters") {
             None | Some(Value::Null | Value::Object(_)) => {}
-            Some(_) => return Err(malformed(format!("the parameters of `{name}` are not a JSON schema object"))),
+            Some(_) => {
+                return Err(malformed(format!("the parameters of `{name}` are not a JSON schema object")));
+            }
         }
         names.push(name.to_owned());
     }
     let forced = match choice {
-        "none" => return Ok(Tools { definitions: Vec::new(), names: Vec::new(), forced: Vec::new(), parallel }),
+        "none" => {
+            return Ok(Tools { definitions: Vec::new(), names: Vec::new(), forced: Vec::new(), parallel });
+        }
         "auto" => Vec::new(),
         "required" if !names.is_empty() => (0..names.len()).collect(),
         name => match names.iter().position(|known| known == name) {
@@ -544,8 +564,10 @@ fn parse_tools(source: Option<&str>, choice: &str, parallel: bool) -> Result<Too
 
 /// Lark source of the calls that must be made. Each tool has its own schema, so that references within it hold.
 fn tool_grammar(tools: &Tools) -> Result<String, RequestError> {
-    let alternatives = tools.forced.iter().map(|index| format!("call_{index}")).collect::<Vec<_>>().join(" | ");
-    let mut source = String::from(if tools.parallel { "start: call (\"\\n\" call)*\n" } else { "start: call\n" });
+    let alternatives =
+        tools.forced.iter().map(|index| format!("call_{index}")).collect::<Vec<_>>().join(" | ");
+    let mut source =
+        String::from(if tools.parallel { "start: call (\"\\n\" call)*\n" } else { "start: call\n" });
     source.push_str(&format!("call: {alternatives}\n"));
     for &index in &tools.forced {
         let function = &tools.definitions[index]["function"];
@@ -578,7 +600,8 @@ fn describe_tools(messages: &mut Vec<Value>, tools: &[Value]) {
                 if !content.is_empty() {
                     content.push('\n');
                 }
-                let call = json!({"name": call["function"]["name"], "arguments": call["function"]["arguments"]});
+                let call =
+                    json!({"name": call["function"]["name"], "arguments": call["function"]["arguments"]});
                 content.push_str(&format!("{TOOL_OPEN}\n{}\n{TOOL_CLOSE}", python_json(&call)));
             }
         }

@@ -340,7 +340,9 @@ impl Tokenizer {
         template: &str,
         texts: impl IntoIterator<Item = &'a str>,
     ) -> Result<Guard<'_>, TokenizerError> {
-        let marks = |text: &str| -> Vec<char> { text.chars().filter(|character| MARKS.contains(character)).collect() };
+        let marks = |text: &str| -> Vec<char> {
+            text.chars().filter(|character| MARKS.contains(character)).collect()
+        };
         let mut used: HashSet<char> = marks(template).into_iter().collect();
         let mut needed = false;
         for text in texts {
