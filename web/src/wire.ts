@@ -1,0 +1,174 @@
+// The gateway's JSON, as far as the page reads it.
+
+/** EIP-712 domain of all statements. */
+export interface Domain {
+  chain_id: number;
+  contract: string;
+}
+
+/** A statement and the signature of its author. */
+export interface Signed<T> {
+  statement: T;
+  signature: string;
+}
+
+/** One model that a worker serves. Prices are in 10^-18 OPG a token. */
+export interface Offer {
+  model: string;
+  name: string;
+  prompt_price: string;
+  completion_price: string;
+  /** 0 for a forwarder, whose answers nobody can replay. */
+  arithmetic: number;
+  context: number;
+}
+
+/** One worker on the signed list. */
+export interface Member {
+  operator: string;
+  worker: string;
+  key_epoch: number;
+  url: string;
+  tls_sha256: string;
+  models: Offer[];
+}
+
+/** The list of workers. */
+export interface Members {
+  serial: number;
+  issued_at_s: number;
+  expires_at_s: number;
+  members: Member[];
+}
+
+/** `GET /assay/members`. */
+export interface Roster {
+  domain: Domain;
+  members: Signed<Members>;
+  signer: string;
+}
+
+/** One message of a conversation, as it is signed. */
+export interface WireMessage {
+  role: string;
+  content: string;
+  name?: string | null;
+  tool_calls?: string | null;
+  tool_call_id?: string | null;
+}
+
+/** The request that a receipt commits to. */
+export interface WireRequest {
+  model: string;
+  prompt: { chat?: { messages: WireMessage[] }; text?: string; tokens?: number[] };
+  max_tokens: number;
+  sampling: { temperature_milli: number; seed: string };
+}
+
+/** The answer that a receipt commits to. */
+export interface WireOutput {
+  text: string;
+  finish_reason: string;
+  tokens: number[];
+  prompt_tokens: number;
+  completion_tokens: number;
+}
+
+/** One signed piece of the stream. */
+export interface WireChunk {
+  chunk: { index: number; text: string; tokens: number[] };
+  link: string;
+  signature: string;
+}
+
+/** A worker's word on one answer. */
+export interface WireReceipt {
+  worker: string;
+  key_epoch: number;
+  model: string;
+  arithmetic: number;
+  level: string;
+  chunks: number;
+  prompt_tokens: number;
+  completion_tokens: number;
+  price: string;
+  payer: string;
+  cap: string;
+  nonce: string;
+  sequence: string;
+  previous: string;
+  received_at_ms: number;
+  first_token_at_ms: number;
+  finished_at_ms: number;
+}
+
+/** An auditor's word after a replay. */
+export interface WireAudit {
+  auditor: string;
+  key_epoch: number;
+  receipt: string;
+  verdict: "agrees" | "differs" | "unable";
+  field: string;
+  position: number;
+  expected: number;
+  claimed: number;
+  audited_at_ms: number;
+  compute_ms: number;
+}
+
+/** A receipt with everything that is needed to check it offline. */
+export interface Bundle {
+  version: number;
+  domain: Domain;
+  salt: string;
+  request: WireRequest;
+  output: WireOutput;
+  chunks: WireChunk[];
+  receipt: Signed<WireReceipt>;
+  audits: Signed<WireAudit>[];
+}
+
+/** Why a worker is suspended. */
+export interface Suspension {
+  request_id: string;
+  field: string;
+  position: number;
+  expected: number;
+  claimed: number;
+  auditors: string[];
+  at_ms: number;
+}
+
+/** A worker's record at this gateway, as the page shows it. */
+export interface Standing {
+  operator: string;
+  worker: string;
+  served: number;
+  failures: number;
+  refusals: number;
+  agreed: number;
+  differed: number;
+  made: number;
+  disputed: number;
+  firstTokenMs: number | null;
+  tokenMs: number | null;
+  earned: string;
+  withheld: string;
+  suspended: Suspension | null;
+  inFlight: number;
+  resting: boolean;
+  lastFault: string | null;
+  models: string[];
+}
+
+/** One model that can be asked. */
+export interface Model {
+  name: string;
+  id: string;
+  workers: number;
+  /** Whether its answers can be replayed. */
+  replayable: boolean;
+  promptPrice: string;
+  completionPrice: string;
+  context: number;
+}
