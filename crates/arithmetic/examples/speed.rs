@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use assay_arithmetic::*;
 
-/// The shortest of several runs, in seconds, each at least a few milliseconds long.
+/// The shortest of several runs, in seconds, each about a millisecond long.
 fn best(mut run: impl FnMut()) -> f64 {
     run();
     let start = Instant::now();
     run();
-    let count = (0.005 / start.elapsed().as_secs_f64().max(1e-9)).ceil() as usize;
-    (0..15)
+    let count = (0.0007 / start.elapsed().as_secs_f64().max(1e-9)).ceil() as usize;
+    (0..150)
         .map(|_| {
             let start = Instant::now();
             for _ in 0..count {
@@ -83,7 +83,7 @@ fn main() {
         let n = 1536;
         let x: Vec<i32> = noise(n).map(|v| (v % (8 << 16)) - (4 << 16)).collect();
         let (mut values, mut scales) = (vec![0; n], vec![Scale::ZERO]);
-        let mut report = |name: &str, run: &mut dyn FnMut()| {
+        let report = |name: &str, run: &mut dyn FnMut()| {
             println!("  {name:<20} {:>6.2} ns/element", best(run) * 1e9 / n as f64);
         };
         report("quantise", &mut || quantise(kernel, &x, n, &mut values, &mut scales));

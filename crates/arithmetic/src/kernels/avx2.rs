@@ -41,27 +41,23 @@ pub(crate) unsafe fn linear(
         let mut row = out.rows().start;
         while row < out.rows().end {
             let n = (out.rows().end - row).min(ROWS);
-            if n < ROWS {
-                for row in row..row + n {
-                    // SAFETY: as for the whole function.
-                    unsafe { rows::<1>(w, x, bias, out, row, start..end, &mut []) };
-                }
-            } else {
+            if n == ROWS {
                 // SAFETY: as for the whole function.
-                unsafe { rows::<ROWS>(w, x, bias, out, row, start..end, &mut wide) };
+                unsafe { four_rows(w, x, bias, out, row, start..end, &mut wide) };
+            } else {
+                super::scalar::linear_range(w, x, bias, out, row..row + n, start..end);
             }
             row += n;
         }
     }
 }
 
-/// `R` rows from `row` on, for a range of tokens. Uses `wide` as the place of 16-bit weights unless it is empty.
+/// Four rows from `row` on, for a range of tokens. Uses `wide` as the place of 16-bit weights unless it is empty.
 ///
 /// # Safety
 /// The machine has AVX2; the shapes were checked by [`crate::linear`].
 #[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn rows<const R: usize>(
+unsafe fn four_rows(
     w: &MatrixView<'_>,
     x: QuantisedView<'_>,
     bias: Option<&[i32]>,
@@ -70,7 +66,7 @@ unsafe fn rows<const R: usize>(
     tokens: std::ops::Range<usize>,
     wide: &mut [i16],
 ) {
-    let weights: [&[i8]; R] = std::array::from_fn(|r| w.row(row + r));
+    let weights: [&[i8]; ROWS] = std::array::from_fn(|r| w.row(row + r));
     let padded = w.cols.next_multiple_of(16);
     if !wide.is_empty() {
         for (wide, weights) in wide.chunks_exact_mut(padded).zip(weights) {
@@ -79,48 +75,72 @@ unsafe fn rows<const R: usize>(
             }
         }
     }
-    let scales: [Scale; R] = std::array::from_fn(|r| w.scales[row + r]);
-    let biases: [i32; R] = std::array::from_fn(|r| bias.map_or(0, |b| b[row + r]));
+    // SAFETY: four scales of two words each, without padding; and four words of the bias.
+    let (scales, biases) = unsafe {
+        (
+            _mm256_loadu_si256(w.scales[row..row + ROWS].as_ptr().cast()),
+            bias.map(|b| _mm_loadu_si128(b[row..row + ROWS].as_ptr().cast())),
+        )
+    };
     let mut token = tokens.start;
     while token < tokens.end {
         macro_rules! tile {
             ($t:literal) => {{
                 let values: [&[i16]; $t] =
                     std::array::from_fn(|t| &x.values[(token + t) * x.cols..(token + t + 1) * x.cols]);
-                let sums = if wide.is_empty() {
-                    // SAFETY: AVX2; all slices have `w.cols` elements.
-                    unsafe { block::<R, $t, i8>(weights, values) }
+                if w.cols <= SEGMENT {
+                    let sums = if wide.is_empty() {
+                        // SAFETY: AVX2; all slices have `w.cols` elements.
+                        unsafe { segment::<$t, i8>(weights, values) }
+                    } else {
+                        let weights: [&[i16]; ROWS] =
+                            std::array::from_fn(|r| &wide[r * padded..r * padded + w.cols]);
+                        // SAFETY: AVX2; all slices have `w.cols` elements.
+                        unsafe { segment::<$t, i16>(weights, values) }
+                    };
+                    for t in 0..$t {
+                        let x = x.scales[token + t];
+                        let (mut result, sane) = rescale_lanes(sums[t], scales, x);
+                        if !sane {
+                            let sums = words(sums[t]);
+                            let exact =
+                                std::array::from_fn(|r| finish(sums[r].into(), x, w.scales[row + r], None));
+                            result = lanes(exact);
+                        }
+                        if let Some(biases) = biases {
+                            result = add_saturating(result, biases);
+                        }
+                        out.set4(token + t, row, words(result));
+                    }
                 } else {
-                    let weights: [&[i16]; R] =
-                        std::array::from_fn(|r| &wide[r * padded..r * padded + w.cols]);
-                    // SAFETY: AVX2; all slices have `w.cols` elements.
-                    unsafe { block::<R, $t, i16>(weights, values) }
-                };
-                for t in 0..$t {
-                    let x = x.scales[token + t];
-                    match &sums {
-                        Sums::Narrow(sums) if R == ROWS => {
-                            let four = std::array::from_fn(|r| sums[t][r % R]);
-                            let scales = std::array::from_fn(|r| scales[r % R]);
-                            let mut values = rescale4(four, scales, x);
-                            if bias.is_some() {
-                                for (value, bias) in values.iter_mut().zip(biases) {
-                                    *value = value.saturating_add(bias);
-                                }
-                            }
-                            out.set4(token + t, row, values);
-                        }
-                        Sums::Narrow(sums) => {
-                            for r in 0..R {
-                                let bias = bias.map(|_| biases[r]);
-                                out.set(token + t, row + r, finish(sums[t][r].into(), x, scales[r], bias));
+                    let mut sums = [[0i64; ROWS]; $t];
+                    for start in (0..w.cols).step_by(SEGMENT) {
+                        let end = (start + SEGMENT).min(w.cols);
+                        let values = std::array::from_fn(|t| &values[t][start..end]);
+                        let part = if wide.is_empty() {
+                            let weights = std::array::from_fn(|r| &weights[r][start..end]);
+                            // SAFETY: AVX2; all slices have the same length.
+                            unsafe { segment::<$t, i8>(weights, values) }
+                        } else {
+                            let weights =
+                                std::array::from_fn(|r| &wide[r * padded + start..r * padded + end]);
+                            // SAFETY: AVX2; all slices have the same length.
+                            unsafe { segment::<$t, i16>(weights, values) }
+                        };
+                        for t in 0..$t {
+                            for (sum, part) in sums[t].iter_mut().zip(words(part[t])) {
+                                *sum += i64::from(part);
                             }
                         }
-                        Sums::Wide(sums) => {
-                            for r in 0..R {
-                                let bias = bias.map(|_| biases[r]);
-                                out.set(token + t, row + r, finish(sums[t][r], x, scales[r], bias));
-                            }
+                    }
+                    for t in 0..$t {
+                        for r in 0..ROWS {
+                            let bias = bias.map(|b| b[row + r]);
+                            out.set(
+                                token + t,
+                                row + r,
+                                finish(sums[t][r], x.scales[token + t], w.scales[row + r], bias),
+                            );
                         }
                     }
                 }
@@ -133,12 +153,6 @@ unsafe fn rows<const R: usize>(
             _ => tile!(3),
         }
     }
-}
-
-/// The exact sums of a block: of one segment, or of several.
-enum Sums<const R: usize, const T: usize> {
-    Narrow([[i32; R]; T]),
-    Wide([[i64; R]; T]),
 }
 
 /// A weight in memory: 8 bits as in the model, or already widened.
@@ -164,39 +178,15 @@ impl Weight for i16 {
     }
 }
 
-/// # Safety
-/// AVX2; all slices have the same length.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn block<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&[i16]; T]) -> Sums<R, T> {
-    let cols = x[0].len();
-    if cols <= SEGMENT {
-        // SAFETY: as for the whole function.
-        return Sums::Narrow(unsafe { segment(w, x) });
-    }
-    let mut sums = [[0i64; R]; T];
-    for start in (0..cols).step_by(SEGMENT) {
-        let end = (start + SEGMENT).min(cols);
-        let w = std::array::from_fn(|r| &w[r][start..end]);
-        let x = std::array::from_fn(|t| &x[t][start..end]);
-        // SAFETY: as for the whole function.
-        let part: [[i32; R]; T] = unsafe { segment(w, x) };
-        for t in 0..T {
-            for r in 0..R {
-                sums[t][r] += i64::from(part[t][r]);
-            }
-        }
-    }
-    Sums::Wide(sums)
-}
-
+/// The sums of four rows, in the lanes of one register for each token.
+///
 /// # Safety
 /// AVX2; all slices have the same length, at most [`SEGMENT`].
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn segment<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&[i16]; T]) -> [[i32; R]; T] {
+unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) -> [__m128i; T] {
     let cols = x[0].len();
-    let mut acc = [[_mm256_setzero_si256(); R]; T];
+    let mut acc = [[_mm256_setzero_si256(); ROWS]; T];
     let whole = cols & !15;
     let mut k = 0;
     while k < whole {
@@ -206,7 +196,7 @@ unsafe fn segment<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&
             for t in 0..T {
                 values[t] = _mm256_loadu_si256(x[t].as_ptr().add(k).cast());
             }
-            for r in 0..R {
+            for r in 0..ROWS {
                 let weights = W::load(w[r].as_ptr().add(k));
                 for t in 0..T {
                     acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, values[t]));
@@ -215,57 +205,55 @@ unsafe fn segment<const R: usize, const T: usize, W: Weight>(w: [&[W]; R], x: [&
         }
         k += 16;
     }
-    let mut sums = [[0; R]; T];
+    let mut sums = [_mm_setzero_si128(); T];
     for t in 0..T {
-        if R == 4 {
-            let sum = sum4(acc[t][0], acc[t][1 % R], acc[t][2 % R], acc[t][3 % R]);
-            let mut four = [0i32; 4];
-            // SAFETY: four words.
-            unsafe { _mm_storeu_si128(four.as_mut_ptr().cast(), sum) };
-            sums[t].copy_from_slice(&four[..R]);
-        } else {
-            for r in 0..R {
-                let zero = _mm256_setzero_si256();
-                sums[t][r] = _mm_cvtsi128_si32(sum4(acc[t][r], zero, zero, zero));
-            }
-        }
-        for r in 0..R {
-            for k in whole..cols {
-                let w: i32 = w[r][k].into();
-                sums[t][r] = sums[t][r].wrapping_add(w * i32::from(x[t][k]));
-            }
+        let [a, b, c, d] = acc[t];
+        let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+        sums[t] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+    }
+    if whole < cols {
+        for t in 0..T {
+            let rest = std::array::from_fn(|r| tail(&w[r][whole..], &x[t][whole..]));
+            sums[t] = _mm_add_epi32(sums[t], lanes(rest));
         }
     }
     sums
 }
 
-/// The sums of the lanes of four registers.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn sum4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> __m128i {
-    let sums = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums))
+/// Up to fifteen products.
+#[inline(never)]
+fn tail<W: Weight>(w: &[W], x: &[i16]) -> i32 {
+    w.iter().zip(x).map(|(&w, &x)| w.into() * i32::from(x)).sum()
 }
 
-/// [`Rescale::of`] and [`Rescale::apply`] for four sums with a scale each and one in common.
-///
-/// # Safety
-/// The machine has AVX2.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(crate) fn rescale4(sums: [i32; 4], scales: [Scale; 4], common: Scale) -> [i32; 4] {
-    // SAFETY: a scale is two 32-bit words without padding, so four are 32 bytes.
-    let scales256 = unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) };
+fn words(lanes: __m128i) -> [i32; 4] {
+    let mut words = [0; 4];
     // SAFETY: four words.
-    let sums128 = unsafe { _mm_loadu_si128(sums.as_ptr().cast()) };
-    let (result, sane) = rescale_lanes(sums128, scales256, common);
-    if !sane {
-        return std::array::from_fn(|i| Rescale::of(common, scales[i]).apply(sums[i]));
-    }
-    let mut values = [0; 4];
+    unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), lanes) };
+    words
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn lanes(words: [i32; 4]) -> __m128i {
     // SAFETY: four words.
-    unsafe { _mm_storeu_si128(values.as_mut_ptr().cast(), result) };
-    values
+    unsafe { _mm_loadu_si128(words.as_ptr().cast()) }
+}
+
+/// Saturating sums: where the wrapped sum has the sign of neither summand, the limit of the sign of the summands.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_saturating(a: __m128i, b: __m128i) -> __m128i {
+    let sum = _mm_add_epi32(a, b);
+    let overflow = _mm_and_si128(_mm_xor_si128(a, sum), _mm_xor_si128(b, sum));
+    let limit = _mm_xor_si128(_mm_srai_epi32::<31>(a), _mm_set1_epi32(i32::MAX));
+    _mm_castps_si128(_mm_blendv_ps(
+        _mm_castsi128_ps(sum),
+        _mm_castsi128_ps(limit),
+        _mm_castsi128_ps(overflow),
+    ))
 }
 
 /// Four sums times four scales (mantissa in the low, exponent in the high half of a 64-bit lane) times one scale. The
@@ -308,24 +296,27 @@ pub(crate) unsafe fn scores(
     out: &mut [i32],
 ) -> i32 {
     let dim = query.len();
-    let mut max = i32::MIN;
+    let mut max = _mm_set1_epi32(i32::MIN);
     let mut token = 0;
     while token + 4 <= scales.len() {
         let keys: [&[i16]; 4] = std::array::from_fn(|i| &keys[(token + i) * dim..(token + i + 1) * dim]);
-        // SAFETY: AVX2; the slices have the length of the query.
-        let [sums] = unsafe { segment::<4, 1, i16>(keys, [query]) };
-        let values = rescale4(sums, std::array::from_fn(|i| scales[token + i]), common);
-        out[token..token + 4].copy_from_slice(&values);
-        max = values.into_iter().fold(max, i32::max);
+        // SAFETY: AVX2; the slices have the length of the query; four scales of two words each.
+        let ([sums], four) =
+            unsafe { (segment(keys, [query]), _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast())) };
+        let (mut result, sane) = rescale_lanes(sums, four, common);
+        if !sane {
+            let sums = words(sums);
+            result = lanes(std::array::from_fn(|i| Rescale::of(common, scales[token + i]).apply(sums[i])));
+        }
+        // SAFETY: four words.
+        unsafe { _mm_storeu_si128(out[token..token + 4].as_mut_ptr().cast(), result) };
+        max = _mm_max_epi32(max, result);
         token += 4;
     }
-    for token in token..scales.len() {
-        // SAFETY: AVX2; the slices have the length of the query.
-        let [[sum]] = unsafe { segment::<1, 1, i16>([&keys[token * dim..(token + 1) * dim]], [query]) };
-        out[token] = Rescale::of(common, scales[token]).apply(sum);
-        max = max.max(out[token]);
-    }
-    max
+    let max = words(max).into_iter().fold(i32::MIN, i32::max);
+    let rest =
+        super::scalar::scores(query, common, &keys[token * dim..], &scales[token..], &mut out[token..]);
+    max.max(rest)
 }
 
 /// Eight of [`crate::tables::exp2_neg`].

@@ -1,14 +1,29 @@
 //! The reference: plain loops that say what the others must equal.
 
+use std::ops::Range;
+
 use crate::linear::finish;
 use crate::scale::Rescale;
 use crate::tables::exp2_neg;
 use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
 
 pub(crate) fn linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>) {
-    for row in out.rows() {
+    let (rows, tokens) = (out.rows(), 0..out.tokens());
+    linear_range(w, x, bias, out, rows, tokens)
+}
+
+/// Some rows and tokens of a linear layer.
+pub(crate) fn linear_range(
+    w: &MatrixView<'_>,
+    x: QuantisedView<'_>,
+    bias: Option<&[i32]>,
+    out: &mut Output<'_>,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
+    for row in rows {
         let weights = w.row(row);
-        for token in 0..out.tokens() {
+        for token in tokens.clone() {
             let values = &x.values[token * x.cols..][..x.cols];
             let sum =
                 weights.chunks(SEGMENT).zip(values.chunks(SEGMENT)).map(|(w, x)| i64::from(dot(w, x))).sum();
