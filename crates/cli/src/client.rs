@@ -57,19 +57,27 @@ impl Gateway {
     async fn read(response: reqwest::Response) -> Result<Value> {
         let mut response = response;
         let mut bytes = Vec::new();
-        let broken = |error: reqwest::Error| Error::said(format!("the gateway's answer broke off: {error}; try again"));
+        let broken = |error: reqwest::Error| {
+            Error::said(format!("the gateway's answer broke off: {error}; try again"))
+        };
         while let Some(part) = response.chunk().await.map_err(broken)? {
             bytes.extend_from_slice(&part);
             if bytes.len() > ANSWER_BYTES_MAX {
-                return Err(Error::said("the gateway's answer is larger than 64 MiB and was not read to its end"));
+                return Err(Error::said(
+                    "the gateway's answer is larger than 64 MiB and was not read to its end",
+                ));
             }
         }
-        serde_json::from_slice(&bytes).map_err(|error| Error::said(format!("the gateway's answer is not JSON: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Error::said(format!("the gateway's answer is not JSON: {error}")))
     }
 
     /// GETs a JSON document.
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
-        Self::read(self.send(self.request(reqwest::Method::GET, path).timeout(Duration::from_secs(60))).await?).await
+        Self::read(
+            self.send(self.request(reqwest::Method::GET, path).timeout(Duration::from_secs(60))).await?,
+        )
+        .await
     }
 
     /// POSTs JSON and reads JSON.
@@ -80,12 +88,16 @@ impl Gateway {
     /// POSTs a streaming request and hands each SSE data object to `each` as it arrives.
     pub(crate) async fn stream(&self, path: &str, body: &Value, each: &mut dyn FnMut(&Value)) -> Result<()> {
         let mut response = self.send(self.request(reqwest::Method::POST, path).json(body)).await?;
-        let broken = |error: reqwest::Error| Error::said(format!("the stream broke off: {error}; what was shown is not final"));
+        let broken = |error: reqwest::Error| {
+            Error::said(format!("the stream broke off: {error}; what was shown is not final"))
+        };
         let mut pending = Vec::new();
         while let Some(part) = response.chunk().await.map_err(broken)? {
             pending.extend_from_slice(&part);
             if pending.len() > ANSWER_BYTES_MAX {
-                return Err(Error::said("the gateway sent a line of more than 64 MiB; the stream was abandoned"));
+                return Err(Error::said(
+                    "the gateway sent a line of more than 64 MiB; the stream was abandoned",
+                ));
             }
             while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
@@ -94,8 +106,9 @@ impl Gateway {
                 if data == b"[DONE]" {
                     return Ok(());
                 }
-                let event: Value = serde_json::from_slice(data)
-                    .map_err(|error| Error::said(format!("the gateway streamed something that is not JSON: {error}")))?;
+                let event: Value = serde_json::from_slice(data).map_err(|error| {
+                    Error::said(format!("the gateway streamed something that is not JSON: {error}"))
+                })?;
                 if let Some(message) = event.pointer("/error/message").and_then(Value::as_str) {
                     return Err(Error::said(format!("the gateway ended the stream: {message}")));
                 }

@@ -29,13 +29,17 @@ pub(crate) fn default_path() -> Result<PathBuf> {
 pub(crate) fn read(path: &Path) -> Result<File> {
     let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
     toml::from_str(&text).map_err(|error| {
-        Error::said(format!("{} is not a valid configuration: {error}`assay config show` lists every key", path.display()))
+        Error::said(format!(
+            "{} is not a valid configuration: {error}`assay config show` lists every key",
+            path.display()
+        ))
     })
 }
 
 /// Writes a configuration file, readable by its owner only since it may name secrets.
 pub(crate) fn write(path: &Path, file: &File) -> Result<()> {
-    let text = toml::to_string(file).map_err(|error| Error::said(format!("the configuration cannot be written: {error}")))?;
+    let text = toml::to_string(file)
+        .map_err(|error| Error::said(format!("the configuration cannot be written: {error}")))?;
     home::write_atomically(path, text.as_bytes(), 0o600)
 }
 
@@ -63,14 +67,28 @@ fn keys(section: &str, source: &str, of: &str, out: &mut Vec<Key>) {
     for line in body.lines().skip(1).map(str::trim) {
         if let Some(text) = line.strip_prefix("/// ") {
             doc.push(text.to_owned());
-        } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|field| field.split_once(": ")) {
+        } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|field| field.split_once(": "))
+        {
             let kind = kind.trim_end_matches(',').to_owned();
-            let inner = kind.trim_start_matches("Vec<").trim_start_matches("Option<").trim_end_matches('>').to_owned();
+            let inner = kind
+                .trim_start_matches("Vec<")
+                .trim_start_matches("Option<")
+                .trim_end_matches('>')
+                .to_owned();
             if source.contains(&format!("pub struct {inner} {{")) {
-                let path = if kind.starts_with("Vec<") { format!("[[{section}.{name}]]") } else { format!("[{section}.{name}]") };
+                let path = if kind.starts_with("Vec<") {
+                    format!("[[{section}.{name}]]")
+                } else {
+                    format!("[{section}.{name}]")
+                };
                 nested.push((path, inner, std::mem::take(&mut doc)));
             } else {
-                out.push(Key { section: format!("[{section}]"), name: name.to_owned(), doc: std::mem::take(&mut doc), kind });
+                out.push(Key {
+                    section: format!("[{section}]"),
+                    name: name.to_owned(),
+                    doc: std::mem::take(&mut doc),
+                    kind,
+                });
             }
         }
     }
@@ -101,7 +119,8 @@ fn all_keys() -> Vec<Key> {
 pub(crate) fn show(json: bool) -> Result<()> {
     let mut defaults = toml::Table::new();
     let say = |error: toml::ser::Error| Error::said(format!("the defaults cannot be shown: {error}"));
-    defaults.insert("worker".into(), toml::Value::try_from(assay_worker::Config::new("worker")).map_err(say)?);
+    defaults
+        .insert("worker".into(), toml::Value::try_from(assay_worker::Config::new("worker")).map_err(say)?);
     defaults.insert("gateway".into(), toml::Value::try_from(assay_gateway::Config::default()).map_err(say)?);
     let keys = all_keys();
     if json {
@@ -113,7 +132,8 @@ pub(crate) fn show(json: bool) -> Result<()> {
         return Ok(());
     }
     let path = default_path()?;
-    let mut text = format!("# Assay configuration; this file is read from {} or --config FILE.\n", path.display());
+    let mut text =
+        format!("# Assay configuration; this file is read from {} or --config FILE.\n", path.display());
     let mut section = String::new();
     for key in keys {
         if key.section != section {
@@ -150,9 +170,16 @@ mod tests {
     fn every_key_of_the_defaults_is_documented() {
         let keys = all_keys();
         let known = |section: &str, name: &str| {
-            keys.iter().any(|key| key.section.trim_matches(['[', ']']) == section && key.name == name && !key.doc.is_empty())
+            keys.iter().any(|key| {
+                key.section.trim_matches(['[', ']']) == section && key.name == name && !key.doc.is_empty()
+            })
         };
-        fn walk(section: &str, table: &toml::Table, known: &dyn Fn(&str, &str) -> bool, missing: &mut Vec<String>) {
+        fn walk(
+            section: &str,
+            table: &toml::Table,
+            known: &dyn Fn(&str, &str) -> bool,
+            missing: &mut Vec<String>,
+        ) {
             for (name, value) in table {
                 match value {
                     toml::Value::Table(inner) if !known(section, name) => {

@@ -50,13 +50,19 @@ pub(crate) async fn run(args: DoctorArgs, json: bool) -> Result<()> {
 }
 
 fn processor() -> String {
-    let kernels: Vec<String> = assay_arithmetic::Kernel::available().iter().map(|kernel| format!("{kernel:?}")).collect();
+    let kernels: Vec<String> =
+        assay_arithmetic::Kernel::available().iter().map(|kernel| format!("{kernel:?}")).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{threads} threads, kernels {}; {:?} will be used", kernels.join(", "), assay_arithmetic::Kernel::best())
+    format!(
+        "{threads} threads, kernels {}; {:?} will be used",
+        kernels.join(", "),
+        assay_arithmetic::Kernel::best()
+    )
 }
 
 fn memory() -> std::result::Result<String, String> {
-    let text = std::fs::read_to_string("/proc/meminfo").map_err(|_| "the amount of free memory is unknown".to_owned())?;
+    let text = std::fs::read_to_string("/proc/meminfo")
+        .map_err(|_| "the amount of free memory is unknown".to_owned())?;
     let available_kib = text
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
@@ -65,7 +71,9 @@ fn memory() -> std::result::Result<String, String> {
         .ok_or("the amount of free memory is unknown")?;
     let gib = available_kib as f64 / f64::from(1 << 20);
     if gib < 2.0 {
-        return Err(format!("{gib:.1} GiB free; three workers of the default model want 2 GiB, so close something"));
+        return Err(format!(
+            "{gib:.1} GiB free; three workers of the default model want 2 GiB, so close something"
+        ));
     }
     Ok(format!("{gib:.1} GiB free"))
 }
@@ -75,7 +83,10 @@ fn folder() -> std::result::Result<String, String> {
     let folder = home::home().map_err(|error| error.to_string())?;
     let mode = std::fs::metadata(&folder).map_err(|error| error.to_string())?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(format!("{} can be read by others (mode {mode:o}); run chmod 700 on it", folder.display()));
+        return Err(format!(
+            "{} can be read by others (mode {mode:o}); run chmod 700 on it",
+            folder.display()
+        ));
     }
     let probe = folder.join("doctor");
     home::write_atomically(&probe, b"probe", 0o600).map_err(|error| error.to_string())?;
@@ -107,7 +118,9 @@ async fn gateway(url: &str) -> std::result::Result<String, String> {
     let list = workers.as_array().or_else(|| workers.get("workers").and_then(serde_json::Value::as_array));
     let count = list.map_or(0, Vec::len);
     if count < 2 {
-        return Err(format!("{count} worker at {url}: nobody can replay another's answer; add a second operator's worker"));
+        return Err(format!(
+            "{count} worker at {url}: nobody can replay another's answer; add a second operator's worker"
+        ));
     }
     Ok(format!("{count} workers at {url}"))
 }

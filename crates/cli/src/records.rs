@@ -47,7 +47,10 @@ pub(crate) struct IncidentArgs {
 
 /// A request id as it may stand in a path: anything else cannot be one.
 fn checked(id: &str) -> Result<&str> {
-    if !id.is_empty() && id.len() <= 100 && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+    if !id.is_empty()
+        && id.len() <= 100
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    {
         return Ok(id);
     }
     Err(Error::said(format!("\"{id}\" is not a request id; `assay receipts` lists them")))
@@ -68,13 +71,18 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
         ui::print_json(&list);
         return Ok(());
     }
-    let rows = list.as_array().or_else(|| list.get("receipts").and_then(Value::as_array)).cloned().unwrap_or_default();
+    let rows = list
+        .as_array()
+        .or_else(|| list.get("receipts").and_then(Value::as_array))
+        .cloned()
+        .unwrap_or_default();
     if rows.is_empty() {
         println!("The gateway holds no receipts yet; `assay chat` makes one.");
         return Ok(());
     }
     let columns = ["request_id", "state", "operator", "model", "prompt_tokens", "completion_tokens", "price"];
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
     print!("{}", ui::table(&columns, &rows));
     Ok(())
 }
@@ -98,8 +106,12 @@ pub(crate) async fn audit(args: AuditArgs, json: bool) -> Result<()> {
     }
     match state.as_str() {
         "replayed" => Ok(()),
-        "mismatch" => Err(Error::Rejected("another worker came to a different answer; `assay incident` makes the file".into())),
-        other => Err(Error::said(format!("the replay came to no verdict ({other}); try again when more workers are up"))),
+        "mismatch" => Err(Error::Rejected(
+            "another worker came to a different answer; `assay incident` makes the file".into(),
+        )),
+        other => Err(Error::said(format!(
+            "the replay came to no verdict ({other}); try again when more workers are up"
+        ))),
     }
 }
 
@@ -114,7 +126,8 @@ pub(crate) async fn incident(args: IncidentArgs, json: bool) -> Result<()> {
 }
 
 fn save(value: &Value, path: PathBuf) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value).map_err(|error| Error::said(format!("it cannot be written as JSON: {error}")))?;
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::said(format!("it cannot be written as JSON: {error}")))?;
     home::write_atomically(&path, &text, 0o600)?;
     println!("saved {}", path.display());
     Ok(())

@@ -66,7 +66,9 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let rules: Vec<String> = widths
         .iter()
         .enumerate()
-        .map(|(index, have)| if index == 0 { "-".repeat(*have) } else { format!("{}:", "-".repeat(have - 1)) })
+        .map(
+            |(index, have)| if index == 0 { "-".repeat(*have) } else { format!("{}:", "-".repeat(have - 1)) },
+        )
         .collect();
     line(&mut rules.iter().map(String::as_str));
     for row in rows {
@@ -104,7 +106,8 @@ pub(crate) fn bold(text: &str) -> String {
 mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let text = super::table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["longer".into(), "7".into()]]);
+        let text =
+            super::table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["longer".into(), "7".into()]]);
         assert_eq!(text, "| name   |  n |\n| ------ | -: |\n| a      | 10 |\n| longer |  7 |\n");
     }
 }

@@ -77,7 +77,10 @@ impl Process {
 
     /// Starts the process again when it has ended; an error when it keeps ending.
     fn tend(&mut self) -> Result<()> {
-        let ended = self.child.try_wait().map_err(|error| Error::said(format!("{} cannot be watched: {error}", self.name)))?;
+        let ended = self
+            .child
+            .try_wait()
+            .map_err(|error| Error::said(format!("{} cannot be watched: {error}", self.name)))?;
         let Some(status) = ended else { return Ok(()) };
         if self.started.elapsed() > Duration::from_secs(60) {
             self.restarts = 0;
@@ -98,8 +101,10 @@ impl Process {
 }
 
 fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
-    let program = std::env::current_exe().map_err(|error| Error::said(format!("this program's path is unknown: {error}")))?;
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(Error::file("write", log))?;
+    let program = std::env::current_exe()
+        .map_err(|error| Error::said(format!("this program's path is unknown: {error}")))?;
+    let file =
+        std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(Error::file("write", log))?;
     let errors = file.try_clone().map_err(Error::file("write", log))?;
     Command::new(program)
         .args(arguments)
@@ -132,7 +137,8 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         let weak = folder.join(format!("{model}.weakened.assay"));
         if !weak.is_file() {
             let spinner = ui::spinner("weakening a copy of the model for the cheater");
-            let source = assay_worker::files::map(&artifact).map_err(|error| Error::said(error.to_string()))?;
+            let source =
+                assay_worker::files::map(&artifact).map_err(|error| Error::said(error.to_string()))?;
             let made = assay_model::weaken((*source).as_ref())
                 .map_err(|error| Error::said(format!("the model cannot be weakened: {error}")))?;
             home::write_atomically(&weak, &made, 0o644)?;
@@ -153,7 +159,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         settings.operator = operator;
         // The cheater computes less and undercuts the others, which is why anybody would cheat.
         let discount = if impersonate.is_some() { 2 } else { 1 };
-        settings.models = vec![assay_worker::ModelConfig {
+        settings.models = vec![assay_worker::Model {
             name: model.clone(),
             artifact,
             prompt_price: PROMPT_PRICE / discount,
@@ -179,7 +185,8 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     let list = Members { serial: now_s, issued_at_s: now_s, expires_at_s: now_s + MEMBERS_VALID_S, members };
     let list = Signed::sign(&key, &domain, list);
     let members_file = folder.join("members.json");
-    let text = serde_json::to_vec_pretty(&list).map_err(|error| Error::said(format!("the members file cannot be written: {error}")))?;
+    let text = serde_json::to_vec_pretty(&list)
+        .map_err(|error| Error::said(format!("the members file cannot be written: {error}")))?;
     home::write_atomically(&members_file, &text, 0o644)?;
 
     let state_dir = folder.join("gateway");
@@ -206,7 +213,9 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     spinner.finish_and_clear();
 
     if json {
-        ui::print_json(&json!({ "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address() }));
+        ui::print_json(
+            &json!({ "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address() }),
+        );
     } else {
         banner(&url, &model, &model_id, args.workers, &folder);
     }
@@ -246,7 +255,12 @@ fn banner(url: &str, model: &str, model_id: &Bytes32, workers: u16, folder: &Pat
     println!("  terminal    assay chat \"What is the capital of France?\"");
     println!("  model id    {model_id}");
     println!("  state       {}", folder.display());
-    println!("\n{}", ui::dim("Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."));
+    println!(
+        "\n{}",
+        ui::dim(
+            "Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."
+        )
+    );
 }
 
 /// One lock file, so that two networks do not share keys and databases.
@@ -266,7 +280,9 @@ fn lock(folder: &Path) -> Result<std::fs::File> {
 
 /// The key that signs the members file, made on first use with mode 0600.
 fn members_key(path: &Path) -> Result<Key> {
-    let bad = |error: assay_receipt::Error| Error::said(format!("{} is not a key: {error}; remove it to make a new one", path.display()));
+    let bad = |error: assay_receipt::Error| {
+        Error::said(format!("{} is not a key: {error}; remove it to make a new one", path.display()))
+    };
     if path.is_file() {
         let mut text = String::new();
         std::fs::File::open(path)
@@ -276,7 +292,8 @@ fn members_key(path: &Path) -> Result<Key> {
         return Key::from_bytes(secret.0).map_err(bad);
     }
     let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
+    getrandom::fill(&mut secret)
+        .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
     home::write_atomically(path, Bytes32(secret).to_string().as_bytes(), 0o600)?;
     Key::from_bytes(secret).map_err(bad)
 }
@@ -300,7 +317,11 @@ async fn descriptor_of(process: &mut Process, path: &Path) -> Result<Member> {
         not_ended(process)?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(Error::said(format!("{} was not ready after {READY_S} s; its log is {}", process.name, process.log.display())))
+    Err(Error::said(format!(
+        "{} was not ready after {READY_S} s; its log is {}",
+        process.name,
+        process.log.display()
+    )))
 }
 
 async fn gateway_ready(process: &mut Process, gateway: &Gateway) -> Result<()> {
@@ -312,7 +333,10 @@ async fn gateway_ready(process: &mut Process, gateway: &Gateway) -> Result<()> {
         not_ended(process)?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(Error::said(format!("the gateway was not ready after {READY_S} s; its log is {}", process.log.display())))
+    Err(Error::said(format!(
+        "the gateway was not ready after {READY_S} s; its log is {}",
+        process.log.display()
+    )))
 }
 
 fn not_ended(process: &mut Process) -> Result<()> {
@@ -321,7 +345,11 @@ fn not_ended(process: &mut Process) -> Result<()> {
         Ok(Some(status)) => {
             let log = std::fs::read_to_string(&process.log).unwrap_or_default();
             let last = log.lines().last().unwrap_or("it said nothing").to_owned();
-            Err(Error::said(format!("{} ended at once ({status}): {last}; its log is {}", process.name, process.log.display())))
+            Err(Error::said(format!(
+                "{} ended at once ({status}): {last}; its log is {}",
+                process.name,
+                process.log.display()
+            )))
         }
         Err(error) => Err(Error::said(format!("{} cannot be watched: {error}", process.name))),
     }
@@ -355,14 +383,20 @@ async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
 /// Asks questions until a replay has caught the cheater, and shows who was caught with what and what it costs.
 async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<()> {
     if !json {
-        println!("\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n");
+        println!(
+            "\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n"
+        );
     }
     for question in QUESTIONS.iter().cycle().take(QUESTIONS.len() * ROUNDS_MAX) {
         let answer = ask(gateway, model, question).await?;
         let field = |pointer: &str| answer.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
         let text = field("/choices/0/message/content").replace('\n', " ");
         if !json {
-            println!("  {question}\n  {} {}", ui::dim(&text), ui::dim(&format!("— {}", field("/assay/worker"))));
+            println!(
+                "  {question}\n  {} {}",
+                ui::dim(&text),
+                ui::dim(&format!("— {}", field("/assay/worker")))
+            );
         }
         // Replays run in the background: give this one a moment before the next question.
         for _ in 0..20 {
@@ -373,12 +407,18 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    Err(Error::said("the cheater was not asked or not sampled often enough to be caught; run `assay up --with-cheater` again"))
+    Err(Error::said(
+        "the cheater was not asked or not sampled often enough to be caught; run `assay up --with-cheater` again",
+    ))
 }
 
 async fn caught(gateway: &Gateway) -> Result<Option<Value>> {
     let workers = gateway.get("/assay/workers").await?;
-    let list = workers.as_array().or_else(|| workers.get("workers").and_then(Value::as_array)).cloned().unwrap_or_default();
+    let list = workers
+        .as_array()
+        .or_else(|| workers.get("workers").and_then(Value::as_array))
+        .cloned()
+        .unwrap_or_default();
     Ok(list.into_iter().find(|worker| worker.get("suspended").and_then(Value::as_bool) == Some(true)))
 }
 
@@ -387,11 +427,21 @@ async fn report(gateway: &Gateway, worker: &Value, json: bool) -> Result<()> {
         ui::print_json(worker);
         return Ok(());
     }
-    let text = |name: &str| worker.get(name).map_or_else(|| "-".to_owned(), |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    let text = |name: &str| {
+        worker.get(name).map_or_else(
+            || "-".to_owned(),
+            |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+        )
+    };
     println!("\n{} {} ({})", ui::red("✗ caught:"), ui::bold(&text("operator")), text("worker"));
     if let Some(request) = worker.get("caught_request_id").and_then(Value::as_str) {
         let bundle = gateway.get(&format!("/assay/receipts/{request}")).await?;
-        let audits = bundle.pointer("/bundle/audits").or_else(|| bundle.get("audits")).and_then(Value::as_array).cloned().unwrap_or_default();
+        let audits = bundle
+            .pointer("/bundle/audits")
+            .or_else(|| bundle.get("audits"))
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         for audit in audits.iter().filter_map(|audit| audit.get("statement")) {
             if audit.get("verdict").and_then(Value::as_str) == Some("differs") {
                 println!(
@@ -406,6 +456,9 @@ async fn report(gateway: &Gateway, worker: &Value, json: bool) -> Result<()> {
         }
         println!("  everything signed about it: assay incident {request}");
     }
-    println!("  cost to the cheater: {} × 10^-18 OPG of answers unpaid, and no further requests: it is suspended", text("unpaid"));
+    println!(
+        "  cost to the cheater: {} × 10^-18 OPG of answers unpaid, and no further requests: it is suspended",
+        text("unpaid")
+    );
     Ok(())
 }
