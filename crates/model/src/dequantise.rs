@@ -175,3 +175,137 @@ fn k_6(b: &[u8], y: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(kind: TensorType, bytes: &[u8]) -> Vec<f32> {
+        let (elements, size) = kind.block();
+        let mut out = vec![f32::NAN; bytes.len() / size * elements];
+        kind.decode(bytes, &mut out);
+        out
+    }
+
+    /// Half floats written by hand: 1, 0.5, -2, 0.25.
+    const ONE: [u8; 2] = [0x00, 0x3c];
+    const HALF: [u8; 2] = [0x00, 0x38];
+    const MINUS_TWO: [u8; 2] = [0x00, 0xc0];
+    const QUARTER: [u8; 2] = [0x00, 0x34];
+
+    #[test]
+    fn plain_floats() {
+        assert_eq!(decode(TensorType::F32, &1.5f32.to_le_bytes()), [1.5]);
+        assert_eq!(decode(TensorType::BF16, &[0xc0, 0xbf]), [-1.5]);
+        let halves =
+            [ONE, HALF, MINUS_TWO, [0xff, 0x7b], [0x01, 0x00], [0x01, 0x80], [0x00, 0x04], [0x00, 0x80]];
+        let expected = [1.0, 0.5, -2.0, 65504.0, 5.960_464_5e-8, -5.960_464_5e-8, 6.103_515_6e-5, -0.0];
+        assert_eq!(decode(TensorType::F16, &halves.concat()), expected);
+        assert!(decode(TensorType::F16, &[0x00, 0x7c])[0].is_infinite());
+        assert!(decode(TensorType::F16, &[0x01, 0x7e])[0].is_nan());
+    }
+
+    #[test]
+    fn q4_0_and_q4_1() {
+        // Byte i has i in its low and 15 - i in its high half.
+        let packed: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+        let y = decode(TensorType::Q4_0, &[&HALF[..], &packed].concat());
+        for i in 0..16 {
+            assert_eq!(y[i], 0.5 * (i as f32 - 8.0));
+            assert_eq!(y[i + 16], 0.5 * (7.0 - i as f32));
+        }
+        let y = decode(TensorType::Q4_1, &[&HALF[..], &MINUS_TWO, &packed].concat());
+        for i in 0..16 {
+            assert_eq!(y[i], 0.5 * i as f32 - 2.0);
+            assert_eq!(y[i + 16], 0.5 * (15.0 - i as f32) - 2.0);
+        }
+    }
+
+    #[test]
+    fn q5_0_and_q5_1() {
+        let packed: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+        // The fifth bit is set for elements 0, 5, 16 and 31.
+        let high = (1u32 | 1 << 5 | 1 << 16 | 1 << 31).to_le_bytes();
+        let five = |i: usize| {
+            let low = if i < 16 { i } else { 31 - i };
+            (low + if [0, 5, 16, 31].contains(&i) { 16 } else { 0 }) as f32
+        };
+        let y = decode(TensorType::Q5_0, &[&QUARTER[..], &high, &packed].concat());
+        assert!((0..32).all(|i| y[i] == 0.25 * (five(i) - 16.0)));
+        let y = decode(TensorType::Q5_1, &[&QUARTER[..], &ONE, &high, &packed].concat());
+        assert!((0..32).all(|i| y[i] == 0.25 * five(i) + 1.0));
+    }
+
+    #[test]
+    fn q8_0() {
+        let packed: Vec<u8> = (0..32u8).map(|i| i.wrapping_mul(8)).collect();
+        let y = decode(TensorType::Q8_0, &[&HALF[..], &packed].concat());
+        assert_eq!((y[0], y[1], y[15], y[16], y[31]), (0.0, 4.0, 60.0, -64.0, -4.0));
+    }
+
+    /// Packs eight 6-bit scales and minima by the format's definition.
+    fn pack_scales(scales: [u8; 8], mins: [u8; 8]) -> Vec<u8> {
+        let mut out = vec![0; 12];
+        for i in 0..4 {
+            out[i] = scales[i] | (scales[i + 4] >> 4) << 6;
+            out[i + 4] = mins[i] | (mins[i + 4] >> 4) << 6;
+            out[i + 8] = (scales[i + 4] & 15) | (mins[i + 4] & 15) << 4;
+        }
+        out
+    }
+
+    #[test]
+    fn q4_k_and_q5_k() {
+        let (scales, mins) = ([1, 2, 3, 63, 17, 33, 48, 62], [0, 1, 63, 5, 16, 31, 47, 60]);
+        let front = [&HALF[..], &QUARTER, &pack_scales(scales, mins)].concat();
+        // Element e of 256 holds e * 7 mod 16 (Q4), and e * 11 mod 32 (Q5).
+        let pack = |value: &dyn Fn(usize) -> usize| -> Vec<u8> {
+            (0..128)
+                .map(|b| {
+                    let (pair, j) = (b / 32, b % 32);
+                    ((value(pair * 64 + j) & 15) | (value(pair * 64 + 32 + j) & 15) << 4) as u8
+                })
+                .collect()
+        };
+        let four = |e: usize| e * 7 % 16;
+        let y = decode(TensorType::Q4_K, &[&front[..], &pack(&four)].concat());
+        for (e, y) in y.iter().enumerate() {
+            let (scale, min) = (f32::from(scales[e / 32]), f32::from(mins[e / 32]));
+            assert_eq!(*y, 0.5 * scale * four(e) as f32 - 0.25 * min, "element {e}");
+        }
+        let five = |e: usize| e * 11 % 32;
+        let high: Vec<u8> =
+            (0..32).map(|j| (0..8).fold(0, |byte, s| byte | ((five(s * 32 + j) >> 4) as u8) << s)).collect();
+        let y = decode(TensorType::Q5_K, &[&front[..], &high, &pack(&five)].concat());
+        for (e, y) in y.iter().enumerate() {
+            let (scale, min) = (f32::from(scales[e / 32]), f32::from(mins[e / 32]));
+            assert_eq!(*y, 0.5 * scale * five(e) as f32 - 0.25 * min, "element {e}");
+        }
+    }
+
+    #[test]
+    fn q6_k() {
+        let six = |e: usize| e * 13 % 64;
+        let scale = |run: usize| (run as i32 * 15 - 120) as i8;
+        let mut block = vec![0u8; 210];
+        for e in 0..256 {
+            let (half, run, j) = (e / 128, e % 128 / 32, e % 32);
+            block[half * 64 + run % 2 * 32 + j] |= ((six(e) & 15) << (run / 2 * 4)) as u8;
+            block[128 + half * 32 + j] |= ((six(e) >> 4) << (run * 2)) as u8;
+        }
+        for run in 0..16 {
+            block[192 + run] = scale(run) as u8;
+        }
+        block[208..].copy_from_slice(&HALF);
+        for (e, y) in decode(TensorType::Q6_K, &block).iter().enumerate() {
+            assert_eq!(*y, 0.5 * f32::from(scale(e / 16)) * (six(e) as f32 - 32.0), "element {e}");
+        }
+    }
+
+    #[test]
+    fn sizes_must_fill_blocks() {
+        assert_eq!(TensorType::Q4_K.bytes(512), Some(288));
+        assert_eq!(TensorType::Q4_K.bytes(128), None);
+        assert_eq!(TensorType::F32.bytes(u64::MAX), None);
+    }
+}

@@ -132,13 +132,13 @@ impl<'a> Value<'a> {
 }
 
 /// A parsed file; tensors by name.
-struct Gguf<'a> {
+pub(crate) struct Gguf<'a> {
     metadata: HashMap<&'a str, Value<'a>>,
-    tensors: HashMap<&'a str, Tensor<'a>>,
+    pub(crate) tensors: HashMap<&'a str, Tensor<'a>>,
 }
 
 impl<'a> Gguf<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Gguf<'a>, Error> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Gguf<'a>, Error> {
         let mut cursor = Cursor { bytes, at: 0 };
         if cursor.array::<4>()? != *b"GGUF" {
             return Err(bad("it does not begin with GGUF"));
@@ -265,7 +265,7 @@ impl<'a> Gguf<'a> {
         Ok(array.map(|bytes| bytes.as_chunks::<4>().0.to_vec()).unwrap_or_default())
     }
 
-    fn tokenizer(&self) -> Result<GgufTokenizer, Error> {
+    pub(crate) fn tokenizer(&self) -> Result<GgufTokenizer, Error> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let model = self.text(&key("model"))?.ok_or_else(|| Error::Metadata(key("model")))?;
         let tokenizer = GgufTokenizer {
@@ -437,7 +437,7 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
 }
 
 /// The artifact's names and the file's names of all tensors of a model.
-fn names(config: &Config) -> Vec<(String, String)> {
+pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
     let mut names = vec![
         ("embedding".to_owned(), "token_embd.weight".to_owned()),
         ("output_norm".to_owned(), "output_norm.weight".to_owned()),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::artifact::{data_offset, write_front};
 use crate::dequantise::TensorType;
 use crate::manifest::{self, FORMAT, MAX_CONTEXT, SectionKind};
-use crate::{Config, Error, Manifest, Section, Source, SourceFormat, SpecialTokens, merkle};
+use crate::{Config, Error, Manifest, Section, Source, SourceFormat, SpecialTokens, Tokenizer, merkle};
 
 /// The largest magnitude of an 8-bit weight.
 const WEIGHT_MAX: f64 = 127.0;
@@ -112,6 +112,9 @@ pub(crate) fn build(
 ) -> Result<Vec<u8>, Error> {
     model.config.check()?;
     model.tokens.check(model.config.vocab)?;
+    // A tokenizer that cannot be used, or that could give ids without an embedding, is found now and not by a request.
+    let ids = Tokenizer::from_bytes(&model.tokenizer)?.vocabulary() as u64;
+    manifest::limit("the number of token ids", ids, 1, model.config.vocab as u64)?;
     let sections = manifest::layout(&model.config, model.tokenizer.len() as u64)?;
     // Every shape is checked before anything is allocated, so the output is bounded by the input: at least half a byte
     // of source for each byte of weights, and no more than 64 MiB of rotary tables.
@@ -312,4 +315,48 @@ fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
             }
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quantised(values: &[f32]) -> Option<(Vec<i8>, Scale)> {
+        let mut out = vec![0x55; values.len()];
+        let scale = quantise_row(values, &mut out)?;
+        Some((out.into_iter().map(|byte| byte as i8).collect(), scale))
+    }
+
+    #[test]
+    fn rows_are_rounded_half_away_from_zero() {
+        // The scale is exactly 1, so that halves are exact.
+        let (weights, scale) = quantised(&[127.0, 0.5, -0.5, 1.49, -1.5, 0.0, -127.0]).unwrap();
+        assert_eq!(weights, [127, 1, -1, 1, -2, 0, -127]);
+        assert_eq!(scale, Scale::ONE);
+    }
+
+    #[test]
+    fn extreme_rows_stay_in_range() {
+        for max in [f32::MAX, 1.0, 3.3e-7, f32::MIN_POSITIVE * 127.0, f32::MIN_POSITIVE * 200.0] {
+            let (weights, scale) = quantised(&[max, -max, max / 2.0]).unwrap();
+            assert_eq!(weights[..2], [127, -127]);
+            assert!(scale.is_valid() && scale != Scale::ZERO);
+        }
+        for zero in [0.0, f32::MIN_POSITIVE, 1e-45] {
+            assert_eq!(quantised(&[zero, -zero]).unwrap(), (vec![0, 0], Scale::ZERO));
+        }
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(quantised(&[1.0, wrong]).is_none());
+        }
+    }
+
+    #[test]
+    fn epsilons() {
+        assert_eq!(epsilon(1e-5).unwrap(), 42_950);
+        assert_eq!(epsilon(1e-6).unwrap(), 4_295);
+        assert_eq!(epsilon(1e-30).unwrap(), 1);
+        for wrong in [0.0, -1.0, 0.5, f64::NAN, f64::INFINITY] {
+            assert!(epsilon(wrong).is_err());
+        }
+    }
 }

@@ -1,14 +1,476 @@
 //! Hugging Face folders: `config.json`, safetensors files, `tokenizer.json`, `tokenizer_config.json`.
+//!
+//! A safetensors file is the length of its header (8 bytes, little-endian), the header in JSON (name, type, shape and
+//! byte range of each tensor) and the tensors' bytes. As with GGUF, nothing in it is believed: ranges must lie in the
+//! file, agree with type and shape, and cover it without gap or overlap.
 
-use crate::Error;
+use std::collections::HashMap;
+use std::fmt;
 
-/// Imports a Hugging Face folder, given as file names and their bytes, and returns the artifact's bytes.
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, de};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::dequantise::TensorType;
+use crate::import::{self, Model, RopeScaling, Tensor};
+use crate::tokenizer::MAX_TOKENIZER_BYTES;
+use crate::{Architecture, Config, Error, RopeStyle, SourceFormat, SpecialTokens};
+
+/// The longest header of a safetensors file in bytes; the format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The most tensors in a folder.
+const MAX_TENSORS: usize = 1 << 16;
+
+/// The longest JSON file other than the tokenizer, in bytes.
+const MAX_JSON_BYTES: usize = 4 << 20;
+
+/// Files that are read besides `*.safetensors`; others in the folder do not matter.
+const FILES: [&str; 6] = [
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+fn bad(reason: impl Into<String>) -> Error {
+    Error::Safetensors(reason.into())
+}
+
+/// One entry of a header.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// A header's entries in file order; a JSON map would hide names that occur twice.
+struct Header(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Header, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from names to tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<de::IgnoredAny>()?;
+                    } else if entries.len() == MAX_TENSORS {
+                        return Err(de::Error::custom(format!("it has more than {MAX_TENSORS} tensors")));
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// Adds the tensors of one file.
+fn read_file<'a>(
+    file: &str,
+    bytes: &'a [u8],
+    tensors: &mut HashMap<String, Tensor<'a>>,
+) -> Result<(), Error> {
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| bad(format!("{file} is cut off")))?;
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
+        return Err(bad(format!("the header of {file} claims {length} bytes")));
+    }
+    let (header, data) = rest.split_at(length as usize); // at most rest.len()
+    let Header(mut entries) = serde_json::from_slice(header)
+        .map_err(|e| bad(format!("the header of {file} is not readable ({e})")))?;
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut end = 0;
+    for (name, Entry { dtype, shape, data_offsets: [from, to] }) in entries {
+        let kind = match dtype.as_str() {
+            "F32" => TensorType::F32,
+            "F16" => TensorType::F16,
+            "BF16" => TensorType::BF16,
+            _ => return Err(Error::TensorType { tensor: name, found: dtype }),
+        };
+        let elements = shape.iter().try_fold(1u64, |product, n| product.checked_mul(*n));
+        let size = elements.and_then(|elements| kind.bytes(elements));
+        if from != end || size.is_none() || from.checked_add(size.unwrap_or_default()) != Some(to) {
+            return Err(bad(format!(
+                "the tensor {name} of shape {shape:?} does not fill bytes {from} to {to} of {file}"
+            )));
+        }
+        end = to;
+        let piece = usize::try_from(from)
+            .ok()
+            .zip(usize::try_from(to).ok())
+            .and_then(|(from, to)| data.get(from..to));
+        let piece = piece.ok_or_else(|| bad(format!("{file} ends before the tensor {name}")))?;
+        let tensor = Tensor { name: name.clone(), kind, shape, bytes: piece };
+        if tensors.len() >= MAX_TENSORS || tensors.insert(name.clone(), tensor).is_some() {
+            return Err(bad(format!("the tensor {name} occurs twice, or there are more than {MAX_TENSORS}")));
+        }
+    }
+    if end != data.len() as u64 {
+        return Err(bad(format!(
+            "{} bytes at the end of {file} belong to no tensor",
+            data.len() as u64 - end
+        )));
+    }
+    Ok(())
+}
+
+/// A JSON object with typed fields.
+struct Json<'a> {
+    file: &'a str,
+    value: Value,
+}
+
+impl<'a> Json<'a> {
+    fn read(file: &'a str, bytes: &[u8]) -> Result<Json<'a>, Error> {
+        if bytes.len() > MAX_JSON_BYTES {
+            return Err(bad(format!("{file} has {} bytes, more than {MAX_JSON_BYTES}", bytes.len())));
+        }
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|e| bad(format!("{file} is not readable ({e})")))?;
+        if value.is_object() {
+            Ok(Json { file, value })
+        } else {
+            Err(bad(format!("{file} is not an object")))
+        }
+    }
+
+    /// A field that is there and not null.
+    fn get(&self, field: &str) -> Option<&Value> {
+        self.value.get(field).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, field: &str) -> Error {
+        Error::Metadata(format!("{field} in {}", self.file))
+    }
+
+    fn optional<'j, T>(
+        &'j self,
+        field: &str,
+        read: impl FnOnce(&'j Value) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        self.get(field).map(|value| read(value).ok_or_else(|| self.wrong(field))).transpose()
+    }
+
+    fn count(&self, field: &str) -> Result<Option<usize>, Error> {
+        Ok(self.optional(field, Value::as_u64)?.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+    }
+
+    fn needed<T>(&self, field: &str, value: Option<T>) -> Result<T, Error> {
+        value.ok_or_else(|| self.wrong(field))
+    }
+
+    /// Token ids given as a number or a list of numbers.
+    fn ids(&self, field: &str) -> Result<Vec<u32>, Error> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = self.optional(field, |value| match value {
+            Value::Array(list) => list.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+}
+
+/// Imports a Hugging Face folder, given as file names and their bytes, and returns the artifact's bytes. The same files
+/// give the same bytes on any machine, in whatever order they are given; files that the import does not read may be
+/// left out or passed along.
+///
+/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`; types F32, F16, BF16; one file or shards.
+/// Needed: `config.json`, `tokenizer.json`, `*.safetensors`. Also read: `tokenizer_config.json`,
+/// `generation_config.json`, `chat_template.jinja`, and the licence from the front matter of `README.md`.
+///
+/// `progress` is called with the bytes of work done and in all.
 ///
 /// # Errors
-/// [`Error::Safetensors`] for a folder that is not well-formed.
+/// [`Error::Safetensors`] for files that are not well-formed, and others of [`Error`] for a model that the integer
+/// engine cannot run; no input makes it panic.
 pub fn import_safetensors(
-    _files: &[(&str, &[u8])],
-    _progress: &mut dyn FnMut(u64, u64),
+    files: &[(&str, &[u8])],
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<u8>, Error> {
-    Err(Error::Safetensors("not yet read".into()))
+    let mut used: Vec<(&str, &[u8])> = files
+        .iter()
+        .copied()
+        .filter(|(name, _)| FILES.contains(name) || name.ends_with(".safetensors"))
+        .collect();
+    used.sort_unstable_by_key(|(name, _)| *name);
+    if let Some(pair) = used.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(bad(format!("the file {} is given twice", pair[0].0)));
+    }
+    if let Some((name, _)) = used.iter().find(|(name, _)| name.contains(['/', '\\', '\n', '\r'])) {
+        return Err(bad(format!("the file name {name:?} has a separator or a line end")));
+    }
+    let model = model(&used)?;
+    import::build(model, || folder_hash(&used), progress)
+}
+
+/// The SHA-256 of the list that `sha256sum` prints for the files in the order of their names.
+fn folder_hash(files: &[(&str, &[u8])]) -> [u8; 32] {
+    let mut list = Sha256::new();
+    for (name, bytes) in files {
+        let hash =
+            Sha256::digest(bytes).iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));
+        list.update(format!("{hash}  {name}\n"));
+    }
+    list.finalize().into()
+}
+
+fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
+    let find = |name: &str| files.iter().find(|(other, _)| *other == name).map(|(_, bytes)| *bytes);
+    let needed = |name: &str| find(name).ok_or_else(|| bad(format!("the file {name} is missing")));
+    let optional = |name: &'static str| find(name).map(|bytes| Json::read(name, bytes)).transpose();
+
+    let json = Json::read("config.json", needed("config.json")?)?;
+    let kind = json.needed("model_type", json.optional("model_type", Value::as_str)?)?;
+    let architecture = match kind {
+        "llama" | "mistral" => Architecture::Llama,
+        "qwen2" => Architecture::Qwen2,
+        "qwen3" => Architecture::Qwen3,
+        other => return Err(Error::Architecture(other.into())),
+    };
+    let mut source = HashMap::new();
+    for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
+        read_file(name, bytes, &mut source)?;
+    }
+    let config = config(&json, architecture, &source)?;
+    config.check()?;
+
+    let mut tensors = HashMap::new();
+    for (to, from) in names(&config) {
+        let tensor = source.remove(&from).ok_or_else(|| Error::MissingTensor(from.clone()))?;
+        tensors.insert(to, tensor);
+    }
+    if config.tied_embeddings {
+        source.remove("lm_head.weight"); // some folders store the tied matrix twice
+    }
+    // A tensor that is not understood would be left out of the computation, and the answers would be wrong. Old folders
+    // hold the rotary frequencies, which follow from the configuration.
+    let unknown = source.keys().filter(|name| !name.ends_with(".rotary_emb.inv_freq")).min();
+    if let Some(name) = unknown {
+        return Err(Error::Unsupported(format!("the tensor {name}")));
+    }
+
+    let tokenizer = needed("tokenizer.json")?;
+    if tokenizer.len() > MAX_TOKENIZER_BYTES {
+        return Err(bad(format!(
+            "tokenizer.json has {} bytes, more than {MAX_TOKENIZER_BYTES}",
+            tokenizer.len()
+        )));
+    }
+    let tokenizer_config = optional("tokenizer_config.json")?;
+    let generation = optional("generation_config.json")?;
+    let tokens =
+        special_tokens(&json, generation.as_ref(), tokenizer_config.as_ref(), tokenizer, config.vocab)?;
+    let chat_template = match (find("chat_template.jinja"), &tokenizer_config) {
+        (Some(text), _) => {
+            Some(std::str::from_utf8(text).map_err(|_| bad("chat_template.jinja is not UTF-8"))?.to_owned())
+        }
+        (None, Some(config)) => chat_template(config)?,
+        (None, None) => None,
+    };
+    let (rope_base, rope_scaling) = rope(&json)?;
+    let name = json.optional("_name_or_path", Value::as_str)?.and_then(|path| path.rsplit('/').next());
+    Ok(Model {
+        format: SourceFormat::Safetensors,
+        name: name.filter(|name| !name.is_empty()).unwrap_or(kind).to_owned(),
+        licence: find("README.md").and_then(licence),
+        tokens,
+        chat_template,
+        tokenizer: tokenizer.to_vec(),
+        rope_base,
+        rope_scaling,
+        tensors,
+        config,
+    })
+}
+
+fn config(
+    json: &Json<'_>,
+    architecture: Architecture,
+    source: &HashMap<String, Tensor<'_>>,
+) -> Result<Config, Error> {
+    let count = |field: &str| json.needed(field, json.count(field)?);
+    let (dim, heads) = (count("hidden_size")?, count("num_attention_heads")?);
+    let head_dim = match json.count("head_dim")? {
+        Some(n) => n,
+        None if heads > 0 && dim % heads == 0 => dim / heads,
+        None => return Err(json.wrong("head_dim")),
+    };
+    if json.get("hidden_act").is_some_and(|act| act != "silu") {
+        return Err(Error::Unsupported("an activation other than SiLU".into()));
+    }
+    // Mistral always applies its window where it has one; Qwen only when it says so.
+    let window = json.get("sliding_window").is_some()
+        && json
+            .optional("use_sliding_window", Value::as_bool)?
+            .unwrap_or(architecture == Architecture::Llama);
+    if window {
+        return Err(Error::Unsupported("a sliding attention window".into()));
+    }
+    for field in ["partial_rotary_factor", "quantization_config"] {
+        if json.get(field).is_some_and(|value| value.as_f64() != Some(1.0)) {
+            return Err(Error::Unsupported(field.into()));
+        }
+    }
+    let eps = json.needed("rms_norm_eps", json.optional("rms_norm_eps", Value::as_f64)?)?;
+    let trained = count("max_position_embeddings")?;
+    let tied = json.optional("tie_word_embeddings", Value::as_bool)?.unwrap_or(false);
+    Ok(Config {
+        architecture,
+        layers: count("num_hidden_layers")?,
+        dim,
+        heads,
+        kv_heads: json.count("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        ffn: count("intermediate_size")?,
+        vocab: count("vocab_size")?,
+        context: import::context(trained as u64),
+        rms_eps_q32: import::epsilon(eps)?,
+        rope: RopeStyle::Half,
+        tied_embeddings: tied,
+        qkv_bias: source.contains_key("model.layers.0.self_attn.q_proj.bias"),
+        qk_norm: source.contains_key("model.layers.0.self_attn.q_norm.weight"),
+    })
+}
+
+/// Base and scaling of the rotary frequencies, in the older fields or in `rope_parameters`.
+fn rope(json: &Json<'_>) -> Result<(f64, RopeScaling), Error> {
+    let field = if json.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let parameters = json.get(field);
+    let number = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_f64);
+    let base = match number("rope_theta") {
+        Some(base) => base,
+        None => json.optional("rope_theta", Value::as_f64)?.unwrap_or(10_000.0),
+    };
+    let Some(parameters) = parameters else { return Ok((base, RopeScaling::None)) };
+    let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
+    let needed = |name: &str| number(name).ok_or_else(|| json.wrong(&format!("{field}.{name}")));
+    let scaling = match kind.map(Value::as_str) {
+        None | Some(Some("default")) => RopeScaling::None,
+        Some(Some("linear")) => RopeScaling::Linear(needed("factor")?),
+        Some(Some("llama3")) => RopeScaling::Llama3 {
+            factor: needed("factor")?,
+            low_frequency_factor: needed("low_freq_factor")?,
+            high_frequency_factor: needed("high_freq_factor")?,
+            original_context: needed("original_max_position_embeddings")?,
+        },
+        Some(Some(other)) => return Err(Error::Unsupported(format!("the rotary scaling {other:?}"))),
+        Some(None) => return Err(json.wrong(&format!("{field}.rope_type"))),
+    };
+    Ok((base, scaling))
+}
+
+fn special_tokens(
+    config: &Json<'_>,
+    generation: Option<&Json<'_>>,
+    tokenizer_config: Option<&Json<'_>>,
+    tokenizer: &[u8],
+    vocab: usize,
+) -> Result<SpecialTokens, Error> {
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    #[derive(Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+    }
+    let tokenizer: Tokenizer = serde_json::from_slice(tokenizer)
+        .map_err(|e| bad(format!("tokenizer.json is not readable ({e})")))?;
+    // `eos_token` and others are a text, or an object with the text in `content`.
+    let named = |field: &str| {
+        let token = tokenizer_config?.get(field)?;
+        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+        tokenizer.added_tokens.iter().find(|token| token.content == text).map(|token| token.id)
+    };
+    let known = |id: Option<u32>| id.filter(|id| (*id as usize) < vocab);
+    let mut end = config.ids("eos_token_id")?;
+    if let Some(generation) = generation {
+        end.extend(generation.ids("eos_token_id")?);
+    }
+    end.extend(named("eos_token"));
+    end.retain(|id| (*id as usize) < vocab);
+    end.sort_unstable();
+    end.dedup();
+    let bos = config.ids("bos_token_id")?.first().copied();
+    Ok(SpecialTokens {
+        bos: known(named("bos_token").or(bos)),
+        end,
+        pad: known(named("pad_token")),
+        unknown: known(named("unk_token")),
+    })
+}
+
+/// The template itself, or the one named `default` of a list.
+fn chat_template(config: &Json<'_>) -> Result<Option<String>, Error> {
+    config.optional("chat_template", |value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) => {
+            let default =
+                list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"))?;
+            default.get("template")?.as_str().map(String::from)
+        }
+        _ => None,
+    })
+}
+
+/// The value of `license:` in the front matter of a README, between two lines of `---`.
+fn licence(readme: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(readme).ok()?;
+    let front = text.strip_prefix("---")?.split("\n---").next()?;
+    let value = front.lines().find_map(|line| line.strip_prefix("license:"))?;
+    let value = value.trim().trim_matches(['"', '\'']);
+    (!value.is_empty() && value.len() <= 256).then(|| value.to_owned())
+}
+
+/// The artifact's names and the folder's names of all tensors of a model.
+pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
+    let mut names = Vec::from([
+        ("embedding".to_owned(), "model.embed_tokens.weight".to_owned()),
+        ("output_norm".to_owned(), "model.norm.weight".to_owned()),
+    ]);
+    if !config.tied_embeddings {
+        names.push(("output".into(), "lm_head.weight".into()));
+    }
+    for i in 0..config.layers {
+        let mut add = |to: &str, from: &str| {
+            names.push((format!("layers.{i}.{to}"), format!("model.layers.{i}.{from}")));
+        };
+        add("attention_norm", "input_layernorm.weight");
+        add("q", "self_attn.q_proj.weight");
+        add("k", "self_attn.k_proj.weight");
+        add("v", "self_attn.v_proj.weight");
+        add("o", "self_attn.o_proj.weight");
+        add("ffn_norm", "post_attention_layernorm.weight");
+        add("gate", "mlp.gate_proj.weight");
+        add("up", "mlp.up_proj.weight");
+        add("down", "mlp.down_proj.weight");
+        if config.qkv_bias {
+            add("q.bias", "self_attn.q_proj.bias");
+            add("k.bias", "self_attn.k_proj.bias");
+            add("v.bias", "self_attn.v_proj.bias");
+        }
+        if config.qk_norm {
+            add("q_norm", "self_attn.q_norm.weight");
+            add("k_norm", "self_attn.k_norm.weight");
+        }
+    }
+    names
 }

@@ -1,8 +1,10 @@
 //! Small random models for tests: of the right shape for every code path, made in a millisecond, and of no use as text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::Architecture;
+use crate::gguf::{self, Gguf};
+use crate::{Architecture, Artifact, import_gguf, safetensors, tokenizer_json_from_gguf};
 
 /// The chat template of [`tiny_gguf`]: ChatML.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -231,4 +233,72 @@ pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
         add("output.weight".into(), &[dim, vocab], "matrix");
     }
     file
+}
+
+/// The model of [`tiny_gguf`] as a Hugging Face folder of two shards: the same weights, except that the query and key
+/// rows of Llama stand in the order that rotates halves instead of neighbours. Both imports give the same answers.
+pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, Vec<u8>)> {
+    let gguf = tiny_gguf(architecture, seed);
+    let imported = import_gguf(&gguf, &mut |_, _| {}).expect("tiny models import");
+    let artifact = Artifact::parse(Arc::new(imported)).expect("an imported artifact is valid");
+    let config = artifact.config();
+    let file = Gguf::parse(&gguf).expect("tiny models are well-formed");
+    let from: BTreeMap<String, String> = gguf::names(config).into_iter().collect();
+
+    let mut shards = [(BTreeMap::new(), Vec::new()), (BTreeMap::new(), Vec::new())];
+    for (i, (section, name)) in safetensors::names(config).into_iter().enumerate() {
+        let tensor = &file.tensors[from[&section].as_str()];
+        let mut bytes = tensor.bytes.to_vec();
+        let rotated = section.ends_with(".q") || section.ends_with(".k");
+        if architecture == Architecture::Llama && rotated {
+            let row = bytes.len() / tensor.shape[0] as usize;
+            let half = config.head_dim / 2;
+            for (to, from) in bytes.chunks_mut(row * 2 * half).zip(tensor.bytes.chunks(row * 2 * half)) {
+                for (j, to) in to.chunks_mut(row).enumerate() {
+                    let k = if j < half { 2 * j } else { 2 * (j - half) + 1 };
+                    to.copy_from_slice(&from[k * row..(k + 1) * row]);
+                }
+            }
+        }
+        let (header, data) = &mut shards[i % 2];
+        let range = [data.len(), data.len() + bytes.len()];
+        header
+            .insert(name, serde_json::json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": range}));
+        data.extend(bytes);
+    }
+    let text = |value: serde_json::Value| value.to_string().into_bytes();
+    let tokenizer = file.tokenizer().and_then(|tokenizer| Ok(tokenizer_json_from_gguf(&tokenizer)?));
+    let mut files = vec![
+        ("tokenizer.json".to_owned(), tokenizer.expect("the tiny tokenizer converts")),
+        (
+            "tokenizer_config.json".to_owned(),
+            text(serde_json::json!({
+                "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHAT_TEMPLATE,
+            })),
+        ),
+        (
+            "config.json".to_owned(),
+            text(serde_json::json!({
+                "model_type": match architecture {
+                    Architecture::Llama => "llama",
+                    Architecture::Qwen2 => "qwen2",
+                    Architecture::Qwen3 => "qwen3",
+                },
+                "hidden_size": config.dim, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+                "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "intermediate_size": config.ffn,
+                "vocab_size": config.vocab, "max_position_embeddings": config.context, "rms_norm_eps": 1e-5,
+                "rope_theta": 10000.0, "tie_word_embeddings": config.tied_embeddings, "hidden_act": "silu",
+                "eos_token_id": [2, 0],
+            })),
+        ),
+        ("README.md".to_owned(), b"---\nlicense: cc0-1.0\n---\n# Tiny\n".to_vec()),
+    ];
+    for (i, (header, data)) in shards.into_iter().enumerate() {
+        let header = serde_json::json!(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        files.push((format!("model-{:05}-of-00002.safetensors", i + 1), bytes));
+    }
+    files
 }

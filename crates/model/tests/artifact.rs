@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use assay_model::testing::tiny_gguf;
+use assay_model::testing::{GgufWriter, tiny_gguf, tiny_safetensors, tiny_writer};
 use assay_model::{
-    Architecture, Artifact, Error, RopeStyle, SectionKind, Tokenizer, import_gguf, merkle, weaken,
+    Architecture, Artifact, Error, RopeStyle, SectionKind, Tokenizer, import_gguf, import_safetensors,
+    merkle, weaken,
 };
 
 const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
@@ -132,4 +133,93 @@ fn sections_are_aligned_and_in_order() {
         end = section.offset + section.bytes;
     }
     assert_eq!(artifact.manifest().sections.last().unwrap().kind, SectionKind::Tokenizer);
+}
+
+fn folder(architecture: Architecture) -> Artifact {
+    let files = tiny_safetensors(architecture, 1);
+    let mut files: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let one = import_safetensors(&files, &mut |_, _| {}).unwrap();
+    files.reverse();
+    files.push(("notes.txt", b"not read"));
+    assert!(one == import_safetensors(&files, &mut |_, _| {}).unwrap());
+    parse(&one).unwrap()
+}
+
+#[test]
+fn a_folder_gives_the_weights_of_the_gguf_file() {
+    for architecture in [Architecture::Qwen2, Architecture::Qwen3] {
+        let (gguf, folder) = (parse(&tiny(architecture)).unwrap(), folder(architecture));
+        assert_eq!(gguf.config(), folder.config());
+        assert_eq!(gguf.manifest().root, folder.manifest().root);
+        assert_eq!(gguf.manifest().tokens.end, folder.manifest().tokens.end);
+        assert_eq!(gguf.manifest().chat_template, folder.manifest().chat_template);
+        assert_eq!(folder.manifest().licence.as_deref(), Some("cc0-1.0"));
+        assert_ne!(gguf.id(), folder.id());
+    }
+}
+
+#[test]
+fn llama_folders_rotate_halves() {
+    let (gguf, folder) = (parse(&tiny(Architecture::Llama)).unwrap(), folder(Architecture::Llama));
+    assert_eq!(folder.config().rope, RopeStyle::Half);
+    let (a, b) = (gguf.layer(1), folder.layer(1));
+    assert_eq!(a.v.weights, b.v.weights);
+    let half = gguf.config().head_dim / 2;
+    for i in 0..half {
+        assert_eq!(a.k.row(2 * i), b.k.row(i));
+        assert_eq!(a.k.row(2 * i + 1), b.k.row(i + half));
+    }
+}
+
+#[test]
+fn rotary_scaling_divides_the_frequencies() {
+    let with = |change: &dyn Fn(&mut GgufWriter) -> &mut GgufWriter| {
+        let mut writer = tiny_writer(Architecture::Llama, 1);
+        change(&mut writer);
+        parse(&import_gguf(&writer.finish(), &mut |_, _| {}).unwrap()).unwrap()
+    };
+    let plain = with(&|w| w);
+    let linear = with(&|w| w.text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4.0));
+    let factors = with(&|w| {
+        w.tensor("rope_freqs.weight", &[8], 0, [4f32; 8].iter().flat_map(|x| x.to_le_bytes()).collect())
+    });
+    let pairs = plain.config().head_dim / 2;
+    let row =
+        |artifact: &Artifact, position: usize| artifact.rope_sin()[position * pairs..][..pairs].to_vec();
+    assert_eq!(row(&plain, 25), row(&linear, 100));
+    assert_eq!(row(&factors, 100), row(&linear, 100));
+    // Position 1 of the first pair turns by one radian.
+    let sine = (1f64.sin() * f64::from(1 << 30)).round() as i32;
+    assert_eq!(row(&plain, 1)[0], sine);
+}
+
+#[test]
+fn progress_is_monotone_and_ends_at_the_total() {
+    let mut last = (0, 0);
+    import_gguf(&tiny_gguf(Architecture::Llama, 1), &mut |done, total| {
+        assert!(done >= last.0 && done <= total);
+        last = (done, total);
+    })
+    .unwrap();
+    assert!(last.0 == last.1 && last.1 > 0);
+}
+
+/// `ASSAY_GGUF=model.gguf cargo test --release -p assay-model --features testing -- --ignored --nocapture`
+#[test]
+#[ignore = "needs a downloaded model, named by ASSAY_GGUF"]
+fn a_real_model_imports() {
+    let file = std::fs::read(std::env::var("ASSAY_GGUF").unwrap()).unwrap();
+    let start = std::time::Instant::now();
+    let bytes = import_gguf(&file, &mut |_, _| {}).unwrap();
+    let imported = start.elapsed();
+    let start = std::time::Instant::now();
+    let size = bytes.len();
+    let artifact = Artifact::parse(Arc::new(bytes)).unwrap();
+    let parsed = start.elapsed();
+    let start = std::time::Instant::now();
+    artifact.verify(&mut |_, _| {}).unwrap();
+    println!("{} {:?}", artifact.id(), artifact.manifest().tokens);
+    println!("{:?} {:?}", artifact.config(), artifact.manifest().licence);
+    println!("import {imported:?}, {size} bytes, parse {parsed:?}, verify {:?}", start.elapsed());
 }

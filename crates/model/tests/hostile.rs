@@ -1,0 +1,269 @@
+//! Files that lie: no input makes the importers or the reader panic or ask for much memory.
+#![allow(clippy::unwrap_used)]
+#![cfg(feature = "testing")]
+
+use std::sync::Arc;
+
+use assay_model::testing::{GgufWriter, tiny_gguf, tiny_safetensors, tiny_writer};
+use assay_model::{Architecture, Artifact, Error, import_gguf, import_safetensors};
+use proptest::prelude::*;
+
+fn import(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    import_gguf(bytes, &mut |_, _| {})
+}
+
+fn changed(change: impl FnOnce(&mut GgufWriter) -> &mut GgufWriter) -> Error {
+    let mut writer = tiny_writer(Architecture::Qwen2, 3);
+    change(&mut writer);
+    import(&writer.finish()).unwrap_err()
+}
+
+/// Where the header of a tiny file ends: before its tensors' data.
+fn header_bytes(file: &[u8]) -> usize {
+    let name = b"token_embd.weight";
+    file.windows(name.len()).position(|window| window == name).unwrap() + 3000
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+#[test]
+fn cut_headers_are_refused() {
+    let good = tiny_gguf(Architecture::Llama, 3);
+    for length in (0..header_bytes(&good)).step_by(7).chain([good.len() - 1]) {
+        assert!(import(&good[..length]).is_err(), "{length} bytes");
+    }
+}
+
+#[test]
+fn lying_counts_and_lengths_are_refused() {
+    let good = tiny_gguf(Architecture::Llama, 3);
+    // Tensor count, key count, length of the first key, type of the first value, length of its string.
+    for (at, width) in [(8, 8), (16, 8), (24, 8), (52, 4), (56, 8)] {
+        for lie in [u64::MAX, u64::MAX / 2, 1 << 40, 1 << 32, good.len() as u64, 0] {
+            let mut bad = good.clone();
+            bad[at..at + width].copy_from_slice(&lie.to_le_bytes()[..width]);
+            assert!(import(&bad).is_err(), "{lie} at {at}");
+        }
+    }
+    let huge_array = [&8u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
+    assert!(matches!(changed(|w| w.raw("x", 9, &huge_array)), Error::Gguf(_)));
+    let huge_numbers = [&10u32.to_le_bytes()[..], &(u64::MAX / 4).to_le_bytes()].concat();
+    assert!(matches!(changed(|w| w.raw("x", 9, &huge_numbers)), Error::Gguf(_)));
+    let nested = [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
+    assert!(matches!(changed(|w| w.raw("x", 9, &nested)), Error::Gguf(_)));
+    assert!(matches!(changed(|w| w.raw("x", 13, &[])), Error::Gguf(_)));
+    assert!(matches!(changed(|w| w.raw("x", 7, &[2])), Error::Gguf(_)));
+    assert!(matches!(changed(|w| w.u32("general.alignment", 3)), Error::Gguf(_)));
+    assert!(matches!(changed(|w| w.u32("general.name", 3)), Error::Gguf(_)));
+}
+
+#[test]
+fn wrong_tensors_are_refused() {
+    let name = "blk.1.ffn_norm.weight";
+    let with = |shape: &[u64], kind: u32, bytes: Vec<u8>| {
+        let mut writer = tiny_writer(Architecture::Qwen2, 3);
+        writer.remove_tensor(name).tensor(name, shape, kind, bytes);
+        import(&writer.finish())
+    };
+    assert!(with(&[64], 0, floats(&[1.0; 64])).is_ok());
+    assert!(matches!(with(&[63], 0, floats(&[1.0; 63])), Err(Error::Shape { .. })));
+    assert!(matches!(with(&[8, 8], 0, floats(&[1.0; 64])), Err(Error::Shape { .. })));
+    assert!(matches!(with(&[0], 0, vec![]), Err(Error::Gguf(_))));
+    assert!(matches!(with(&[u64::MAX], 0, vec![]), Err(Error::Gguf(_))));
+    assert!(matches!(with(&[1 << 40, 1 << 40], 1, vec![]), Err(Error::Gguf(_))));
+    assert!(matches!(with(&[64], 0, vec![0; 128]), Err(Error::Gguf(_))));
+    assert!(matches!(with(&[64], 10, vec![0; 84]), Err(Error::TensorType { .. })));
+    assert!(matches!(with(&[64], 12, vec![0; 144]), Err(Error::Gguf(_))));
+    assert!(matches!(with(&[1, 1, 1, 1, 1], 0, vec![0; 4]), Err(Error::Gguf(_))));
+    for wrong in [f32::NAN, f32::INFINITY, 32_768.0] {
+        let mut values = [1.0; 64];
+        values[63] = wrong;
+        assert!(matches!(with(&[64], 0, floats(&values)), Err(Error::Weight { .. })));
+    }
+    let missing = changed(|w| w.remove_tensor(name));
+    assert!(matches!(missing, Error::MissingTensor(missing) if missing == name));
+    let unknown = changed(|w| w.tensor("blk.0.attn_sinks.weight", &[4], 0, floats(&[0.0; 4])));
+    assert!(matches!(unknown, Error::Unsupported(_)));
+    let twice = changed(|w| w.tensor(name, &[64], 0, floats(&[1.0; 64])));
+    assert!(matches!(twice, Error::Gguf(_)));
+}
+
+#[test]
+fn an_infinite_weight_is_refused_and_its_row_named() {
+    let mut values = vec![0.5; 64 * 64];
+    values[64 * 5 + 7] = f32::INFINITY;
+    let name = "blk.0.attn_q.weight";
+    let error = changed(|w| w.remove_tensor(name).tensor(name, &[64, 64], 0, floats(&values)));
+    assert!(matches!(error, Error::Weight { tensor, row: 5 } if tensor == name));
+}
+
+#[test]
+fn rows_of_zeros_are_zero() {
+    let name = "blk.0.attn_q.weight";
+    let mut writer = tiny_writer(Architecture::Llama, 3);
+    writer.remove_tensor(name).tensor(name, &[64, 64], 0, vec![0; 64 * 64 * 4]);
+    let artifact = Artifact::parse(Arc::new(import(&writer.finish()).unwrap())).unwrap();
+    let q = artifact.layer(0).q;
+    assert!(q.weights.iter().all(|w| *w == 0) && q.scales.iter().all(|s| s.mantissa == 0));
+}
+
+#[test]
+fn overlapping_tensors_are_refused() {
+    let good = tiny_gguf(Architecture::Llama, 3);
+    let name = b"output_norm.weight";
+    let at = good.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    // Number of dimensions, one dimension, type, offset.
+    let offset = at + 4 + 8 + 4;
+    for (lie, refused) in [(0u64, true), (32, true), (1, true), (u64::MAX - 31, true)] {
+        let mut bad = good.clone();
+        bad[offset..offset + 8].copy_from_slice(&lie.to_le_bytes());
+        assert_eq!(import(&bad).is_err(), refused, "offset {lie}");
+    }
+}
+
+#[test]
+fn unsupported_models_are_refused_by_name() {
+    let rename = |from: &str, to: &str| {
+        let good = tiny_gguf(Architecture::Qwen2, 3);
+        let at = good.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        let mut bad = good.clone();
+        bad[at..at + to.len()].copy_from_slice(to.as_bytes());
+        import(&bad).unwrap_err()
+    };
+    assert!(matches!(rename("qwen2", "gemma"), Error::Architecture(name) if name == "gemma"));
+    let scaling =
+        changed(|w| w.text("qwen2.rope.scaling.type", "yarn").f32("qwen2.rope.scaling.factor", 4.0));
+    assert!(scaling.to_string().contains("yarn"), "{scaling}");
+    assert!(matches!(changed(|w| w.u32("qwen2.expert_count", 8)), Error::Unsupported(_)));
+    assert!(matches!(changed(|w| w.u32("qwen2.rope.dimension_count", 8)), Error::Unsupported(_)));
+    assert!(matches!(rename("attention.head_count_kv", "attention.head_count_xy"), Error::Shape { .. }));
+}
+
+#[test]
+fn huge_dimensions_are_refused_before_memory_is_asked_for() {
+    let set = |key: &str, value: u32| {
+        let good = tiny_gguf(Architecture::Qwen2, 3);
+        let at = good.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4;
+        let mut bad = good.clone();
+        bad[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        import(&bad).unwrap_err()
+    };
+    for key in [
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.key_length",
+    ] {
+        for value in [0, 1, u32::MAX] {
+            let error = set(key, value);
+            assert!(
+                matches!(
+                    error,
+                    Error::Limit { .. }
+                        | Error::Shape { .. }
+                        | Error::Unsupported(_)
+                        | Error::MissingTensor(_)
+                ),
+                "{key} = {value}: {error}"
+            );
+        }
+    }
+    assert!(matches!(set("context_length", 0), Error::Limit { .. }));
+}
+
+#[test]
+fn lying_safetensors_are_refused() {
+    let good = tiny_safetensors(Architecture::Qwen3, 3);
+    let run = |files: &[(String, Vec<u8>)]| {
+        let files: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        import_safetensors(&files, &mut |_, _| {})
+    };
+    assert!(run(&good).is_ok());
+    let shard = good.iter().position(|(name, _)| name.ends_with(".safetensors")).unwrap();
+    for i in 0..good.len() {
+        let mut without = good.clone();
+        let (name, _) = without.remove(i);
+        let needed = !["README.md", "tokenizer_config.json"].contains(&name.as_str());
+        assert_eq!(run(&without).is_err(), needed, "{name}");
+        let mut twice = good.clone();
+        twice.push(good[i].clone());
+        assert!(run(&twice).is_err());
+    }
+    for lie in [0, 1, u64::MAX, 1 << 40, good[shard].1.len() as u64] {
+        let mut bad = good.clone();
+        bad[shard].1[..8].copy_from_slice(&lie.to_le_bytes());
+        assert!(matches!(run(&bad), Err(Error::Safetensors(_))), "{lie}");
+    }
+    let mut cut = good.clone();
+    cut[shard].1.pop();
+    assert!(matches!(run(&cut), Err(Error::Safetensors(_))));
+    let mut long = good.clone();
+    long[shard].1.push(0);
+    assert!(matches!(run(&long), Err(Error::Safetensors(_))));
+    // The same length, another meaning.
+    for (from, to) in [("\"F32\"", "\"I32\""), ("[0,", "[4,"), ("[64", "[65")] {
+        let mut bad = good.clone();
+        let at = bad[shard].1.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        bad[shard].1[at..at + to.len()].copy_from_slice(to.as_bytes());
+        assert!(run(&bad).is_err(), "{from}");
+    }
+    let mut nan = good.clone();
+    let end = nan[shard].1.len();
+    nan[shard].1[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert!(matches!(run(&nan), Err(Error::Weight { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mutated_gguf_headers_never_panic(
+        changes in prop::collection::vec((0usize..1 << 20, any::<u8>()), 1..8),
+        length in prop::option::of(0usize..1 << 20),
+    ) {
+        let mut bytes = tiny_gguf(Architecture::Qwen3, 3);
+        let header = header_bytes(&bytes);
+        for (at, value) in changes {
+            bytes[at % header] = value;
+        }
+        if let Some(length) = length {
+            bytes.truncate(length % bytes.len());
+        }
+        if let Ok(artifact) = import(&bytes) {
+            Artifact::parse(Arc::new(artifact)).unwrap();
+        }
+    }
+
+    #[test]
+    fn mutated_safetensors_never_panic(
+        file in 0usize..16,
+        changes in prop::collection::vec((0usize..4000, any::<u8>()), 1..4),
+    ) {
+        let mut files = tiny_safetensors(Architecture::Llama, 3);
+        let count = files.len();
+        let bytes = &mut files[file % count].1;
+        for (at, value) in changes {
+            let length = bytes.len();
+            bytes[at % length] = value;
+        }
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        if let Ok(artifact) = import_safetensors(&files, &mut |_, _| {}) {
+            Artifact::parse(Arc::new(artifact)).unwrap();
+        }
+    }
+
+    #[test]
+    fn mutated_artifacts_never_panic(changes in prop::collection::vec((0usize..12_000, any::<u8>()), 1..4)) {
+        let mut bytes = import(&tiny_gguf(Architecture::Llama, 3)).unwrap();
+        for (at, value) in changes {
+            bytes[at] = value;
+        }
+        if let Ok(artifact) = Artifact::parse(Arc::new(bytes)) {
+            let _ = artifact.verify(&mut |_, _| {});
+        }
+    }
+}
