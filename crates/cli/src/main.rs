@@ -1,3 +1,201 @@
-//! `assay`: every role in one binary.
+//! `assay`: host, run and verify AI models on machines that nobody has to trust. Every role is in this one binary:
+//! the local network (`up`), a worker, a gateway, the client commands and the offline verifier.
+//!
+//! This crate is a shell: it parses arguments, reads and writes files, starts processes and prints. What a worker, a
+//! gateway or a verifier does is in the crates of those names.
 
-fn main() {}
+mod bench;
+mod chat;
+mod client;
+mod config;
+mod doctor;
+mod error;
+mod home;
+mod models;
+mod records;
+mod ui;
+mod up;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+#[derive(Parser)]
+#[command(
+    name = "assay",
+    version,
+    about = "Host, run and verify AI models on machines that nobody has to trust"
+)]
+struct Cli {
+    /// Print results as JSON, without progress bars or colours
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole network on this machine: a gateway, a chat page and several workers
+    Up(up::UpArgs),
+    /// Talk to a model
+    Chat(chat::ChatArgs),
+    /// Run a worker
+    Worker(RoleArgs),
+    /// Run a gateway
+    Gateway(RoleArgs),
+    /// Fetch, import and inspect models
+    #[command(subcommand)]
+    Model(models::ModelCommand),
+    /// Check a receipt offline
+    Verify(verify::VerifyArgs),
+    /// List receipts, or save one
+    Receipts(records::ReceiptsArgs),
+    /// Have another worker replay an answer
+    Audit(records::AuditArgs),
+    /// Save everything that is signed about a request in one file
+    Incident(records::IncidentArgs),
+    /// Measure speed, quality and the cost of verification
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Find out what keeps this machine from working
+    Doctor(doctor::DoctorArgs),
+    /// The configuration file
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(clap::Args)]
+struct RoleArgs {
+    /// The configuration file; ~/.assay/config.toml when left out
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// End when standard input closes, as `assay up` wants of its processes
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its documentation and default
+    Show,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Fails only when a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("assay: no threads to be had: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match runtime.block_on(Box::pin(run(cli))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{} {error}", ui::red("assay:"));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let json = cli.json;
+    match cli.command {
+        Command::Up(args) => Box::pin(up::run(args, json)).await,
+        Command::Chat(args) => chat::run(args, json).await,
+        Command::Worker(args) => {
+            let (path, file) = role(&args)?;
+            let config = file.worker.ok_or_else(|| no_section(&path, "worker"))?;
+            assay_worker::run(config, until_told(args.supervised))
+                .await
+                .map_err(|error| Error::said(error.to_string()))
+        }
+        Command::Gateway(args) => {
+            let (path, file) = role(&args)?;
+            let config = file.gateway.ok_or_else(|| no_section(&path, "gateway"))?;
+            let ready = |address| eprintln!("gateway ready at http://{address}");
+            assay_gateway::run(config, until_told(args.supervised), ready)
+                .await
+                .map_err(|error| Error::said(error.to_string()))
+        }
+        Command::Model(command) => models::run(command, json),
+        Command::Verify(args) => verify::run(args, json),
+        Command::Receipts(args) => records::receipts(args, json).await,
+        Command::Audit(args) => records::audit(args, json).await,
+        Command::Incident(args) => records::incident(args, json).await,
+        Command::Bench(command) => bench::run(command, json).await,
+        Command::Doctor(args) => doctor::run(args, json).await,
+        Command::Config(ConfigCommand::Show) => config::show(json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn role(args: &RoleArgs) -> Result<(PathBuf, config::File)> {
+    let path = match &args.config {
+        Some(path) => path.clone(),
+        None => config::default_path()?,
+    };
+    let file = config::read(&path)?;
+    Ok((path, file))
+}
+
+fn no_section(path: &std::path::Path, section: &str) -> Error {
+    Error::said(format!("{} has no section [{section}]; `assay config show` prints one", path.display()))
+}
+
+/// Resolves on Ctrl-C or a termination signal.
+async fn stop_signal() {
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}
+
+/// Resolves when this process is told to finish: by a signal or, when supervised, by its standard input closing.
+async fn until_told(supervised: bool) {
+    let (closed_sender, closed) = tokio::sync::oneshot::channel::<()>();
+    if supervised {
+        // A plain thread: it may stay blocked in its read when the process ends for another reason.
+        std::thread::spawn(move || {
+            use std::io::Read as _;
+            while matches!(std::io::stdin().read(&mut [0]), Ok(1)) {}
+            drop(closed_sender);
+        });
+    } else {
+        std::mem::forget(closed_sender);
+    }
+    tokio::select! {
+        () = stop_signal() => {}
+        _ = closed => {}
+    }
+}

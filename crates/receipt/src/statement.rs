@@ -185,13 +185,16 @@ pub struct Audit {
     pub arithmetic: u32,
     /// What was found.
     pub verdict: Verdict,
-    /// Where it differs first: `tokens`, `text`, `tool_calls`, `finish_reason`, `usage` or `logprobs`; else empty.
+    /// Where it differs first: `prompt_tokens`, `completion_tokens`, `tokens`, `logprobs`, `text`, `tool_calls` or
+    /// `finish_reason`; else empty.
     pub field: String,
     /// Index of the first token, byte or entry that differs; else 0.
     pub position: u64,
-    /// What the replay gave there; else 0.
+    /// What the replay gave there: a number, a token id or a byte, [`Audit::NOTHING`] past the end; else 0.
+    #[serde(with = "decimal")]
     pub expected: u64,
-    /// What the worker claimed there; else 0.
+    /// What the worker claimed there, in the same form; else 0.
+    #[serde(with = "decimal")]
     pub claimed: u64,
     /// Counts the auditor's statements from 0 without gaps, receipts and failures included.
     #[serde(with = "decimal")]
@@ -205,6 +208,9 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// Stands in `expected` and `claimed` for the absence of a token, a byte or an entry.
+    pub const NOTHING: u64 = u64::MAX;
+
     /// Checks the lengths that this type documents.
     ///
     /// # Errors

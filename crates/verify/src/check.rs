@@ -161,9 +161,10 @@ pub fn check(bundle: &Bundle, expected: &Expected) -> Report {
         State::Mismatch => {
             proves.extend(differs.iter().map(|(operator, audit)| {
                 format!(
-                    "Auditor {} of {operator} signed that the model gives something else: {} at position {}, {} instead \
-                     of {}. The worker or this auditor signed a falsehood and can be held to it.",
-                    audit.auditor, audit.field, audit.position, audit.expected, audit.claimed
+                    "Auditor {} of {operator} signed that the model gives something else: {}. The worker or this auditor \
+                     signed a falsehood and can be held to it.",
+                    audit.auditor,
+                    difference(&audit.field, audit.position, audit.expected, audit.claimed)
                 )
             }));
             trusted.push(
@@ -174,6 +175,12 @@ pub fn check(bundle: &Bundle, expected: &Expected) -> Report {
         }
     };
     Report { state, level, hash, worker: receipt.worker, operator, checks: checks.0, proves, trusted }
+}
+
+/// Says where a replay and a claim differ.
+pub(crate) fn difference(field: &str, position: u64, expected: u64, claimed: u64) -> String {
+    let show = |value| if value == Audit::NOTHING { "nothing".into() } else { u64::to_string(&value) };
+    format!("{field} at position {position}, {} instead of {}", show(expected), show(claimed))
 }
 
 pub(crate) fn signed_words(who: &str) -> (Vec<String>, Vec<String>) {

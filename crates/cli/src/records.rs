@@ -1,0 +1,145 @@
+//! `assay receipts`, `assay audit`, `assay incident`: what the gateway keeps about past requests.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::client::{self, Gateway};
+use crate::error::{Error, Result};
+use crate::{home, ui};
+
+#[derive(Args)]
+pub(crate) struct ReceiptsArgs {
+    /// Save this request's receipt, with everything needed to verify it offline
+    request_id: Option<String>,
+    /// Where to save it; receipt.json when left out
+    #[arg(long, requires = "request_id")]
+    out: Option<PathBuf>,
+    /// How many of the newest to list
+    #[arg(long, default_value_t = 20)]
+    limit: u32,
+    /// The gateway's address
+    #[arg(long, default_value = client::DEFAULT_URL)]
+    gateway: String,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditArgs {
+    /// The request whose answer another worker shall replay
+    request_id: String,
+    /// The gateway's address
+    #[arg(long, default_value = client::DEFAULT_URL)]
+    gateway: String,
+}
+
+#[derive(Args)]
+pub(crate) struct IncidentArgs {
+    /// The request
+    request_id: String,
+    /// Where to save the file; incident-REQUEST_ID.json when left out
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The gateway's address
+    #[arg(long, default_value = client::DEFAULT_URL)]
+    gateway: String,
+}
+
+/// A request id as it may stand in a path: anything else cannot be one.
+fn checked(id: &str) -> Result<&str> {
+    if !id.is_empty()
+        && id.len() <= 100
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    {
+        return Ok(id);
+    }
+    Err(Error::said(format!("\"{id}\" is not a request id; `assay receipts` lists them")))
+}
+
+pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
+    let gateway = Gateway::new(&args.gateway)?;
+    if let Some(id) = &args.request_id {
+        let bundle = gateway.get(&format!("/assay/receipts/{}", checked(id)?)).await?;
+        if json && args.out.is_none() {
+            ui::print_json(&bundle);
+            return Ok(());
+        }
+        return save(&bundle, args.out.unwrap_or_else(|| "receipt.json".into()));
+    }
+    let list = gateway.get(&format!("/assay/receipts?limit={}", args.limit)).await?;
+    if json {
+        ui::print_json(&list);
+        return Ok(());
+    }
+    let rows = list
+        .as_array()
+        .or_else(|| list.get("receipts").and_then(Value::as_array))
+        .cloned()
+        .unwrap_or_default();
+    if rows.is_empty() {
+        println!("The gateway holds no receipts yet; `assay chat` makes one.");
+        return Ok(());
+    }
+    let columns = ["request_id", "state", "operator", "model", "prompt_tokens", "completion_tokens", "price"];
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
+    print!("{}", ui::table(&columns, &rows));
+    Ok(())
+}
+
+fn cell(row: &Value, column: &str) -> String {
+    match row.get(column) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+pub(crate) async fn audit(args: AuditArgs, json: bool) -> Result<()> {
+    let gateway = Gateway::new(&args.gateway)?;
+    let outcome = gateway.post(&format!("/assay/audit/{}", checked(&args.request_id)?), &Value::Null).await?;
+    let state = outcome.get("state").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    if json {
+        ui::print_json(&outcome);
+    } else if state == "replayed" {
+        println!("{} another worker repeated this answer bit for bit", ui::green("✓"));
+    }
+    match state.as_str() {
+        "replayed" => Ok(()),
+        "mismatch" => Err(Error::Rejected(
+            "another worker came to a different answer; `assay incident` makes the file".into(),
+        )),
+        other => Err(Error::said(format!(
+            "the replay came to no verdict ({other}); try again when more workers are up"
+        ))),
+    }
+}
+
+pub(crate) async fn incident(args: IncidentArgs, json: bool) -> Result<()> {
+    let gateway = Gateway::new(&args.gateway)?;
+    let incident = gateway.get(&format!("/assay/incident/{}", checked(&args.request_id)?)).await?;
+    if json && args.out.is_none() {
+        ui::print_json(&incident);
+        return Ok(());
+    }
+    save(&incident, args.out.unwrap_or_else(|| format!("incident-{}.json", args.request_id).into()))
+}
+
+fn save(value: &Value, path: PathBuf) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::said(format!("it cannot be written as JSON: {error}")))?;
+    home::write_atomically(&path, &text, 0o600)?;
+    println!("saved {}", path.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ids_that_would_leave_their_path_are_refused() {
+        assert!(super::checked("chatcmpl-00ff").is_ok());
+        for id in ["", "../x", "a/b", "a?b", "a b", &"x".repeat(101)] {
+            assert!(super::checked(id).is_err(), "{id}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the terminal shows: progress bars, tables, colours. Nothing here is printed when `--json` is given.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Prints a value as JSON on standard output, for scripts.
+pub(crate) fn print_json(value: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("this result cannot be written as JSON: {error}"),
+    }
+}
+
+/// A bar for work whose length is known, in bytes or in `unit`s.
+pub(crate) fn bar(total: u64, what: &str, bytes: bool) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let template = if bytes {
+        "{msg:24} {wide_bar:.green/black.bright} {bytes:>10}/{total_bytes} {bytes_per_sec:>12} {eta:>4}"
+    } else {
+        "{msg:24} {wide_bar:.green/black.bright} {pos:>7}/{len} {eta:>4}"
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━━╌"));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// A spinner for work whose length is not known.
+pub(crate) fn spinner(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner:.green} {msg} {elapsed:.dim}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// A table with a header row, columns as wide as their widest cell; the first column is left-aligned.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |text: &str| text.chars().count();
+    let mut widths: Vec<usize> = header.iter().map(|cell| width(cell)).collect();
+    for row in rows {
+        for (have, cell) in widths.iter_mut().zip(row) {
+            *have = (*have).max(width(cell));
+        }
+    }
+    let mut out = String::new();
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::from("|");
+        for (index, (cell, have)) in cells.zip(&widths).enumerate() {
+            let pad = " ".repeat(have - width(cell));
+            if index == 0 {
+                text.push_str(&format!(" {cell}{pad} |"));
+            } else {
+                text.push_str(&format!(" {pad}{cell} |"));
+            }
+        }
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(&mut header.iter().copied());
+    let rules: Vec<String> = widths
+        .iter()
+        .enumerate()
+        .map(
+            |(index, have)| if index == 0 { "-".repeat(*have) } else { format!("{}:", "-".repeat(have - 1)) },
+        )
+        .collect();
+    line(&mut rules.iter().map(String::as_str));
+    for row in rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+/// Whether colours make sense on standard output.
+fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+fn paint(code: &str, text: &str) -> String {
+    if coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+pub(crate) fn green(text: &str) -> String {
+    paint("32", text)
+}
+
+pub(crate) fn red(text: &str) -> String {
+    paint("31;1", text)
+}
+
+pub(crate) fn dim(text: &str) -> String {
+    paint("2", text)
+}
+
+pub(crate) fn bold(text: &str) -> String {
+    paint("1", text)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let text =
+            super::table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["longer".into(), "7".into()]]);
+        assert_eq!(text, "| name   |  n |\n| ------ | -: |\n| a      | 10 |\n| longer |  7 |\n");
+    }
+}

@@ -1,0 +1,464 @@
+//! `assay up`: a whole network on one machine. A gateway and several workers run as separate processes which this
+//! command starts, supervises and stops; it signs the members file with a key that is made on first use.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use assay_receipt::{Bytes32, Domain, Key, Member, Members, Signed};
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+use crate::client::Gateway;
+use crate::error::{Error, Result};
+use crate::{config, home, models, ui};
+
+/// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
+const READY_S: u64 = 60;
+/// How long processes get to finish what they hold when the network stops, in seconds.
+const STOP_S: u64 = 25;
+/// A signed members file counts for this long, in seconds: 30 days; `assay up` signs a new one at every start.
+const MEMBERS_VALID_S: u64 = 30 * 24 * 3600;
+/// Restarts of one process in a row, without a minute of life in between, after which it is given up.
+const RESTARTS_MAX: u32 = 5;
+/// Prices of the local network per prompt and completion token, in 10^-18 OPG: they make the accounts visible.
+const PROMPT_PRICE: u128 = 100_000_000_000;
+const COMPLETION_PRICE: u128 = 400_000_000_000;
+/// Questions asked to bring the cheater out; each goes to whichever worker the gateway picks.
+const QUESTIONS: [&str; 8] = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Name three colours.",
+    "What is two plus three?",
+    "Who wrote Romeo and Juliet?",
+    "Explain rain to a child in one sentence.",
+    "Give me a word that rhymes with light.",
+    "What do bees make?",
+];
+/// Rounds of questions before the demonstration gives up.
+const ROUNDS_MAX: usize = 4;
+
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    /// Workers to run, each under an operator of its own
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
+    workers: u16,
+    /// The model to serve: a name, a path or a Hugging Face id
+    #[arg(long, default_value = models::DEFAULT)]
+    model: String,
+    /// Add a worker that serves a weakened copy of the model under the real one's id, and show it being caught
+    #[arg(long)]
+    with_cheater: bool,
+    /// Port of the gateway on this machine
+    #[arg(long, default_value_t = 8600)]
+    port: u16,
+    /// Stop by itself once the network has answered one question (and caught the cheater, if there is one)
+    #[arg(long)]
+    once: bool,
+}
+
+/// One supervised process.
+struct Process {
+    name: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Child,
+    started: Instant,
+    restarts: u32,
+}
+
+impl Process {
+    fn start(name: &str, arguments: Vec<String>, log: PathBuf) -> Result<Self> {
+        let child = spawn(&arguments, &log)?;
+        Ok(Self { name: name.to_owned(), arguments, log, child, started: Instant::now(), restarts: 0 })
+    }
+
+    /// Starts the process again when it has ended; an error when it keeps ending.
+    fn tend(&mut self) -> Result<()> {
+        let ended = self
+            .child
+            .try_wait()
+            .map_err(|error| Error::said(format!("{} cannot be watched: {error}", self.name)))?;
+        let Some(status) = ended else { return Ok(()) };
+        if self.started.elapsed() > Duration::from_secs(60) {
+            self.restarts = 0;
+        }
+        self.restarts += 1;
+        if self.restarts > RESTARTS_MAX {
+            return Err(Error::said(format!(
+                "{} ended {RESTARTS_MAX} times in a row ({status}); its log is {}",
+                self.name,
+                self.log.display()
+            )));
+        }
+        eprintln!("{} ended ({status}); starting it again", self.name);
+        self.child = spawn(&self.arguments, &self.log)?;
+        self.started = Instant::now();
+        Ok(())
+    }
+}
+
+fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
+    let program = std::env::current_exe()
+        .map_err(|error| Error::said(format!("this program's path is unknown: {error}")))?;
+    let file =
+        std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(Error::file("write", log))?;
+    let errors = file.try_clone().map_err(Error::file("write", log))?;
+    Command::new(program)
+        .args(arguments)
+        // The child ends when this pipe closes, so that nothing is left running when this process is killed.
+        .stdin(Stdio::piped())
+        .stdout(file)
+        .stderr(errors)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| Error::said(format!("a process cannot be started: {error}")))
+}
+
+pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
+    let artifact = models::pull(&args.model)?;
+    let (artifact, opened) = models::open(&artifact.display().to_string())?;
+    let model_id: Bytes32 = opened.id();
+    drop(opened);
+    let model = models::name_of(&artifact);
+
+    let folder = home::home()?.join("up");
+    home::create_private(&folder)?;
+    let _lock = lock(&folder)?;
+    let key = members_key(&folder.join("members.key"))?;
+
+    let mut workers = Vec::new();
+    for number in 1..=args.workers {
+        workers.push((format!("worker-{number}"), format!("operator-{number}"), artifact.clone(), None));
+    }
+    if args.with_cheater {
+        let weak = folder.join(format!("{model}.weakened.assay"));
+        if !weak.is_file() {
+            let spinner = ui::spinner("weakening a copy of the model for the cheater");
+            let source =
+                assay_worker::files::map(&artifact).map_err(|error| Error::said(error.to_string()))?;
+            let made = assay_model::weaken((*source).as_ref())
+                .map_err(|error| Error::said(format!("the model cannot be weakened: {error}")))?;
+            home::write_atomically(&weak, &made, 0o644)?;
+            spinner.finish_and_clear();
+        }
+        workers.push(("cheater".to_owned(), "operator-cheap".to_owned(), weak, Some(model_id)));
+    }
+
+    let spinner = ui::spinner(&format!("starting {} workers and a gateway", workers.len()));
+    let mut processes = Vec::new();
+    let mut members = Vec::new();
+    for (name, operator, artifact, impersonate) in workers {
+        let data_dir = folder.join(&name);
+        home::create_private(&data_dir)?;
+        let descriptor = data_dir.join("worker.json");
+        let mut settings = assay_worker::Config::new(&data_dir);
+        settings.listen = ([127, 0, 0, 1], free_port()?).into();
+        settings.operator = operator;
+        // The cheater computes less and undercuts the others, which is why anybody would cheat.
+        let discount = if impersonate.is_some() { 2 } else { 1 };
+        settings.models = vec![assay_worker::Model {
+            name: model.clone(),
+            artifact,
+            prompt_price: PROMPT_PRICE / discount,
+            completion_price: COMPLETION_PRICE / discount,
+            impersonate,
+        }];
+        let path = data_dir.join("config.toml");
+        config::write(&path, &config::File { worker: Some(settings), gateway: None })?;
+        if descriptor.exists() {
+            std::fs::remove_file(&descriptor).map_err(Error::file("remove", &descriptor))?;
+        }
+        let mut process = Process::start(
+            &name,
+            vec!["worker".into(), "--supervised".into(), "--config".into(), path.display().to_string()],
+            data_dir.join("log"),
+        )?;
+        members.push(descriptor_of(&mut process, &descriptor).await?);
+        processes.push(process);
+    }
+
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let domain = Domain::default();
+    let list = Members { serial: now_s, issued_at_s: now_s, expires_at_s: now_s + MEMBERS_VALID_S, members };
+    let list = Signed::sign(&key, &domain, list);
+    let members_file = folder.join("members.json");
+    let text = serde_json::to_vec_pretty(&list)
+        .map_err(|error| Error::said(format!("the members file cannot be written: {error}")))?;
+    home::write_atomically(&members_file, &text, 0o644)?;
+
+    let state_dir = folder.join("gateway");
+    home::create_private(&state_dir)?;
+    let settings = assay_gateway::Config {
+        listen: ([127, 0, 0, 1], args.port).into(),
+        members_file: members_file.clone(),
+        members_signer: key.address(),
+        state_dir: state_dir.clone(),
+        payer: key.address(),
+        ..assay_gateway::Config::default()
+    };
+    let path = state_dir.join("config.toml");
+    config::write(&path, &config::File { worker: None, gateway: Some(settings) })?;
+    let mut gateway_process = Process::start(
+        "gateway",
+        vec!["gateway".into(), "--supervised".into(), "--config".into(), path.display().to_string()],
+        state_dir.join("log"),
+    )?;
+    let url = format!("http://127.0.0.1:{}", args.port);
+    let gateway = Gateway::new(&url)?;
+    gateway_ready(&mut gateway_process, &gateway).await?;
+    processes.push(gateway_process);
+    spinner.finish_and_clear();
+
+    if json {
+        ui::print_json(
+            &json!({ "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address() }),
+        );
+    } else {
+        banner(&url, &model, &model_id, args.workers, &folder);
+    }
+
+    let work = async {
+        if args.with_cheater {
+            show_the_cheater(&gateway, &model, json).await?;
+        } else if args.once {
+            ask(&gateway, &model, QUESTIONS[0]).await?;
+        }
+        if args.once {
+            return Ok(());
+        }
+        std::future::pending().await
+    };
+    let watch = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            for process in &mut processes {
+                process.tend()?;
+            }
+        }
+    };
+    let outcome: Result<()> = tokio::select! {
+        outcome = work => outcome,
+        outcome = watch => outcome,
+        () = crate::stop_signal() => Ok(()),
+    };
+    stop(processes).await;
+    outcome
+}
+
+fn banner(url: &str, model: &str, model_id: &Bytes32, workers: u16, folder: &Path) {
+    println!("{} {workers} workers serve {} behind one gateway\n", ui::green("●"), ui::bold(model));
+    println!("  chat page   {}", ui::bold(url));
+    println!("  API         {url}/v1  (OpenAI-compatible: change the base URL, nothing else)");
+    println!("  terminal    assay chat \"What is the capital of France?\"");
+    println!("  model id    {model_id}");
+    println!("  state       {}", folder.display());
+    println!(
+        "\n{}",
+        ui::dim(
+            "Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."
+        )
+    );
+}
+
+/// One lock file, so that two networks do not share keys and databases.
+fn lock(folder: &Path) -> Result<std::fs::File> {
+    let path = folder.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    file.try_lock().map_err(|_| {
+        Error::said("another `assay up` is running from the same folder; stop it first, or set ASSAY_HOME to another folder")
+    })?;
+    Ok(file)
+}
+
+/// The key that signs the members file, made on first use with mode 0600.
+fn members_key(path: &Path) -> Result<Key> {
+    let bad = |error: assay_receipt::Error| {
+        Error::said(format!("{} is not a key: {error}; remove it to make a new one", path.display()))
+    };
+    if path.is_file() {
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(1024).read_to_string(&mut text))
+            .map_err(Error::file("read", path))?;
+        let secret: Bytes32 = text.trim().parse().map_err(bad)?;
+        return Key::from_bytes(secret.0).map_err(bad);
+    }
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
+    home::write_atomically(path, Bytes32(secret).to_string().as_bytes(), 0o600)?;
+    Key::from_bytes(secret).map_err(bad)
+}
+
+/// A port that is free right now. The worker keeps it in its configuration, so that a restart comes back to it.
+fn free_port() -> Result<u16> {
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(|error| Error::said(format!("no port is free on this machine: {error}")))
+}
+
+async fn descriptor_of(process: &mut Process, path: &Path) -> Result<Member> {
+    let deadline = Instant::now() + Duration::from_secs(READY_S);
+    while Instant::now() < deadline {
+        if path.is_file() {
+            let text = std::fs::read(path).map_err(Error::file("read", path))?;
+            return serde_json::from_slice(&text)
+                .map_err(|error| Error::said(format!("{} describes itself wrongly: {error}", process.name)));
+        }
+        not_ended(process)?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(Error::said(format!(
+        "{} was not ready after {READY_S} s; its log is {}",
+        process.name,
+        process.log.display()
+    )))
+}
+
+async fn gateway_ready(process: &mut Process, gateway: &Gateway) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(READY_S);
+    while Instant::now() < deadline {
+        if gateway.get("/health").await.is_ok() {
+            return Ok(());
+        }
+        not_ended(process)?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(Error::said(format!(
+        "the gateway was not ready after {READY_S} s; its log is {}",
+        process.log.display()
+    )))
+}
+
+fn not_ended(process: &mut Process) -> Result<()> {
+    match process.child.try_wait() {
+        Ok(None) => Ok(()),
+        Ok(Some(status)) => {
+            let log = std::fs::read_to_string(&process.log).unwrap_or_default();
+            let last = log.lines().last().unwrap_or("it said nothing").to_owned();
+            Err(Error::said(format!(
+                "{} ended at once ({status}): {last}; its log is {}",
+                process.name,
+                process.log.display()
+            )))
+        }
+        Err(error) => Err(Error::said(format!("{} cannot be watched: {error}", process.name))),
+    }
+}
+
+/// Closes every process's standard input, which tells it to finish, and waits; what is left is killed.
+async fn stop(mut processes: Vec<Process>) {
+    for process in &mut processes {
+        drop(process.child.stdin.take());
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(STOP_S);
+    for process in &mut processes {
+        if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
+            eprintln!("{} did not finish within {STOP_S} s and was killed", process.name);
+            // It may have ended in this very moment, which is as good.
+            let _ = process.child.kill().await;
+        }
+    }
+}
+
+async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
+    let body = json!({
+        "model": model,
+        "messages": [{ "role": "user", "content": question }],
+        "max_tokens": 24,
+        "temperature": 0,
+    });
+    gateway.post("/v1/chat/completions", &body).await
+}
+
+/// Asks questions until a replay has caught the cheater, and shows who was caught with what and what it costs.
+async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<()> {
+    if !json {
+        println!(
+            "\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n"
+        );
+    }
+    for question in QUESTIONS.iter().cycle().take(QUESTIONS.len() * ROUNDS_MAX) {
+        let answer = ask(gateway, model, question).await?;
+        let field = |pointer: &str| answer.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
+        let text = field("/choices/0/message/content").replace('\n', " ");
+        if !json {
+            println!(
+                "  {question}\n  {} {}",
+                ui::dim(&text),
+                ui::dim(&format!("— {}", field("/assay/worker")))
+            );
+        }
+        // Replays run in the background: give this one a moment before the next question.
+        for _ in 0..20 {
+            if let Some(caught) = caught(gateway).await? {
+                report(gateway, &caught, json).await?;
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    Err(Error::said(
+        "the cheater was not asked or not sampled often enough to be caught; run `assay up --with-cheater` again",
+    ))
+}
+
+async fn caught(gateway: &Gateway) -> Result<Option<Value>> {
+    let workers = gateway.get("/assay/workers").await?;
+    let list = workers
+        .as_array()
+        .or_else(|| workers.get("workers").and_then(Value::as_array))
+        .cloned()
+        .unwrap_or_default();
+    Ok(list.into_iter().find(|worker| worker.get("suspended").and_then(Value::as_bool) == Some(true)))
+}
+
+async fn report(gateway: &Gateway, worker: &Value, json: bool) -> Result<()> {
+    if json {
+        ui::print_json(worker);
+        return Ok(());
+    }
+    let text = |name: &str| {
+        worker.get(name).map_or_else(
+            || "-".to_owned(),
+            |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+        )
+    };
+    println!("\n{} {} ({})", ui::red("✗ caught:"), ui::bold(&text("operator")), text("worker"));
+    if let Some(request) = worker.get("caught_request_id").and_then(Value::as_str) {
+        let bundle = gateway.get(&format!("/assay/receipts/{request}")).await?;
+        let audits = bundle
+            .pointer("/bundle/audits")
+            .or_else(|| bundle.get("audits"))
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        for audit in audits.iter().filter_map(|audit| audit.get("statement")) {
+            if audit.get("verdict").and_then(Value::as_str) == Some("differs") {
+                println!(
+                    "  request {request}: at {} {} the model says {}, the worker claimed {} (found by {})",
+                    audit["field"].as_str().unwrap_or("token"),
+                    audit["position"],
+                    audit["expected"],
+                    audit["claimed"],
+                    audit["auditor"].as_str().unwrap_or("-"),
+                );
+            }
+        }
+        println!("  everything signed about it: assay incident {request}");
+    }
+    println!(
+        "  cost to the cheater: {} × 10^-18 OPG of answers unpaid, and no further requests: it is suspended",
+        text("unpaid")
+    );
+    Ok(())
+}
