@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use assay_model::template::python_json;
-use assay_model::{ChatTemplate, Conversation, TemplateError, Tokenizer, TokenizerError};
+use assay_model::{Artifact, ChatTemplate, Conversation, TemplateError, Tokenizer, TokenizerError};
 use assay_receipt::{Constraint, Message, Output, Prompt, Request, keccak256};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -199,6 +199,22 @@ impl Processor {
             vocabulary: parts.vocabulary,
             context: parts.context,
             grammars: OnceLock::new(),
+        })
+    }
+
+    /// [`Self::new`] with what an artifact holds.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn from_artifact(artifact: &Artifact) -> Result<Self, RequestError> {
+        let manifest = artifact.manifest();
+        Self::new(Parts {
+            tokenizer_json: artifact.tokenizer_json(),
+            chat_template: manifest.chat_template.as_deref(),
+            bos: manifest.tokens.bos,
+            end_tokens: &manifest.tokens.end,
+            vocabulary: manifest.config.vocab,
+            context: manifest.config.context,
         })
     }
 
