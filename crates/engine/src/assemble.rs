@@ -36,7 +36,7 @@ pub struct Finished {
 }
 
 /// What an assembler needs to know of a request; made by [`crate::request::Processor::prepare`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Rules {
     /// Strings that end the answer.
     pub(crate) stop: Vec<String>,
@@ -55,7 +55,7 @@ pub(crate) struct Rules {
 }
 
 /// Builds the answer of one sequence.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Assembler {
     tokenizer: Arc<Tokenizer>,
     rules: Rules,
@@ -66,6 +66,16 @@ pub struct Assembler {
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
     ended: bool,
+}
+
+impl std::fmt::Debug for Assembler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The text is a user's and must not end up in logs.
+        f.debug_struct("Assembler")
+            .field("tokens", &self.tokens.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Assembler {
@@ -109,7 +119,7 @@ impl Assembler {
         self.ended
     }
 
-    /// Number of tokens taken so far.
+    /// The tokens taken so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -160,7 +170,7 @@ impl Assembler {
 ///
 /// The first is the one whose last character comes first, and of those that end together the one that begins first:
 /// the result is that of looking after every character, however the text is divided.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct StopFilter {
     stops: Vec<String>,
     held: String,
@@ -224,7 +234,7 @@ enum Place {
 }
 
 /// Takes well-formed calls of known tools out of the text; everything else passes on unchanged.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct ToolFilter {
     names: Vec<String>,
     parallel: bool,

@@ -143,7 +143,11 @@ fn what_is_no_call_stays_text() {
 /// The first stop string by looking after every byte.
 fn naive_stop(text: &str, stops: &[String]) -> Option<usize> {
     (1..=text.len()).find_map(|end| {
-        stops.iter().filter(|stop| text.as_bytes()[..end].ends_with(stop.as_bytes())).map(|stop| end - stop.len()).min()
+        stops
+            .iter()
+            .filter(|stop| text.as_bytes()[..end].ends_with(stop.as_bytes()))
+            .map(|stop| end - stop.len())
+            .min()
     })
 }
 

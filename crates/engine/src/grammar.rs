@@ -308,6 +308,16 @@ impl Matcher {
     /// # Errors
     /// [`GrammarError::Stuck`] when the token is not allowed.
     pub fn advance(&mut self, token: u32) -> Result<(), GrammarError> {
+        let complete = self.inner.is_stopped() && self.inner.stop_reason().is_ok();
+        if complete
+            && self
+                .inner
+                .tok_env()
+                .is_ok_and(|vocabulary| vocabulary.tok_trie().eos_tokens().contains(&token))
+        {
+            // The compiler's matcher ends itself with the last token of the text, and takes no end token then.
+            return Ok(());
+        }
         self.inner.consume_token(token).map_err(|error| GrammarError::Stuck(short(&error.to_string())))
     }
 }
