@@ -308,4 +308,39 @@ mod tests {
         assert_eq!(TensorType::Q4_K.bytes(128), None);
         assert_eq!(TensorType::F32.bytes(u64::MAX), None);
     }
+
+    /// Blocks of random bytes against another implementation, bit by bit.
+    #[test]
+    fn random_blocks_agree_with_the_reference() {
+        let file: serde_json::Value =
+            serde_json::from_str(include_str!("../../../docs/vectors/dequantise.json")).unwrap();
+        let unhex = |value: &serde_json::Value| -> Vec<u8> {
+            let (pairs, _) = value.as_str().unwrap().as_bytes().as_chunks::<2>();
+            pairs
+                .iter()
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect()
+        };
+        let types = [
+            ("F16", TensorType::F16),
+            ("BF16", TensorType::BF16),
+            ("Q4_0", TensorType::Q4_0),
+            ("Q4_1", TensorType::Q4_1),
+            ("Q5_0", TensorType::Q5_0),
+            ("Q5_1", TensorType::Q5_1),
+            ("Q8_0", TensorType::Q8_0),
+            ("Q4_K", TensorType::Q4_K),
+            ("Q5_K", TensorType::Q5_K),
+            ("Q6_K", TensorType::Q6_K),
+        ];
+        let cases = file["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), types.len());
+        for (case, (name, kind)) in cases.iter().zip(types) {
+            assert_eq!(case["type"], name);
+            let values = unhex(&case["values"]);
+            let ours: Vec<u8> =
+                decode(kind, &unhex(&case["bytes"])).iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert!(ours == values, "{name}");
+        }
+    }
 }

@@ -195,6 +195,26 @@ fn rotary_scaling_divides_the_frequencies() {
 }
 
 #[test]
+fn blocks_that_fill_the_range_keep_their_integers() {
+    // Q8_0 with scale 1/2 in every block and 127 in every row: the import must find these very integers.
+    let name = "blk.0.attn_k.weight";
+    let value =
+        |row: usize, col: usize| if col == 0 { 127 } else { (row * 31 + col * 7) as u8 as i8 as i32 / 2 };
+    let bytes = (0..64).flat_map(|block: usize| {
+        let weights = (0..32).map(move |i| value(block / 2, block % 2 * 32 + i) as u8);
+        [0x00, 0x38].into_iter().chain(weights)
+    });
+    let mut writer = tiny_writer(Architecture::Llama, 1);
+    writer.remove_tensor(name).tensor(name, &[64, 32], 8, bytes.collect());
+    let artifact = parse(&import_gguf(&writer.finish(), &mut |_, _| {}).unwrap()).unwrap();
+    let k = artifact.layer(0).k;
+    for row in 0..32 {
+        assert!(k.row(row).iter().enumerate().all(|(col, w)| i32::from(*w) == value(row, col)), "row {row}");
+        assert_eq!(k.scales[row], assay_arithmetic::Scale::from_f32(0.5).unwrap());
+    }
+}
+
+#[test]
 fn progress_is_monotone_and_ends_at_the_total() {
     let mut last = (0, 0);
     import_gguf(&tiny_gguf(Architecture::Llama, 1), &mut |done, total| {
