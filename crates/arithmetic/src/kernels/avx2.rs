@@ -20,6 +20,10 @@ const WIDEN: usize = 9;
 /// Bytes of activations that are kept in the second-level cache while the weights pass by.
 const CACHE: usize = 256 << 10;
 
+/// How many bytes ahead of its use a weight is fetched. The rows of a block are four short streams, which the hardware
+/// does not foresee: without this, weights from memory arrive at a third of the speed.
+const AHEAD: usize = 4096;
+
 /// # Safety
 /// The machine has AVX2.
 #[target_feature(enable = "avx2")]
@@ -195,6 +199,10 @@ unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) ->
             let mut values = [_mm256_setzero_si256(); T];
             for t in 0..T {
                 values[t] = _mm256_loadu_si256(x[t].as_ptr().add(k).cast());
+            }
+            if size_of::<W>() == 1 {
+                // Four times sixteen bytes: each step asks for one line of those that follow. It need not exist.
+                _mm_prefetch::<_MM_HINT_T0>(w[0].as_ptr().wrapping_add(ROWS * k + AHEAD).cast());
             }
             for r in 0..ROWS {
                 let weights = W::load(w[r].as_ptr().add(k));
