@@ -11,7 +11,7 @@
 use std::fmt::Write as _;
 use std::io;
 
-use minijinja::value::{Kwargs, Value as JinjaValue};
+use minijinja::value::{Kwargs, Value as JinjaValue, ValueKind};
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 use thiserror::Error;
@@ -122,6 +122,16 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_debug(false);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, state, value| {
+            if !value.is_safe()
+                && matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+            {
+                let mut text = String::new();
+                python_repr(value, 0, &mut text);
+                return out.write_str(&text).map_err(minijinja::Error::from);
+            }
+            minijinja::escape_formatter(out, state, value)
+        });
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
@@ -326,6 +336,66 @@ fn dump(value: &Value, indent: Option<usize>, sort: bool, level: usize, out: &mu
             out.push('}');
         }
         other => out.push_str(&other.to_string()),
+    }
+}
+
+/// How Python shows a list or dictionary that a template prints as it is. Nesting is bounded by that of the input,
+/// and cut off at [`MAX_RECURSION`].
+fn python_repr(value: &JinjaValue, level: usize, out: &mut String) {
+    if level > MAX_RECURSION || out.len() > MAX_RENDERED_BYTES {
+        out.push_str("...");
+        return;
+    }
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
+                if index > 0 {
+                    out.push_str(", ");
+                }
+                if out.len() > MAX_RENDERED_BYTES {
+                    break; // more than may be shown: the output limit ends the rendering
+                }
+                python_repr(&item, level + 1, out);
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (index, key) in value.try_iter().into_iter().flatten().enumerate() {
+                if index > 0 {
+                    out.push_str(", ");
+                }
+                if out.len() > MAX_RENDERED_BYTES {
+                    break; // more than may be shown: the output limit ends the rendering
+                }
+                python_repr(&key, level + 1, out);
+                out.push_str(": ");
+                python_repr(&value.get_item(&key).unwrap_or_default(), level + 1, out);
+            }
+            out.push('}');
+        }
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+            out.push(quote);
+            for character in text.chars() {
+                // Writing to a String cannot fail.
+                let _ = match character {
+                    '\n' => out.write_str("\\n"),
+                    '\r' => out.write_str("\\r"),
+                    '\t' => out.write_str("\\t"),
+                    '\\' => out.write_str("\\\\"),
+                    character if character == quote => write!(out, "\\{quote}"),
+                    character if character.is_control() => write!(out, "\\x{:02x}", u32::from(character)),
+                    character => out.write_char(character),
+                };
+            }
+            out.push(quote);
+        }
+        _ => {
+            let _ = write!(out, "{value}");
+        }
     }
 }
 
