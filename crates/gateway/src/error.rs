@@ -189,6 +189,13 @@ impl ApiError {
         error
     }
 
+    /// 502: an answer came and did not stand up to checking.
+    pub fn verification(message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::new(StatusCode::BAD_GATEWAY, "server_error", message);
+        error.code = Some("verification_failed");
+        error
+    }
+
     /// 500: a fault of the gateway itself; details are logged, not shown.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

@@ -1,30 +1,46 @@
-//! OpenAI-compatible endpoint that routes, checks and records.
+//! The gateway: an OpenAI-compatible endpoint that asks workers which nobody has to trust, checks every frame that comes
+//! back, fails over without the caller noticing, has answers replayed, and keeps everything that was signed.
+//!
+//! It normally runs next to its caller and listens on loopback. It does not run models, and it does not decide who is a
+//! worker: that comes from a signed list. What it proves about an answer is in the receipt that it stores; `assay verify`
+//! checks that without the gateway.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), assay_gateway::Error> {
+//! let config = assay_gateway::Config {
+//!     members_file: "members.json".into(),
+//!     members_signer: assay_receipt::Address([0x42; 20]),
+//!     ..assay_gateway::Config::default()
+//! };
+//! let until_interrupted = async {
+//!     let _ = tokio::signal::ctrl_c().await;
+//! };
+//! assay_gateway::run(config, until_interrupted, |address| println!("http://{address}")).await
+//! # }
+//! ```
 
+mod access;
+mod ask;
+mod audit;
+mod client;
+mod clock;
 mod config;
 mod error;
-#[allow(dead_code)]
+mod gateway;
+mod members;
+mod metrics;
+mod openai;
+mod own;
+mod page;
 mod params;
+mod record;
+mod recovery;
+mod responses;
+mod serve;
+mod server;
+mod store;
+mod vocabulary;
 
 pub use config::{ApiKey, Config, Level, Moment, Policy, Sampling, Workers};
 pub use error::{ApiError, Error};
-
-use std::net::SocketAddr;
-
-/// Runs a gateway until `shutdown` resolves. `ready` is called once with the address that it listens on.
-///
-/// # Errors
-/// Every [`Error`], before `ready` is called or when the server stops by itself.
-pub async fn run(
-    config: Config,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-    ready: impl FnOnce(SocketAddr) + Send,
-) -> Result<(), Error> {
-    config.check()?;
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| Error::Listen { address: config.listen, source })?;
-    let address = listener.local_addr().map_err(|source| Error::Listen { address: config.listen, source })?;
-    let app = axum::Router::new().route("/health", axum::routing::get(|| async { "ok" }));
-    ready(address);
-    axum::serve(listener, app).with_graceful_shutdown(shutdown).await.map_err(Error::Serve)
-}
+pub use server::run;

@@ -1,0 +1,314 @@
+//! Talking to workers: one HTTP client for each member, which accepts exactly the certificate that the list of members
+//! names.
+
+use crate::error::Error;
+use assay_receipt::{
+    Address, Audit, Bundle, Bytes32, Failure, Frame, GenerateCall, Member, Output, Receipt, Signed, limits,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use subtle::ConstantTimeEq as _;
+
+/// Largest answer of a worker that is not a stream of frames, in bytes.
+const REPLY_BYTES: usize = limits::BUNDLE_BYTES;
+
+/// Why a worker gave no usable answer.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// It refused, signed.
+    Refused(Box<Signed<Failure>>),
+    /// It could not be reached, or the connection broke.
+    Transport(String),
+    /// It answered something that the protocol does not allow.
+    Protocol { fault: String, sent: Option<String> },
+}
+
+impl CallError {
+    pub(crate) fn protocol(fault: impl Into<String>) -> CallError {
+        CallError::Protocol { fault: fault.into(), sent: None }
+    }
+}
+
+/// What a worker says about a nonce that it answered before.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) struct Settled {
+    #[serde(default)]
+    pub(crate) receipt: Option<Signed<Receipt>>,
+    #[serde(default)]
+    pub(crate) failure: Option<Signed<Failure>>,
+    #[serde(default)]
+    pub(crate) output: Option<Output>,
+    #[serde(default)]
+    pub(crate) chunks: Vec<assay_receipt::SignedChunk>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    failure: Signed<Failure>,
+}
+
+#[derive(Deserialize)]
+struct AuditReply {
+    audit: Signed<Audit>,
+}
+
+/// Clients by worker. A member whose address or certificate changed gets a new one.
+#[derive(Default)]
+pub(crate) struct Clients {
+    connect: Duration,
+    by_worker: Mutex<HashMap<Address, (String, Bytes32, reqwest::Client)>>,
+}
+
+impl Clients {
+    pub(crate) fn new(connect: Duration) -> Clients {
+        Clients { connect, by_worker: Mutex::default() }
+    }
+
+    /// The client for a member.
+    pub(crate) fn of(&self, member: &Member) -> Result<Client, Error> {
+        let mut by_worker = self.by_worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((url, pin, http)) = by_worker.get(&member.worker)
+            && *url == member.url
+            && *pin == member.tls_sha256
+        {
+            return Ok(Client { http: http.clone(), base: base(url) });
+        }
+        let http = build(member.tls_sha256, self.connect)
+            .map_err(|reason| Error::Client { worker: member.worker.to_string(), reason })?;
+        by_worker.insert(member.worker, (member.url.clone(), member.tls_sha256, http.clone()));
+        Ok(Client { http, base: base(&member.url) })
+    }
+}
+
+fn base(url: &str) -> String {
+    url.trim_end_matches('/').to_owned()
+}
+
+fn build(pin: Bytes32, connect: Duration) -> Result<reqwest::Client, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Pinned { pin, provider: Arc::clone(&provider) };
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    reqwest::Client::builder()
+        .use_preconfigured_tls(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(connect)
+        .tcp_nodelay(true)
+        // A worker that lost its network is noticed between two requests as well.
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .http2_keep_alive_timeout(Duration::from_secs(10))
+        .user_agent(concat!("assay-gateway/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// Accepts one certificate, whatever name it carries; the peer must prove that it holds its key.
+#[derive(Debug)]
+struct Pinned {
+    pin: Bytes32,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let found: [u8; 32] = Sha256::digest(end_entity.as_ref()).into();
+        if bool::from(found.ct_eq(&self.pin.0)) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Client of one worker.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base: String,
+}
+
+/// The causes as well: `reqwest` hides them in its sources, and they are what an operator needs.
+fn transport(error: reqwest::Error) -> CallError {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    CallError::Transport(text)
+}
+
+impl Client {
+    /// Sends a request; the answer is read frame by frame.
+    pub(crate) async fn generate(&self, call: &GenerateCall) -> Result<Frames, CallError> {
+        let response = self
+            .http
+            .post(format!("{}/v1/generate", self.base))
+            .json(call)
+            .send()
+            .await
+            .map_err(transport)?;
+        if response.status().is_success() {
+            return Ok(Frames { response, buffer: Vec::new(), scanned: 0, ended: false });
+        }
+        let status = response.status();
+        let body = body_of(response, 64 << 10).await?;
+        match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => Err(CallError::Refused(Box::new(refusal.failure))),
+            Err(_) => Err(CallError::Protocol {
+                fault: format!("it answered HTTP {status} without a signed failure"),
+                sent: Some(excerpt(&body)),
+            }),
+        }
+    }
+
+    /// Has an answer replayed.
+    pub(crate) async fn audit(&self, bundle: &Bundle) -> Result<Signed<Audit>, CallError> {
+        let response =
+            self.http.post(format!("{}/v1/audit", self.base)).json(bundle).send().await.map_err(transport)?;
+        let status = response.status();
+        let body = body_of(response, 64 << 10).await?;
+        if !status.is_success() {
+            return match serde_json::from_slice::<Refusal>(&body) {
+                Ok(refusal) => Err(CallError::Refused(Box::new(refusal.failure))),
+                Err(_) => Err(CallError::Protocol {
+                    fault: format!("it answered HTTP {status} to an audit"),
+                    sent: Some(excerpt(&body)),
+                }),
+            };
+        }
+        let reply: AuditReply = serde_json::from_slice(&body).map_err(|error| CallError::Protocol {
+            fault: format!("its audit cannot be read: {error}"),
+            sent: Some(excerpt(&body)),
+        })?;
+        reply.audit.statement.validate().map_err(|error| CallError::protocol(error.to_string()))?;
+        Ok(reply.audit)
+    }
+
+    /// Asks what became of a nonce; `None` when the worker does not know it.
+    pub(crate) async fn settled(&self, nonce: &Bytes32) -> Result<Option<Settled>, CallError> {
+        let request = self.http.get(format!("{}/v1/receipts/{nonce}", self.base));
+        let response = request.send().await.map_err(transport)?;
+        if response.status() == reqwest::StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        if !response.status().is_success() {
+            return Err(CallError::protocol(format!("it answered HTTP {}", response.status())));
+        }
+        let body = body_of(response, REPLY_BYTES).await?;
+        serde_json::from_slice(&body)
+            .map(Some)
+            .map_err(|error| CallError::protocol(format!("its receipt cannot be read: {error}")))
+    }
+}
+
+/// The start of what a worker sent, for the incident record.
+fn excerpt(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(4_096)]).into_owned()
+}
+
+async fn body_of(mut response: reqwest::Response, limit: usize) -> Result<Vec<u8>, CallError> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(transport)? {
+        if body.len() + piece.len() > limit {
+            return Err(CallError::protocol(format!("its answer is larger than {limit} bytes")));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+/// The frames of an answer, line by line. It reads no further than it is asked to, so that a slow caller slows the
+/// worker down.
+pub(crate) struct Frames {
+    response: reqwest::Response,
+    buffer: Vec<u8>,
+    scanned: usize,
+    ended: bool,
+}
+
+impl Frames {
+    /// The next frame; `None` when the worker ended the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, CallError> {
+        loop {
+            if let Some(at) = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=self.scanned + at).collect();
+                self.scanned = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return frame(&line).map(Some);
+            }
+            self.scanned = self.buffer.len();
+            if self.ended {
+                let rest = std::mem::take(&mut self.buffer);
+                self.scanned = 0;
+                // A line that was cut off is a broken connection; a last line without its newline is not.
+                return match rest.iter().all(u8::is_ascii_whitespace) {
+                    true => Ok(None),
+                    false => frame(&rest).map(Some),
+                };
+            }
+            if self.buffer.len() > limits::FRAME_BYTES {
+                return Err(CallError::protocol(format!("a frame is larger than {} bytes", limits::FRAME_BYTES)));
+            }
+            match self.response.chunk().await.map_err(transport)? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None => self.ended = true,
+            }
+        }
+    }
+}
+
+fn frame(line: &[u8]) -> Result<Frame, CallError> {
+    Frame::from_json(line).map_err(|error| CallError::Protocol {
+        fault: format!("a frame cannot be read: {error}"),
+        sent: Some(excerpt(line)),
+    })
+}

@@ -1,0 +1,131 @@
+//! What all requests share.
+
+use crate::access::Access;
+use crate::client::Clients;
+use crate::config::{Config, Level, Moment, Policy};
+use crate::error::{ApiError, Error};
+use crate::metrics::Metrics;
+use crate::record::Records;
+use crate::store::Store;
+use crate::vocabulary::Vocabularies;
+use assay_receipt::{Address, Bytes32, Member, Members, Signed};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
+
+/// The running gateway.
+pub(crate) struct Gateway {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) records: Arc<Records>,
+    pub(crate) clients: Clients,
+    /// Who is a worker. Whatever knows the list may feed it.
+    pub(crate) members: watch::Receiver<Arc<Members>>,
+    /// The signed form of the same list, for those who want to check it themselves.
+    pub(crate) members_signed: watch::Receiver<Arc<Signed<Members>>>,
+    pub(crate) access: Access,
+    pub(crate) metrics: Metrics,
+    pub(crate) vocabularies: Vocabularies,
+    /// Places for background replays.
+    pub(crate) audit_slots: Semaphore,
+    /// Places for requests.
+    pub(crate) request_slots: Arc<Semaphore>,
+}
+
+/// Random bytes from the operating system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Random(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// A random number for choices that need not be secret; 0 when there is no randomness, which the drawing of the nonce
+/// reports.
+pub(crate) fn dice() -> u64 {
+    random::<8>().map_or(0, u64::from_le_bytes)
+}
+
+impl Gateway {
+    /// The current list of members, unless it has expired.
+    pub(crate) fn members(&self) -> Result<Arc<Members>, ApiError> {
+        let members = Arc::clone(&self.members.borrow());
+        if crate::members::is_expired(&members, crate::clock::now_ms() / 1_000) {
+            return Err(ApiError::unavailable(
+                "The list of members has expired, so no worker can be trusted; install a new one",
+            ));
+        }
+        Ok(members)
+    }
+
+    /// The model that a name stands for: a model id, or a name that members offer. Where members use one name for
+    /// different models, the one that most of them mean.
+    pub(crate) fn model(&self, members: &Members, name: &str) -> Result<Bytes32, ApiError> {
+        let offers = || members.members.iter().flat_map(|member| &member.models);
+        if let Ok(id) = name.parse::<Bytes32>()
+            && offers().any(|offer| offer.model == id)
+        {
+            return Ok(id);
+        }
+        let mut counts: Vec<(Bytes32, usize)> = Vec::new();
+        for offer in offers().filter(|offer| offer.name == name) {
+            match counts.iter_mut().find(|(model, _)| *model == offer.model) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((offer.model, 1)),
+            }
+        }
+        let most = counts.into_iter().max_by_key(|(model, count)| (*count, *model));
+        most.map(|(model, _)| model).ok_or_else(|| ApiError::model_not_found(name))
+    }
+
+    /// The policy for a request, and whether the list of members allows it at all.
+    pub(crate) fn policy(
+        &self,
+        members: &Members,
+        model: &Bytes32,
+        wanted: crate::ask::Verification,
+    ) -> Result<Policy, ApiError> {
+        let mut policy = self.config.policy;
+        if let Some(level) = wanted.level {
+            if level != policy.level {
+                policy.moment = match level {
+                    Level::Signed => Moment::Sampled,
+                    // Who asks for a replay and not when wants it before the answer counts.
+                    Level::Replayed => Moment::BeforeEnd,
+                };
+            }
+            policy.level = level;
+        }
+        if let Some(moment) = wanted.moment {
+            if moment != Moment::Sampled && policy.level == Level::Signed && wanted.level.is_none() {
+                policy.level = Level::Replayed;
+            }
+            policy.moment = moment;
+        }
+        if policy.level == Level::Replayed {
+            let able: Vec<&Member> = members
+                .members
+                .iter()
+                .filter(|member| member.offer(model).is_some_and(|offer| offer.arithmetic > 0))
+                .filter(|member| self.records.standing(&member.worker).record.suspended.is_none())
+                .collect();
+            if able.is_empty() {
+                return Err(ApiError::unsupported(
+                    "assay.level",
+                    "No worker offers this model in replayable form; use the level 'signed'",
+                ));
+            }
+            if policy.moment != Moment::Sampled
+                && able.iter().all(|member| member.operator == able[0].operator)
+            {
+                return Err(ApiError::unavailable(
+                    "No second operator offers this model, so nobody independent can replay it; use 'signed'",
+                ));
+            }
+        }
+        Ok(policy)
+    }
+
+    /// Who runs a worker.
+    pub(crate) fn operator_of(&self, worker: &Address) -> Option<String> {
+        self.members.borrow().member(worker).map(|member| member.operator.clone())
+    }
+}

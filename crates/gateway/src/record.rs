@@ -1,0 +1,358 @@
+//! Each worker's record and the choice of the worker for a request.
+
+use crate::config::{Sampling, Workers};
+use crate::store::Store;
+use assay_receipt::{Address, Bytes32, Member, Members, Offer};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a worker did so far; kept in the database.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Record {
+    /// Answers that were accepted.
+    pub(crate) served: u64,
+    /// Requests that broke off or were answered wrongly.
+    pub(crate) failures: u64,
+    /// Signed refusals for lack of room.
+    pub(crate) refusals: u64,
+    /// Replays that gave the same answer.
+    pub(crate) audits_agreed: u64,
+    /// Confirmed replays that gave another answer.
+    pub(crate) audits_differed: u64,
+    /// Audits that this worker made of others.
+    pub(crate) audits_made: u64,
+    /// Audits of this worker that a second auditor contradicted.
+    pub(crate) audits_disputed: u64,
+    /// Running mean of the time to the first token, in milliseconds.
+    pub(crate) first_token_ms: Option<f64>,
+    /// Running mean of the time between two tokens, in milliseconds.
+    pub(crate) token_ms: Option<f64>,
+    /// Tokens that it was paid for.
+    pub(crate) completion_tokens: u64,
+    /// What its accepted receipts sum up to, in 10^-18 OPG.
+    #[serde(with = "crate::config::decimal_u128")]
+    pub(crate) earned: u128,
+    /// What its caught receipts would have been paid, in 10^-18 OPG.
+    #[serde(with = "crate::config::decimal_u128")]
+    pub(crate) withheld: u128,
+    /// Set when it was caught: it gets no more requests.
+    pub(crate) suspended: Option<Suspension>,
+    /// The latest fault, in a sentence.
+    pub(crate) last_fault: Option<String>,
+}
+
+/// Why a worker is suspended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Suspension {
+    /// The request whose answer was wrong.
+    pub(crate) request_id: String,
+    /// Hash of the receipt that was caught.
+    pub(crate) receipt: Bytes32,
+    /// Which field of the answer differed first, and where.
+    pub(crate) field: String,
+    /// Index of the first token, byte or entry that differed.
+    pub(crate) position: u64,
+    /// What the replay gave.
+    pub(crate) expected: u64,
+    /// What the worker claimed.
+    pub(crate) claimed: u64,
+    /// Who found it.
+    pub(crate) auditors: Vec<Address>,
+    /// When, in milliseconds since 1970 UTC.
+    pub(crate) at_ms: u64,
+}
+
+/// What is known about a worker right now.
+#[derive(Debug, Default)]
+struct Live {
+    record: Record,
+    in_flight: usize,
+    faults_in_row: u32,
+    /// No requests before this, because it was at fault or said that it is busy.
+    not_before: Option<Instant>,
+}
+
+/// A worker's record with the state of this moment, for `/assay/workers`.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Standing {
+    #[serde(flatten)]
+    pub(crate) record: Record,
+    pub(crate) in_flight: usize,
+    /// Left alone for now, after faults or because it said that it is busy.
+    pub(crate) resting: bool,
+}
+
+/// All records.
+pub(crate) struct Records {
+    workers: Mutex<HashMap<Address, Live>>,
+    store: Store,
+    limits: Workers,
+}
+
+/// A worker and its offer, chosen for a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) member: Member,
+    pub(crate) offer: Offer,
+}
+
+/// What a request needs of a worker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need<'a> {
+    pub(crate) model: &'a Bytes32,
+    /// The answer must be replayable: no forwarders.
+    pub(crate) replayable: bool,
+    /// Rough size of the prompt in tokens.
+    pub(crate) prompt_tokens: u32,
+    pub(crate) max_tokens: u32,
+    /// Not these.
+    pub(crate) tried: &'a [Address],
+}
+
+/// Counts a request as in flight at a worker while it lives.
+pub(crate) struct InFlight {
+    records: Arc<Records>,
+    worker: Address,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut workers = self.records.lock();
+        let live = workers.entry(self.worker).or_default();
+        live.in_flight = live.in_flight.saturating_sub(1);
+    }
+}
+
+impl Records {
+    pub(crate) fn new(records: Vec<(Address, Record)>, store: Store, limits: Workers) -> Records {
+        let workers =
+            records.into_iter().map(|(worker, record)| (worker, Live { record, ..Live::default() })).collect();
+        Records { workers: Mutex::new(workers), store, limits }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Live>> {
+        // Nothing that holds the lock can leave a record half changed.
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, worker: Address, change: impl FnOnce(&mut Live)) {
+        let mut workers = self.lock();
+        let live = workers.entry(worker).or_default();
+        change(live);
+        self.store.put_record(worker, &live.record);
+    }
+
+    /// The best worker for a request, or `None`.
+    ///
+    /// The score is what the answer may cost, multiplied for load, slowness and faults; the lowest wins. A worker
+    /// without history counts as fast and sound, so that new ones get a chance; sampling watches them.
+    pub(crate) fn choose(&self, members: &Members, need: &Need<'_>, random: u64) -> Option<Choice> {
+        let workers = self.lock();
+        let now = Instant::now();
+        let fresh = Live::default();
+        let candidates: Vec<(&Member, &Offer, &Live)> = members
+            .members
+            .iter()
+            .filter(|member| !need.tried.contains(&member.worker))
+            .filter_map(|member| Some((member, member.offer(need.model)?)))
+            .filter(|(_, offer)| !need.replayable || offer.arithmetic > 0)
+            .map(|(member, offer)| (member, offer, workers.get(&member.worker).unwrap_or(&fresh)))
+            .filter(|(_, _, live)| live.record.suspended.is_none())
+            .filter(|(_, _, live)| live.not_before.is_none_or(|time| time <= now))
+            .collect();
+        let cost = |offer: &Offer| offer.price(need.prompt_tokens, need.max_tokens).unwrap_or(u128::MAX) as f64;
+        let cheapest = candidates.iter().map(|(_, offer, _)| cost(offer)).fold(f64::INFINITY, f64::min);
+        let fastest = |time: fn(&Record) -> Option<f64>| {
+            let known = candidates.iter().filter_map(|(_, _, live)| time(&live.record));
+            known.fold(f64::INFINITY, f64::min)
+        };
+        let fastest_first = fastest(|record| record.first_token_ms);
+        let fastest_token = fastest(|record| record.token_ms);
+        let slowness = |time: Option<f64>, fastest: f64| match time {
+            Some(time) if fastest.is_finite() => ((time + 1.0) / (fastest + 1.0)).min(10.0),
+            _ => 1.0,
+        };
+        let score = |offer: &Offer, live: &Live| {
+            let record = &live.record;
+            let price = (cost(offer) + 1.0) / (cheapest + 1.0);
+            let load = 1.0 + live.in_flight as f64;
+            let speed = (slowness(record.first_token_ms, fastest_first)
+                * slowness(record.token_ms, fastest_token))
+            .sqrt();
+            let total = (record.served + record.failures) as f64;
+            let soundness = 1.0 + 8.0 * record.failures as f64 / (total + 4.0);
+            price * load * speed * soundness
+        };
+        // Ties, which are the rule between equal workers, go to a random one of them.
+        let start = if candidates.is_empty() { 0 } else { (random % candidates.len() as u64) as usize };
+        let (tail, head) = candidates.split_at(start);
+        head.iter()
+            .chain(tail)
+            .map(|(member, offer, live)| (member, offer, score(offer, live)))
+            .min_by(|left, right| left.2.total_cmp(&right.2))
+            .map(|(member, offer, _)| Choice { member: (*member).clone(), offer: (*offer).clone() })
+    }
+
+    /// An auditor for an answer of `worker`: of another operator than all of `not_operators`, offering the same model
+    /// in the same arithmetic, not suspended. The least loaded wins.
+    pub(crate) fn choose_auditor(
+        &self,
+        members: &Members,
+        model: &Bytes32,
+        arithmetic: u32,
+        not_operators: &[String],
+        not_workers: &[Address],
+        random: u64,
+    ) -> Option<Member> {
+        let workers = self.lock();
+        let now = Instant::now();
+        let candidates: Vec<&Member> = members
+            .members
+            .iter()
+            .filter(|member| !not_operators.contains(&member.operator) && !not_workers.contains(&member.worker))
+            .filter(|member| {
+                member.offer(model).is_some_and(|offer| offer.arithmetic == arithmetic && arithmetic > 0)
+            })
+            .filter(|member| workers.get(&member.worker).is_none_or(|live| live.record.suspended.is_none()))
+            .collect();
+        let start = if candidates.is_empty() { 0 } else { (random % candidates.len() as u64) as usize };
+        let (tail, head) = candidates.split_at(start);
+        let load = |member: &Member| {
+            workers.get(&member.worker).map_or((false, 0), |live| {
+                (live.not_before.is_some_and(|time| time > now), live.in_flight)
+            })
+        };
+        head.iter().chain(tail).min_by_key(|member| load(member)).map(|member| (*member).clone())
+    }
+
+    /// Counts a request as in flight until the guard is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, worker: Address) -> InFlight {
+        self.lock().entry(worker).or_default().in_flight += 1;
+        InFlight { records: Arc::clone(self), worker }
+    }
+
+    /// Notes the time to the first token.
+    pub(crate) fn first_token(&self, worker: Address, elapsed: Duration) {
+        let mut workers = self.lock();
+        mean(&mut workers.entry(worker).or_default().record.first_token_ms, elapsed.as_secs_f64() * 1e3);
+    }
+
+    /// Notes an accepted answer.
+    pub(crate) fn served(&self, worker: Address, tokens: u32, price: u128, streaming: Duration) {
+        self.change(worker, |live| {
+            live.faults_in_row = 0;
+            live.not_before = None;
+            live.record.served += 1;
+            live.record.completion_tokens += u64::from(tokens);
+            live.record.earned = live.record.earned.saturating_add(price);
+            if tokens > 1 {
+                mean(&mut live.record.token_ms, streaming.as_secs_f64() * 1e3 / f64::from(tokens - 1));
+            }
+        });
+    }
+
+    /// Notes a fault; after several in a row the worker is left alone for a while.
+    pub(crate) fn fault(&self, worker: Address, why: &str) {
+        tracing::warn!(%worker, why, "a worker failed");
+        self.change(worker, |live| {
+            live.record.failures += 1;
+            live.record.last_fault = Some(why.to_owned());
+            live.faults_in_row += 1;
+            if live.faults_in_row >= self.limits.breaker_faults {
+                // After the pause one request goes through; if that fails too, the next pause starts at once.
+                live.not_before = Some(Instant::now() + Duration::from_millis(self.limits.breaker_open_ms));
+            }
+        });
+    }
+
+    /// Notes a signed refusal for lack of room: no fault, but no use asking again before `retry_after`.
+    pub(crate) fn refused(&self, worker: Address, retry_after: Duration) {
+        let limit = Duration::from_millis(self.limits.breaker_open_ms);
+        self.change(worker, |live| {
+            live.record.refusals += 1;
+            live.not_before = Some(Instant::now() + retry_after.min(limit));
+        });
+    }
+
+    /// Notes that an auditor made an audit.
+    pub(crate) fn audit_made(&self, auditor: Address) {
+        self.change(auditor, |live| live.record.audits_made += 1);
+    }
+
+    /// Notes a replay that agreed.
+    pub(crate) fn audit_agreed(&self, worker: Address) {
+        self.change(worker, |live| live.record.audits_agreed += 1);
+    }
+
+    /// Notes that two auditors contradicted each other about a worker.
+    pub(crate) fn audit_disputed(&self, worker: Address) {
+        self.change(worker, |live| live.record.audits_disputed += 1);
+    }
+
+    /// Suspends a worker that was caught and withholds the price of the receipt. `counted` says that the price was
+    /// already counted as earned.
+    pub(crate) fn caught(&self, worker: Address, suspension: Suspension, price: u128, counted: bool) {
+        tracing::error!(%worker, request_id = %suspension.request_id, field = %suspension.field,
+            position = suspension.position, "a worker was caught and is suspended");
+        self.change(worker, |live| {
+            live.record.audits_differed += 1;
+            live.record.withheld = live.record.withheld.saturating_add(price);
+            if counted {
+                live.record.earned = live.record.earned.saturating_sub(price);
+            }
+            // The first proof stays: it is the reason for everything that followed.
+            live.record.suspended.get_or_insert(suspension);
+        });
+    }
+
+    /// Share of the worker's answers to replay, in millionths.
+    pub(crate) fn sampling_ppm(&self, worker: &Address, sampling: &Sampling) -> u32 {
+        let workers = self.lock();
+        let fresh = Record::default();
+        let record = workers.get(worker).map_or(&fresh, |live| &live.record);
+        if record.audits_differed > 0 {
+            sampling.share_caught_ppm.max(sampling.share_ppm)
+        } else if record.audits_agreed < sampling.new_until_agreed {
+            sampling.share_new_ppm.max(sampling.share_ppm)
+        } else {
+            sampling.share_ppm
+        }
+    }
+
+    /// The shortest time until a worker that rests may be asked again.
+    pub(crate) fn soonest(&self, members: &Members, model: &Bytes32) -> Option<Duration> {
+        let workers = self.lock();
+        let now = Instant::now();
+        members
+            .members
+            .iter()
+            .filter(|member| member.offer(model).is_some())
+            .filter_map(|member| workers.get(&member.worker))
+            .filter(|live| live.record.suspended.is_none())
+            .filter_map(|live| live.not_before)
+            .map(|time| time.saturating_duration_since(now))
+            .min()
+    }
+
+    /// A worker's record with the state of this moment.
+    pub(crate) fn standing(&self, worker: &Address) -> Standing {
+        let workers = self.lock();
+        let now = Instant::now();
+        workers.get(worker).map_or(
+            Standing { record: Record::default(), in_flight: 0, resting: false },
+            |live| Standing {
+                record: live.record.clone(),
+                in_flight: live.in_flight,
+                resting: live.not_before.is_some_and(|time| time > now),
+            },
+        )
+    }
+}
+
+/// Folds a value into a running mean that forgets slowly.
+fn mean(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |mean| mean * 0.8 + value * 0.2));
+}

@@ -1,0 +1,861 @@
+//! One answer, from the intent to the stored receipt: choosing workers, checking every frame, failing over in the
+//! middle of a stream, and replaying where the policy asks for it.
+//!
+//! The answer to a request is determined by the request. So when a worker fails, the same request goes to another
+//! one together with the tokens that were received so far; that worker replays them and goes on. The caller sees one
+//! answer, and the receipt of the worker that ended it covers all of it.
+
+use crate::audit::{self, Found, Subject};
+use crate::client::{CallError, Frames};
+use crate::clock::now_ms;
+use crate::config::{Level, Moment, Policy};
+use crate::error::{ApiError, Error};
+use crate::gateway::{Gateway, dice, random};
+use crate::record::{Choice, InFlight, Need};
+use crate::store::{Attempt, AuditRow, Entry, Evidence, State};
+use assay_receipt::{
+    Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GenerateCall, Member,
+    Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict, limits, request_commitment,
+};
+use assay_verify::{Expected, FailureEvidence};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// Pieces that wait for a caller before the worker is slowed down.
+const QUEUE: usize = 32;
+
+/// A request that is ready to be sent.
+pub(crate) struct Job {
+    /// What stands before the hex digits in the request id.
+    pub(crate) prefix: &'static str,
+    pub(crate) model_name: String,
+    pub(crate) request: Request,
+    pub(crate) policy: Policy,
+    pub(crate) sample_ppm: Option<u32>,
+    /// Name of the API key.
+    pub(crate) key: String,
+    /// Whether the caller sees pieces of the answer before its end.
+    pub(crate) streams: bool,
+}
+
+/// What the caller gets to see.
+pub(crate) enum Event {
+    /// The next piece.
+    Delta(Delta),
+    /// The end; everything in it is stored.
+    Done(Box<Answer>),
+    /// There is no answer.
+    Failed(Box<ApiError>),
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Delta {
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<TokenLogprob>,
+}
+
+/// A complete answer.
+pub(crate) struct Answer {
+    pub(crate) output: Output,
+    pub(crate) assay: Assay,
+}
+
+/// The `assay` object of an answer: where its receipt is and what is known about it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Assay {
+    pub(crate) request_id: String,
+    pub(crate) level: Level,
+    pub(crate) state: &'static str,
+    pub(crate) worker: Address,
+    pub(crate) operator: String,
+    pub(crate) model: Bytes32,
+    pub(crate) receipt_hash: Bytes32,
+    pub(crate) nonce: Bytes32,
+    pub(crate) seed: u64,
+    /// In 10^-18 OPG, as a decimal string.
+    pub(crate) price: String,
+    /// Workers that were asked.
+    pub(crate) attempts: usize,
+    pub(crate) bundle_url: String,
+    pub(crate) audit: Option<AuditSummary>,
+}
+
+/// The audit of an answer, in short.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct AuditSummary {
+    pub(crate) auditor: Address,
+    pub(crate) operator: String,
+    pub(crate) verdict: Verdict,
+    pub(crate) compute_ms: u64,
+    pub(crate) elapsed_ms: u64,
+}
+
+impl From<&AuditRow> for AuditSummary {
+    fn from(row: &AuditRow) -> AuditSummary {
+        AuditSummary {
+            auditor: row.audit.statement.auditor,
+            operator: row.auditor_operator.clone(),
+            verdict: row.audit.statement.verdict,
+            compute_ms: row.audit.statement.compute_ms,
+            elapsed_ms: row.elapsed_ms,
+        }
+    }
+}
+
+/// A request on its way.
+pub(crate) struct Running {
+    pub(crate) request_id: String,
+    pub(crate) events: mpsc::Receiver<Event>,
+}
+
+/// The request id that belongs to a nonce.
+pub(crate) fn request_id(prefix: &str, nonce: &Bytes32) -> String {
+    let hex = nonce.to_string();
+    format!("{prefix}{}", &hex[2..34])
+}
+
+/// Stores the intent and starts to answer. Dropping the receiver of the events cancels the request.
+pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, Error> {
+    let nonce = Bytes32(random()?);
+    let salt = Bytes32(random()?);
+    let entry = Entry {
+        request_id: request_id(job.prefix, &nonce),
+        nonce,
+        salt,
+        payer: gateway.config.payer,
+        model_name: job.model_name.clone(),
+        key: job.key.clone(),
+        created_at_ms: now_ms(),
+        policy: job.policy,
+        state: State::Pending,
+        attempts: Vec::new(),
+        settled_at_ms: None,
+        worker: None,
+        receipt_hash: None,
+        error: None,
+        request: job.request.clone(),
+    };
+    gateway.store.begin(&entry).await?;
+    let (caller, events) = mpsc::channel(QUEUE);
+    let request_id = entry.request_id.clone();
+    let drive = Drive {
+        visible: job.streams && job.policy.moment != Moment::BeforeFirstToken,
+        commitment: request_commitment(&job.request, &salt),
+        gateway: Arc::clone(gateway),
+        request_id: entry.request_id,
+        nonce,
+        salt,
+        job,
+        caller,
+        tried: Vec::new(),
+        attempts: 0,
+        resume: Vec::new(),
+        text: String::new(),
+        logprobs: 0,
+        refused_as_wrong: None,
+        mismatch: false,
+    };
+    tokio::spawn(drive.run());
+    Ok(Running { request_id, events })
+}
+
+/// Why there is no answer.
+enum End {
+    /// The caller went away.
+    Gone,
+    /// No worker answered.
+    Error(ApiError),
+}
+
+/// Why an attempt broke off.
+enum Broken {
+    Call(CallError),
+    /// The worker signed that it failed.
+    Failure(Box<Signed<Failure>>),
+    /// It fell silent.
+    Silent(&'static str),
+    /// It broke the protocol or contradicts what was shown.
+    Fault(String),
+    /// The caller went away.
+    Gone,
+}
+
+/// An attempt whose first frame has arrived.
+struct Opened {
+    choice: Choice,
+    cap: u128,
+    sent: Instant,
+    first: Frame,
+    frames: Frames,
+    resumed: Vec<u32>,
+    _in_flight: InFlight,
+}
+
+/// The race for the first frame: who was asked, and what came of it.
+type Race = FuturesUnordered<Asked>;
+
+/// A worker that was asked: who, the cap, and what came of it.
+type Asked = BoxFuture<'static, (Choice, u128, Result<Opened, Broken>)>;
+
+/// The state of one answer.
+struct Drive {
+    gateway: Arc<Gateway>,
+    job: Job,
+    request_id: String,
+    nonce: Bytes32,
+    salt: Bytes32,
+    commitment: Bytes32,
+    caller: mpsc::Sender<Event>,
+    /// Whether pieces go to the caller as they come.
+    visible: bool,
+    tried: Vec<Address>,
+    attempts: usize,
+    /// The tokens that were received, which the next worker resumes from.
+    resume: Vec<u32>,
+    /// The text that belongs to them; when `visible`, what the caller has seen.
+    text: String,
+    /// Number of log-probabilities that went to the caller.
+    logprobs: usize,
+    /// A worker that refused the request as wrong; believed when a second one says the same.
+    refused_as_wrong: Option<ApiError>,
+    /// Whether an answer was caught in this request.
+    mismatch: bool,
+}
+
+impl Drive {
+    async fn run(mut self) {
+        self.gateway.metrics.started.inc();
+        let event = match Box::pin(self.answer()).await {
+            Ok(answer) => {
+                self.gateway.metrics.answered.inc();
+                Event::Done(Box::new(answer))
+            }
+            Err(end) => {
+                let (state, why, error) = match end {
+                    End::Gone => (State::Cancelled, "the caller went away".to_owned(), None),
+                    End::Error(error) => (State::Failed, error.message.clone(), Some(error)),
+                };
+                self.gateway.metrics.failed.inc();
+                if let Err(error) = self.gateway.store.unanswered(self.nonce, state, why, now_ms()).await {
+                    tracing::error!(%error, request_id = self.request_id, "the end of a request was not stored");
+                }
+                match error {
+                    Some(error) => Event::Failed(Box::new(error.about(&self.request_id))),
+                    None => return,
+                }
+            }
+        };
+        // A caller that left now finds everything under the request id.
+        let _ = timeout(self.caller_patience(), self.caller.send(event)).await;
+    }
+
+    fn caller_patience(&self) -> Duration {
+        Duration::from_millis(self.gateway.config.workers.caller_ms)
+    }
+
+    fn domain(&self) -> Domain {
+        self.gateway.config.domain
+    }
+
+    /// Asks workers until one gives an acceptable answer.
+    async fn answer(&mut self) -> Result<Answer, End> {
+        let mut last = None;
+        while self.attempts < self.gateway.config.workers.attempts_max {
+            let Some(opened) = self.open(&mut last).await? else { break };
+            let (choice, cap) = (opened.choice.clone(), opened.cap);
+            match self.follow(opened).await {
+                Ok((bundle, streaming)) => {
+                    if let Some(answer) = self.conclude(&choice, bundle, streaming, &mut last).await? {
+                        return Ok(answer);
+                    }
+                }
+                Err((chunks, broken)) => self.broken(&choice, cap, chunks, broken, &mut last).await?,
+            }
+        }
+        if let Some(error) = self.refused_as_wrong.take() {
+            return Err(End::Error(error));
+        }
+        Err(End::Error(last.unwrap_or_else(|| self.nobody())))
+    }
+
+    /// The error when there is nobody to ask.
+    fn nobody(&self) -> ApiError {
+        let members = Arc::clone(&self.gateway.members.borrow());
+        match self.gateway.records.soonest(&members, &self.job.request.model) {
+            Some(wait) => {
+                let mut error = ApiError::unavailable("Every worker for this model rests after faults; try again");
+                error.retry_after_s = Some(wait.as_secs() + 1);
+                error
+            }
+            None => ApiError::unavailable("No worker offers this model at the moment; see /assay/workers"),
+        }
+    }
+
+    fn choose(&self, members: &Members) -> Option<Choice> {
+        let request = &self.job.request;
+        let need = Need {
+            model: &request.model,
+            replayable: self.job.policy.level == Level::Replayed,
+            prompt_tokens: prompt_estimate(&request.prompt),
+            max_tokens: request.max_tokens,
+            tried: &self.tried,
+        };
+        self.gateway.records.choose(members, &need, dice())
+    }
+
+    /// Asks the best worker, and after `hedge_after_ms` a second one, and returns the first that begins to answer.
+    /// `None` when nobody is left to ask.
+    async fn open(&mut self, last: &mut Option<ApiError>) -> Result<Option<Opened>, End> {
+        let members = self.gateway.members().map_err(End::Error)?;
+        let limits = self.gateway.config.workers;
+        let mut race: Race = FuturesUnordered::new();
+        let mut hedged = limits.hedge_after_ms == 0;
+        let hedge_at = Instant::now() + Duration::from_millis(limits.hedge_after_ms);
+        loop {
+            if race.is_empty() {
+                if self.attempts >= limits.attempts_max {
+                    return Ok(None);
+                }
+                let Some(choice) = self.choose(&members) else { return Ok(None) };
+                let asked = self.ask(choice, false).await?;
+                race.push(asked);
+            }
+            tokio::select! {
+                Some((choice, cap, result)) = race.next() => match result {
+                    Ok(opened) => return Ok(Some(opened)),
+                    Err(broken) => self.broken(&choice, cap, Vec::new(), broken, last).await?,
+                },
+                () = sleep_until(hedge_at), if !hedged && self.attempts < limits.attempts_max => {
+                    hedged = true;
+                    if let Some(choice) = self.choose(&members) {
+                        self.gateway.metrics.hedged.inc();
+                        let asked = self.ask(choice, true).await?;
+                        race.push(asked);
+                    }
+                }
+                () = self.caller.closed() => return Err(End::Gone),
+            }
+        }
+    }
+
+    /// Stores that a worker is asked, and asks it.
+    async fn ask(&mut self, choice: Choice, hedge: bool) -> Result<Asked, End> {
+        let request = &self.job.request;
+        // Nobody can charge for more than a full context.
+        let ceiling = choice.offer.price(choice.offer.context, request.max_tokens).unwrap_or(u128::MAX);
+        let cap = match self.gateway.config.cap_per_request {
+            0 => ceiling,
+            limit => ceiling.min(limit),
+        };
+        let worker = choice.member.worker;
+        self.tried.push(worker);
+        self.attempts += 1;
+        // A forwarder's answer is not determined by the request, so there is nothing to resume.
+        let resume = if choice.offer.arithmetic > 0 { self.resume.clone() } else { Vec::new() };
+        let attempt = Attempt {
+            worker,
+            operator: choice.member.operator.clone(),
+            sent_at_ms: now_ms(),
+            resumed_tokens: resume.len(),
+            cap,
+            hedge,
+        };
+        let stored = self.gateway.store.attempt(self.nonce, attempt).await;
+        stored.map_err(|error| End::Error(error.into()))?;
+        let call = GenerateCall {
+            domain: self.domain(),
+            nonce: self.nonce,
+            salt: self.salt,
+            payer: self.gateway.config.payer,
+            cap,
+            request: request.clone(),
+            resume,
+        };
+        let client = self.gateway.clients.of(&choice.member).map_err(|error| End::Error(error.into()))?;
+        let in_flight = self.gateway.records.enter(worker);
+        let patience = Duration::from_millis(self.gateway.config.workers.first_token_ms);
+        Ok(Box::pin(async move {
+            let sent = Instant::now();
+            let opening = async {
+                let mut frames = client.generate(&call).await.map_err(Broken::Call)?;
+                let first = frames.next().await.map_err(Broken::Call)?;
+                let first = first.ok_or_else(|| Broken::Fault("it ended the stream without a word".into()))?;
+                Ok((frames, first))
+            };
+            let opened = match timeout(patience, opening).await {
+                Ok(opened) => opened,
+                Err(_) => Err(Broken::Silent("it sent no first token in time")),
+            };
+            let result = opened.map(|(frames, first)| Opened {
+                choice: choice.clone(),
+                cap,
+                sent,
+                first,
+                frames,
+                resumed: call.resume,
+                _in_flight: in_flight,
+            });
+            (choice, cap, result)
+        }))
+    }
+
+    /// Reads an answer to its end, checks it and passes the pieces on.
+    async fn follow(&mut self, opened: Opened) -> Result<(Bundle, Duration), (Vec<SignedChunk>, Broken)> {
+        let Opened { choice, cap, sent, first, mut frames, resumed, _in_flight } = opened;
+        let mut intake = Intake {
+            domain: self.domain(),
+            worker: choice.member.worker,
+            forwarded: choice.offer.arithmetic == 0,
+            nonce: self.nonce,
+            max_tokens: self.job.request.max_tokens as usize,
+            wants_logprobs: self.job.request.logprobs.is_some(),
+            chain: Chain::start(&self.commitment, &self.nonce),
+            chunks: Vec::new(),
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            resumed,
+        };
+        if intake.forwarded {
+            // Its answer is its own; nothing that was received elsewhere binds it, unless the caller saw it.
+            self.forget();
+        }
+        self.gateway.records.first_token(choice.member.worker, sent.elapsed());
+        self.gateway.metrics.first_token.observe(sent.elapsed().as_secs_f64());
+        let began = Instant::now();
+        let pause = Duration::from_millis(self.gateway.config.workers.between_tokens_ms);
+        let mut next = Some(first);
+        let (receipt, output) = loop {
+            let frame = match next.take() {
+                Some(frame) => frame,
+                None => {
+                    let waited = tokio::select! {
+                        waited = timeout_at(Instant::now() + pause, frames.next()) => waited,
+                        () = self.caller.closed() => return Err((intake.chunks, Broken::Gone)),
+                    };
+                    match waited {
+                        Err(_) => {
+                            let broken = Broken::Silent("it sent no next token in time");
+                            return Err((intake.chunks, broken));
+                        }
+                        Ok(Err(error)) => return Err((intake.chunks, Broken::Call(error))),
+                        Ok(Ok(None)) => {
+                            let broken = Broken::Fault("it ended the stream without a receipt".into());
+                            return Err((intake.chunks, broken));
+                        }
+                        Ok(Ok(Some(frame))) => frame,
+                    }
+                }
+            };
+            match frame {
+                Frame::Chunk(signed) => {
+                    let shown = match intake.accept(signed) {
+                        Ok(()) => self.show(&intake).await,
+                        Err(fault) => Err(Broken::Fault(fault)),
+                    };
+                    if let Err(broken) = shown {
+                        return Err((intake.chunks, broken));
+                    }
+                }
+                Frame::Receipt { receipt, output } => break (receipt, output),
+                Frame::Failure(failure) => {
+                    return Err((intake.chunks, Broken::Failure(Box::new(failure))));
+                }
+            }
+        };
+        let streaming = began.elapsed();
+        let bundle = Bundle {
+            version: BUNDLE_VERSION,
+            domain: self.domain(),
+            salt: self.salt,
+            request: self.job.request.clone(),
+            output,
+            chunks: intake.chunks,
+            receipt,
+            audits: Vec::new(),
+        };
+        match self.inspect(&choice.member, cap, bundle).await {
+            Ok(bundle) => Ok((bundle, streaming)),
+            Err((bundle, fault)) => {
+                self.keep_answer(&bundle, &fault).await;
+                Err((bundle.chunks, Broken::Fault(fault)))
+            }
+        }
+    }
+
+    /// Passes on what is new, after checking that it continues what was there before.
+    async fn show(&mut self, intake: &Intake) -> Result<(), Broken> {
+        let known = self.text.len().min(intake.text.len());
+        if self.text.as_bytes()[..known] != intake.text.as_bytes()[..known] {
+            return Err(Broken::Fault(ANOTHER_TEXT.into()));
+        }
+        // Both are valid UTF-8 and agree up to the end of the shorter one, so that is a character boundary.
+        let text = intake.text[known..].to_owned();
+        self.text.push_str(&text);
+        if intake.tokens.len() > self.resume.len() {
+            self.resume.clone_from(&intake.tokens);
+        }
+        let logprobs = intake.logprobs.get(self.logprobs..).unwrap_or_default().to_vec();
+        self.logprobs += logprobs.len();
+        if !self.visible || (text.is_empty() && logprobs.is_empty()) {
+            return Ok(());
+        }
+        match timeout(self.caller_patience(), self.caller.send(Event::Delta(Delta { text, logprobs }))).await {
+            Ok(Ok(())) => Ok(()),
+            // It hung up, or it does not read.
+            Ok(Err(_)) | Err(_) => Err(Broken::Gone),
+        }
+    }
+
+    /// Forgets what was received, so that the next worker starts afresh. Only where the caller saw nothing of it.
+    fn forget(&mut self) {
+        if !self.visible {
+            self.resume.clear();
+            self.text.clear();
+            self.logprobs = 0;
+        }
+    }
+
+    /// What a statement of this worker about this request must fit.
+    fn expected(&self, member: &Member, cap: u128) -> Expected {
+        Expected {
+            domain: self.domain(),
+            workers: vec![member.clone()],
+            nonce: Some(self.nonce),
+            model: Some(self.job.request.model),
+            payer: Some(self.gateway.config.payer),
+            cap: Some(cap),
+        }
+    }
+
+    /// Checks a complete answer against the request that was sent. Gives the bundle back with the fault, if any.
+    async fn inspect(&self, member: &Member, cap: u128, bundle: Bundle) -> Result<Bundle, (Box<Bundle>, String)> {
+        let expected = self.expected(member, cap);
+        // Thousands of signatures may have to be checked, which takes longer than an async task may.
+        let checked = tokio::task::spawn_blocking(move || {
+            let report = assay_verify::check(&bundle, &expected);
+            let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
+            (bundle, report.state, failed)
+        })
+        .await;
+        match checked {
+            Ok((bundle, assay_verify::State::Signed, _)) => Ok(bundle),
+            Ok((bundle, _, failed)) => {
+                Err((Box::new(bundle), format!("its receipt does not hold: {}", failed.join("; "))))
+            }
+            // A panic in the checker is our fault and no word of the worker's can be believed then.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    async fn keep(&self, evidence: Evidence) {
+        if let Err(error) = self.gateway.store.evidence(self.nonce, evidence).await {
+            tracing::error!(%error, request_id = self.request_id, "evidence was not stored");
+        }
+    }
+
+    async fn keep_answer(&self, bundle: &Bundle, why: &str) {
+        self.keep(Evidence::Answer {
+            worker: bundle.receipt.statement.worker,
+            at_ms: now_ms(),
+            why: why.to_owned(),
+            receipt: Box::new(bundle.receipt.clone()),
+            output: Box::new(bundle.output.clone()),
+        })
+        .await;
+    }
+
+    /// Notes a fault of a worker.
+    async fn fault(&self, worker: Address, why: &str, sent: Option<String>) {
+        self.gateway.metrics.faults.inc();
+        self.gateway.records.fault(worker, why);
+        self.keep(Evidence::Fault { worker, at_ms: now_ms(), fault: why.to_owned(), frame: sent }).await;
+    }
+
+    /// Records why an attempt broke off and decides whether another worker is to be asked: `Ok` means yes.
+    async fn broken(
+        &mut self,
+        choice: &Choice,
+        cap: u128,
+        chunks: Vec<SignedChunk>,
+        broken: Broken,
+        last: &mut Option<ApiError>,
+    ) -> Result<(), End> {
+        let worker = choice.member.worker;
+        if !chunks.is_empty() {
+            self.keep(Evidence::Chunks { worker, at_ms: now_ms(), chunks: chunks.clone() }).await;
+        }
+        let failed = || ApiError::unavailable("The workers that were asked failed; try again");
+        match broken {
+            Broken::Gone => {
+                crate::recovery::fetch_later(&self.gateway, self.nonce, choice.member.clone());
+                return Err(End::Gone);
+            }
+            Broken::Call(CallError::Transport(why)) => {
+                self.fault(worker, &format!("its connection failed: {why}"), None).await;
+                *last = Some(failed());
+            }
+            Broken::Silent(why) => {
+                self.fault(worker, why, None).await;
+                *last = Some(failed());
+            }
+            Broken::Call(CallError::Protocol { fault, sent }) => {
+                self.fault(worker, &fault, sent).await;
+                self.forget();
+                *last = Some(failed());
+            }
+            Broken::Fault(fault) => {
+                self.fault(worker, &fault, None).await;
+                self.forget();
+                *last = Some(failed());
+            }
+            Broken::Call(CallError::Refused(failure)) | Broken::Failure(failure) => {
+                self.signed_failure(choice, cap, chunks, *failure, last).await?;
+            }
+        }
+        self.gateway.metrics.failovers.inc();
+        Ok(())
+    }
+
+    /// The same for a failure that the worker signed.
+    async fn signed_failure(
+        &mut self,
+        choice: &Choice,
+        cap: u128,
+        chunks: Vec<SignedChunk>,
+        failure: Signed<Failure>,
+        last: &mut Option<ApiError>,
+    ) -> Result<(), End> {
+        let worker = choice.member.worker;
+        let streamed = !chunks.is_empty();
+        let evidence = FailureEvidence { salt: self.salt, request: self.job.request.clone(), chunks };
+        let expected = self.expected(&choice.member, cap);
+        let report = assay_verify::check_failure(&failure, Some(&evidence), &expected);
+        let about_us = failure.statement.worker == worker && failure.statement.nonce == self.nonce;
+        if report.state == assay_verify::State::Rejected || !about_us {
+            let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
+            let why = format!("its signed failure does not hold: {}", failed.join("; "));
+            self.fault(worker, &why, serde_json::to_string(&failure).ok()).await;
+            *last = Some(ApiError::unavailable("The workers that were asked failed; try again"));
+            return Ok(());
+        }
+        let Failure { code, message, retry_after_ms, .. } = failure.statement.clone();
+        self.keep(Evidence::Failure { worker, at_ms: now_ms(), failure: Box::new(failure) }).await;
+        let wait = Duration::from_millis(retry_after_ms.max(500));
+        match code {
+            FailureCode::Busy => {
+                self.gateway.records.refused(worker, wait);
+                let text = "Every worker for this model is busy; try again later";
+                *last = Some(ApiError::rate_limited(text, wait.as_secs()));
+            }
+            FailureCode::Draining => {
+                self.gateway.records.refused(worker, wait);
+                *last = Some(ApiError::unavailable("The workers that were asked are shutting down; try again"));
+            }
+            FailureCode::BadRequest | FailureCode::ContextExceeded if !streamed => {
+                let mut error = ApiError::bad_body(message);
+                if code == FailureCode::ContextExceeded {
+                    error.code = Some("context_length_exceeded");
+                    error.param = Some("messages".into());
+                }
+                // One worker may lie about this. Two that say the same are believed.
+                if self.refused_as_wrong.is_some() {
+                    return Err(End::Error(error));
+                }
+                self.refused_as_wrong = Some(error);
+            }
+            FailureCode::CapExceeded => {
+                let mut error = ApiError::bad_body(format!("The answer could cost more than is allowed: {message}"));
+                error.code = Some("cap_exceeded");
+                *last = Some(error);
+            }
+            FailureCode::ResumeMismatch => {
+                // Either this worker or the one before is wrong; which one, an audit of the chunks that were kept can
+                // tell. A caller that saw nothing is served from the start.
+                self.forget();
+                self.mismatch = true;
+                *last = Some(ApiError::verification(
+                    "Workers disagree about the part of the answer that was shown; do not rely on it",
+                ));
+            }
+            FailureCode::UnknownModel
+            | FailureCode::BadRequest
+            | FailureCode::ContextExceeded
+            | FailureCode::Cancelled
+            | FailureCode::Upstream
+            | FailureCode::Internal
+            | FailureCode::DuplicateNonce => {
+                self.fault(worker, &format!("it signed that it failed: {message}"), None).await;
+                *last = Some(ApiError::unavailable("The workers that were asked failed; try again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has an answer replayed where the policy wants that first, stores it, and makes the final word of it. `None`:
+    /// the answer was wrong and another worker is to be asked.
+    async fn conclude(
+        &mut self,
+        choice: &Choice,
+        bundle: Bundle,
+        streaming: Duration,
+        last: &mut Option<ApiError>,
+    ) -> Result<Option<Answer>, End> {
+        let member = &choice.member;
+        let receipt = bundle.receipt.statement.clone();
+        let receipt_hash = bundle.receipt.hash(&self.domain());
+        let policy = self.job.policy;
+        let subject = Subject {
+            request_id: self.request_id.clone(),
+            nonce: self.nonce,
+            member: member.clone(),
+            bundle: Arc::new(bundle),
+            counted: false,
+        };
+        let (mut state, mut level, mut audit) = ("signed", Level::Signed, None);
+        let mut due = false;
+        if policy.level == Level::Replayed && policy.moment != Moment::Sampled {
+            let found = audit::examine(&self.gateway, &subject).await.map_err(|error| End::Error(error.into()))?;
+            let (why, error) = match found {
+                Found::Agreed(row) => {
+                    (state, level, audit) = ("replayed", Level::Replayed, Some(AuditSummary::from(&*row)));
+                    (None, None)
+                }
+                Found::Caught => {
+                    self.mismatch = true;
+                    let error = ApiError::verification("A replay gave another answer: what was shown is wrong");
+                    (Some("a replay gave another answer"), Some(error))
+                }
+                Found::Disputed => {
+                    let error = ApiError::verification("Auditors contradict each other about this answer");
+                    (Some("auditors contradict each other"), Some(error))
+                }
+                Found::Nobody => {
+                    let error = ApiError::unavailable("Nobody could replay the answer in time; try again");
+                    (Some("nobody could replay it"), Some(error))
+                }
+            };
+            if let (Some(why), Some(error)) = (why, error) {
+                let (chunks, worker) = (subject.bundle.chunks.clone(), member.worker);
+                self.keep_answer(&subject.bundle, why).await;
+                self.keep(Evidence::Chunks { worker, at_ms: now_ms(), chunks }).await;
+                if self.visible {
+                    // What the caller has seen cannot be taken back; it must not look finished either.
+                    return Err(End::Error(error));
+                }
+                self.forget();
+                self.gateway.metrics.failovers.inc();
+                *last = Some(error);
+                return Ok(None);
+            }
+        } else if receipt.arithmetic > 0 {
+            let share = match self.job.sample_ppm {
+                Some(share) => share,
+                None => self.gateway.records.sampling_ppm(&member.worker, &self.gateway.config.sampling),
+            };
+            due = dice() % 1_000_000 < u64::from(share) && audit::is_possible(&self.gateway, &subject);
+            if due {
+                state = "pending";
+            }
+        }
+        let stored = self.gateway.store.answered(&subject.bundle, receipt_hash, now_ms(), due).await;
+        stored.map_err(|error| End::Error(error.into()))?;
+        self.gateway.records.served(member.worker, receipt.completion_tokens, receipt.price, streaming);
+        self.gateway.metrics.tokens.inc_by(receipt.completion_tokens.into());
+        let output = subject.bundle.output.clone();
+        let answer = Answer {
+            output,
+            assay: Assay {
+                request_id: self.request_id.clone(),
+                level,
+                state,
+                worker: member.worker,
+                operator: member.operator.clone(),
+                model: receipt.model,
+                receipt_hash,
+                nonce: self.nonce,
+                seed: self.job.request.sampling.seed,
+                price: receipt.price.to_string(),
+                attempts: self.attempts,
+                bundle_url: format!("/assay/receipts/{}", self.request_id),
+                audit,
+            },
+        };
+        if due {
+            audit::later(&self.gateway, Subject { counted: true, ..subject });
+        }
+        Ok(Some(answer))
+    }
+}
+
+const ANOTHER_TEXT: &str = "its text does not continue what another worker sent";
+
+/// Rough number of tokens of a prompt, for comparing prices: four bytes a token.
+fn prompt_estimate(prompt: &Prompt) -> u32 {
+    let tokens = match prompt {
+        Prompt::Chat { messages, tools, .. } => {
+            let messages: usize = messages.iter().map(|message| message.content.len() / 4 + 4).sum();
+            messages + tools.as_ref().map_or(0, |tools| tools.len() / 4)
+        }
+        Prompt::Text(text) => text.len() / 4,
+        Prompt::Tokens(tokens) => tokens.len(),
+    };
+    u32::try_from(tokens).unwrap_or(u32::MAX)
+}
+
+/// The frames of one attempt, each checked as it comes.
+struct Intake {
+    domain: Domain,
+    worker: Address,
+    forwarded: bool,
+    nonce: Bytes32,
+    max_tokens: usize,
+    wants_logprobs: bool,
+    chain: Chain,
+    chunks: Vec<SignedChunk>,
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
+    resumed: Vec<u32>,
+}
+
+impl Intake {
+    /// Takes the next chunk, or says what is wrong with it.
+    fn accept(&mut self, signed: SignedChunk) -> Result<(), String> {
+        let chunk = &signed.chunk;
+        let link = self.chain.push(chunk).map_err(|error| error.to_string())?;
+        if link != signed.link {
+            return Err(format!("chunk {} carries a wrong link", chunk.index));
+        }
+        match signed.signer(&self.domain, &self.nonce) {
+            Ok(signer) if signer == self.worker => {}
+            Ok(_) | Err(_) => return Err(format!("chunk {} is not signed with the worker's key", chunk.index)),
+        }
+        if self.forwarded && !chunk.tokens.is_empty() {
+            return Err("a forwarder claims to know tokens".into());
+        }
+        if chunk.index == 0 && !self.resumed.is_empty() && !chunk.tokens.starts_with(&self.resumed) {
+            return Err("its first chunk does not hold the tokens that it was to resume from".into());
+        }
+        if self.tokens.len() + chunk.tokens.len() > self.max_tokens {
+            return Err(format!("it sent more than {} tokens", self.max_tokens));
+        }
+        if !self.forwarded && chunk.logprobs.len() != if self.wants_logprobs { chunk.tokens.len() } else { 0 } {
+            return Err(format!("chunk {} has not one log-probability a token", chunk.index));
+        }
+        if self.text.len() + chunk.text.len() > limits::TEXT_BYTES {
+            return Err("its text is too long".into());
+        }
+        self.text.push_str(&chunk.text);
+        self.tokens.extend(&chunk.tokens);
+        self.logprobs.extend(chunk.logprobs.iter().cloned());
+        self.chunks.push(signed);
+        Ok(())
+    }
+}
