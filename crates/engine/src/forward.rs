@@ -1,0 +1,539 @@
+//! One pass of a batch through the model, by all threads together.
+//!
+//! A row is one token of one sequence. With few rows (decoding), every phase splits the *weights*: each thread streams
+//! other rows of a matrix, so that the weights cross the memory bus once for the whole batch; the cheap steps between
+//! (norms, quantisation) are repeated by every thread, which costs less than waiting. With many rows (prefill), the
+//! *rows* are split into blocks that run through a whole layer by themselves, and the threads meet once a layer.
+//! Either way each number is made by the same integer operations from the same inputs, so the bits are the same.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use assay_arithmetic::{
+    AttentionScratch, Kernel, MatrixView, Output, Quantised, QuantisedView, Sampler, Scale, add, attention,
+    attention_factor, dequantise_row, linear, quantise, rms_norm, rms_norm_quantise, rope, silu_mul,
+};
+use assay_model::{Artifact, Config as Shape, Layer};
+
+use crate::cache::Cache;
+use crate::choose::{Outcome, Rule};
+use crate::grammar::Mask;
+use crate::pool::{Barrier, Broken, Tasks};
+
+/// Rows of the output matrix that one task takes.
+const LOGIT_ROWS: usize = 512;
+
+/// Rows whose logits exist at once: bounds the memory of a replay.
+const LOGIT_BATCH: usize = 32;
+
+/// Rows of a block: enough that the weights, converted once a block, cost little; few enough that activations stay in
+/// the second-level cache.
+const BLOCK_MIN: usize = 16;
+const BLOCK_MAX: usize = 64;
+
+/// Passes of fewer rows split the weights.
+fn few_rows(threads: usize) -> usize {
+    BLOCK_MIN * threads.min(2)
+}
+
+/// A token to run.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) token: u32,
+    pub(crate) position: usize,
+    pub(crate) cache: Arc<Cache>,
+}
+
+/// A row whose logits are needed.
+#[derive(Debug)]
+pub(crate) struct Want {
+    /// The row.
+    pub(crate) row: usize,
+    pub(crate) rule: Arc<Rule>,
+    /// The number of the token in the answer.
+    pub(crate) index: u32,
+    /// See [`Rule::history`].
+    pub(crate) history: Vec<u32>,
+    pub(crate) mask: Option<Mask>,
+    pub(crate) outcome: Mutex<Outcome>,
+}
+
+/// What the next pass is to do.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) wants: Vec<Want>,
+    tasks: Vec<Tasks>,
+    /// Empty if the weights are split.
+    blocks: Vec<Mutex<Block>>,
+    /// How many of `blocks` are in use.
+    used: usize,
+    /// Rows of a block; the last may have fewer.
+    block_rows: usize,
+}
+
+/// Some rows on their way through the layers.
+#[derive(Debug, Default)]
+struct Block {
+    x: Vec<i32>,
+    /// Queries, one row a token and head.
+    queries: Quantised,
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    x: Vec<i32>,
+    quantised: Quantised,
+    wide: Vec<i32>,
+    other: Vec<i32>,
+    head: Quantised,
+    attention: AttentionScratch,
+    logits: Vec<i32>,
+    sampler: Sampler,
+}
+
+/// Parts of a result, each written by one thread and read by all after the barrier. Two sets alternate, so that a slow
+/// reader of one phase does not meet the writers of the next.
+type Tiles = Vec<RwLock<Vec<i32>>>;
+
+/// Model, buffers and barrier: what all threads share.
+pub(crate) struct Core {
+    artifact: Arc<Artifact>,
+    kernel: Kernel,
+    threads: usize,
+    factor: Scale,
+    pub(crate) barrier: Arc<Barrier>,
+    plan: RwLock<Plan>,
+    scratch: Vec<Mutex<Scratch>>,
+    /// One a query head.
+    queries: Vec<RwLock<Quantised>>,
+    odd: Tiles,
+    even: Tiles,
+}
+
+/// Where a thread is in the list of phases.
+struct Phases<'a> {
+    tasks: std::slice::Iter<'a, Tasks>,
+}
+
+impl Phases<'_> {
+    /// The tasks of the next phase that this thread gets.
+    fn next(&mut self, count: usize) -> impl Iterator<Item = usize> + '_ {
+        let tasks = self.tasks.next().expect("Core::prepare counted the phases of the pass");
+        tasks.take(count)
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rows of part `index` when `rows` are cut into parts of `size`.
+fn part(index: usize, rows: usize, size: usize) -> Range<usize> {
+    index * size..((index + 1) * size).min(rows)
+}
+
+/// Some rows of a matrix as a matrix.
+fn some_rows<'a>(w: &MatrixView<'a>, rows: Range<usize>) -> MatrixView<'a> {
+    MatrixView {
+        rows: rows.len(),
+        cols: w.cols,
+        weights: &w.weights[rows.start * w.cols..rows.end * w.cols],
+        scales: &w.scales[rows],
+    }
+}
+
+impl Core {
+    pub(crate) fn new(artifact: Arc<Artifact>, kernel: Kernel, threads: usize) -> Core {
+        let shape = artifact.config();
+        let tiles = (few_rows(threads) * shape.heads)
+            .max(shape.vocab.div_ceil(LOGIT_ROWS))
+            .max(shape.dim.div_ceil(8))
+            .max(shape.ffn.div_ceil(8));
+        let locks = |count: usize| (0..count).map(|_| RwLock::default()).collect::<Tiles>();
+        Core {
+            kernel,
+            threads,
+            factor: attention_factor(shape.head_dim),
+            barrier: Arc::new(Barrier::new(threads)),
+            plan: RwLock::default(),
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            queries: (0..shape.heads).map(|_| RwLock::default()).collect(),
+            odd: locks(tiles),
+            even: locks(tiles),
+            artifact,
+        }
+    }
+
+    pub(crate) fn artifact(&self) -> &Arc<Artifact> {
+        &self.artifact
+    }
+
+    /// The plan, to fill in rows and wants before a pass and to take the outcomes after it.
+    pub(crate) fn plan(&self) -> RwLockWriteGuard<'_, Plan> {
+        write(&self.plan)
+    }
+
+    /// Lays out the pass; the last thing before it starts.
+    pub(crate) fn prepare(&self, plan: &mut Plan) {
+        let shape = self.artifact.config();
+        let rows = plan.rows.len();
+        let phases = if rows < few_rows(self.threads) {
+            plan.used = 0;
+            5 * shape.layers
+        } else {
+            // Two blocks a thread even out their different lengths; a multiple of 4 suits the kernels.
+            let size = rows.div_ceil(2 * self.threads).next_multiple_of(4).clamp(BLOCK_MIN, BLOCK_MAX);
+            plan.block_rows = size;
+            plan.used = rows.div_ceil(size);
+            let count = plan.blocks.len().max(plan.used);
+            plan.blocks.resize_with(count, Mutex::default);
+            shape.layers + 1
+        };
+        let phases = phases + 2 * plan.wants.len().div_ceil(LOGIT_BATCH);
+        let count = plan.tasks.len().max(phases);
+        plan.tasks.resize_with(count, Tasks::default);
+        plan.tasks.iter().for_each(Tasks::reset);
+    }
+
+    /// The share of one thread in the pass.
+    pub(crate) fn work(&self, thread: usize) -> Result<(), Broken> {
+        let plan = read(&self.plan);
+        let mut scratch = self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut phases = Phases { tasks: plan.tasks.iter() };
+        if plan.used == 0 {
+            self.split_weights(&plan, &mut scratch, &mut phases)?;
+        } else {
+            self.split_rows(&plan, &mut scratch, &mut phases)?;
+        }
+        self.logits(&plan, &mut scratch, &mut phases)?;
+        self.barrier.wait()
+    }
+
+    /// Linear rows per task so that each thread gets some tasks of a matrix.
+    fn tile(&self, rows: usize) -> usize {
+        rows.div_ceil(4 * self.threads).next_multiple_of(8)
+    }
+
+    /// `tile = rows of w · x`.
+    fn linear_part(
+        &self,
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        x: QuantisedView<'_>,
+        bias: Option<&[i32]>,
+        out: &mut Vec<i32>,
+    ) {
+        let (tokens, count) = (x.scales.len(), rows.len());
+        out.resize(tokens * count, 0);
+        let w = some_rows(w, rows.clone());
+        linear(self.kernel, &w, x, bias.map(|b| &b[rows]), &mut Output::new(out, tokens, count));
+    }
+
+    /// Embeds rows.
+    fn embed(&self, rows: &[Row], x: &mut Vec<i32>) {
+        let embedding = self.artifact.embedding();
+        x.resize(rows.len() * embedding.cols, 0);
+        for (row, x) in rows.iter().zip(x.chunks_exact_mut(embedding.cols)) {
+            let token = row.token as usize;
+            dequantise_row(embedding.row(token), embedding.scales[token], x);
+        }
+    }
+
+    fn norm(&self, x: &[i32], weight: &[i32], out: &mut Quantised) {
+        out.resize(x.len() / weight.len(), weight.len());
+        let eps = self.artifact.config().rms_eps_q32;
+        rms_norm_quantise(self.kernel, x, weight, eps, &mut out.values, &mut out.scales);
+    }
+
+    fn quantise(&self, x: &[i32], cols: usize, out: &mut Quantised) {
+        out.resize(x.len() / cols, cols);
+        quantise(self.kernel, x, cols, &mut out.values, &mut out.scales);
+    }
+
+    /// Norm (where the model has one) and rotation of `heads` heads a row.
+    fn turn(&self, rows: &[Row], heads: usize, norm: Option<&[i32]>, x: &mut [i32]) {
+        let shape = self.artifact.config();
+        if let Some(norm) = norm {
+            rms_norm(self.kernel, x, norm, shape.rms_eps_q32);
+        }
+        let half = shape.head_dim / 2;
+        for (row, x) in rows.iter().zip(x.chunks_exact_mut(heads * shape.head_dim)) {
+            let cos = &self.artifact.rope_cos()[row.position * half..][..half];
+            let sin = &self.artifact.rope_sin()[row.position * half..][..half];
+            for head in x.chunks_exact_mut(shape.head_dim) {
+                rope(self.kernel, shape.rope, head, cos, sin);
+            }
+        }
+    }
+
+    // Few rows: every phase splits the weights.
+
+    fn split_weights(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) -> Result<(), Broken> {
+        let shape = self.artifact.config();
+        let count = plan.rows.len();
+        self.embed(&plan.rows, &mut s.x);
+        for index in 0..shape.layers {
+            let layer = self.artifact.layer(index);
+            self.norm(&s.x, layer.attention_norm, &mut s.quantised);
+            for unit in phases.next(shape.heads + 2 * shape.kv_heads) {
+                self.project_head(plan, index, &layer, unit, s);
+            }
+            self.barrier.wait()?;
+
+            for task in phases.next(count * shape.heads) {
+                let (row, head) = (&plan.rows[task / shape.heads], task % shape.heads);
+                let mut out = write(&self.odd[task]);
+                out.resize(shape.head_dim, 0);
+                let queries = read(&self.queries[head]);
+                let keys_values = row.cache.head(index, head / (shape.heads / shape.kv_heads));
+                attention(
+                    self.kernel,
+                    queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
+                    queries.scales[task / shape.heads],
+                    self.factor,
+                    &[keys_values.first(row.position + 1, shape.head_dim)],
+                    &mut s.attention,
+                    &mut out,
+                );
+            }
+            self.barrier.wait()?;
+
+            // A tile of attention is one head of one row: the concatenation of all is what is needed.
+            s.wide.clear();
+            for tile in &self.odd[..count * shape.heads] {
+                s.wide.extend_from_slice(&read(tile));
+            }
+            self.quantise(&s.wide, shape.heads * shape.head_dim, &mut s.quantised);
+            self.split_linear(&layer.o, s.quantised.view(), &self.even, phases)?;
+            self.add_tiles(&self.even, count, &mut s.x);
+            self.norm(&s.x, layer.ffn_norm, &mut s.quantised);
+
+            let size = self.tile(shape.ffn);
+            for task in phases.next(shape.ffn.div_ceil(size)) {
+                let rows = part(task, shape.ffn, size);
+                let mut gate = write(&self.odd[task]);
+                self.linear_part(&layer.gate, rows.clone(), s.quantised.view(), None, &mut gate);
+                self.linear_part(&layer.up, rows, s.quantised.view(), None, &mut s.other);
+                silu_mul(self.kernel, &mut gate, &s.other);
+            }
+            self.barrier.wait()?;
+            gather(&self.odd, shape.ffn, size, count, &mut s.wide);
+            self.quantise(&s.wide, shape.ffn, &mut s.quantised);
+            self.split_linear(&layer.down, s.quantised.view(), &self.even, phases)?;
+            self.add_tiles(&self.even, count, &mut s.x);
+        }
+        Ok(())
+    }
+
+    /// One head of queries, keys or values for all rows.
+    fn project_head(&self, plan: &Plan, index: usize, layer: &Layer<'_>, unit: usize, s: &mut Scratch) {
+        let shape = self.artifact.config();
+        let (heads, kv, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+        let (w, bias, head) = match unit {
+            u if u < heads => (&layer.q, layer.q_bias, u),
+            u if u < heads + kv => (&layer.k, layer.k_bias, u - heads),
+            u => (&layer.v, layer.v_bias, u - heads - kv),
+        };
+        self.linear_part(w, head * dim..(head + 1) * dim, s.quantised.view(), bias, &mut s.other);
+        if unit < heads {
+            self.turn(&plan.rows, 1, layer.q_norm, &mut s.other);
+            self.quantise(&s.other, dim, &mut write(&self.queries[head]));
+            return;
+        }
+        let keys = unit < heads + kv;
+        if keys {
+            self.turn(&plan.rows, 1, layer.k_norm, &mut s.other);
+        }
+        self.quantise(&s.other, dim, &mut s.head);
+        for ((row, values), &scale) in plan.rows.iter().zip(s.head.values.chunks_exact(dim)).zip(&s.head.scales)
+        {
+            if keys {
+                row.cache.put_key(index, head, row.position, values, scale);
+            } else {
+                row.cache.put_value(index, head, row.position, values, scale);
+            }
+        }
+    }
+
+    /// A linear layer into tiles, and the barrier after it.
+    fn split_linear(
+        &self,
+        w: &MatrixView<'_>,
+        x: QuantisedView<'_>,
+        tiles: &Tiles,
+        phases: &mut Phases<'_>,
+    ) -> Result<(), Broken> {
+        let size = self.tile(w.rows);
+        for task in phases.next(w.rows.div_ceil(size)) {
+            self.linear_part(w, part(task, w.rows, size), x, None, &mut write(&tiles[task]));
+        }
+        self.barrier.wait()
+    }
+
+    /// Adds what [`Core::split_linear`] made to the residual stream.
+    fn add_tiles(&self, tiles: &Tiles, count: usize, x: &mut [i32]) {
+        let dim = x.len() / count;
+        let size = self.tile(dim);
+        for (task, tile) in tiles[..dim.div_ceil(size)].iter().enumerate() {
+            let rows = part(task, dim, size);
+            for (x, y) in x.chunks_exact_mut(dim).zip(read(tile).chunks_exact(rows.len())) {
+                add(&mut x[rows.clone()], y);
+            }
+        }
+    }
+
+    // Many rows: blocks of rows run through the layers.
+
+    fn split_rows(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) -> Result<(), Broken> {
+        let layers = self.artifact.config().layers;
+        // Attention of a layer needs the keys and values of all blocks, hence one barrier a layer. What follows it
+        // runs on into the next layer's projections.
+        for index in 0..=layers {
+            for task in phases.next(plan.used) {
+                let rows = &plan.rows[part(task, plan.rows.len(), plan.block_rows)];
+                let mut block = plan.blocks[task].lock().unwrap_or_else(PoisonError::into_inner);
+                if index == 0 {
+                    self.embed(rows, &mut block.x);
+                } else {
+                    self.finish_layer(rows, index - 1, &mut block, s);
+                }
+                if index < layers {
+                    self.begin_layer(rows, index, &mut block, s);
+                }
+            }
+            self.barrier.wait()?;
+        }
+        Ok(())
+    }
+
+    /// All rows of a matrix.
+    fn linear_all(&self, w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Vec<i32>) {
+        self.linear_part(w, 0..w.rows, x, bias, out);
+    }
+
+    /// Queries, keys and values.
+    fn begin_layer(&self, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
+        let shape = self.artifact.config();
+        let layer = self.artifact.layer(index);
+        self.norm(&block.x, layer.attention_norm, &mut s.quantised);
+        let x = s.quantised.view();
+        self.linear_all(&layer.q, x, layer.q_bias, &mut s.other);
+        self.turn(rows, shape.heads, layer.q_norm, &mut s.other);
+        self.quantise(&s.other, shape.head_dim, &mut block.queries);
+
+        self.linear_all(&layer.k, x, layer.k_bias, &mut s.other);
+        self.turn(rows, shape.kv_heads, layer.k_norm, &mut s.other);
+        self.store(rows, s, |row, head, values, scale| row.cache.put_key(index, head, row.position, values, scale));
+
+        self.linear_all(&layer.v, s.quantised.view(), layer.v_bias, &mut s.other);
+        self.store(rows, s, |row, head, values, scale| {
+            row.cache.put_value(index, head, row.position, values, scale);
+        });
+    }
+
+    /// Quantises keys or values in `s.other` and hands them out one by one.
+    fn store(&self, rows: &[Row], s: &mut Scratch, put: impl Fn(&Row, usize, &[i16], Scale)) {
+        let Shape { head_dim, kv_heads, .. } = *self.artifact.config();
+        self.quantise(&s.other, head_dim, &mut s.head);
+        for (i, (values, &scale)) in s.head.values.chunks_exact(head_dim).zip(&s.head.scales).enumerate() {
+            put(&rows[i / kv_heads], i % kv_heads, values, scale);
+        }
+    }
+
+    /// Attention and the feed-forward part.
+    fn finish_layer(&self, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
+        let shape = self.artifact.config();
+        let layer = self.artifact.layer(index);
+        let group = shape.heads / shape.kv_heads;
+        let dim = shape.head_dim;
+        s.wide.resize(rows.len() * shape.heads * dim, 0);
+        for kv_head in 0..shape.kv_heads {
+            for (i, row) in rows.iter().enumerate() {
+                let keys_values = row.cache.head(index, kv_head);
+                let first = i * shape.heads + kv_head * group;
+                for head in first..first + group {
+                    attention(
+                        self.kernel,
+                        &block.queries.values[head * dim..][..dim],
+                        block.queries.scales[head],
+                        self.factor,
+                        &[keys_values.first(row.position + 1, dim)],
+                        &mut s.attention,
+                        &mut s.wide[head * dim..][..dim],
+                    );
+                }
+            }
+        }
+        self.quantise(&s.wide, shape.heads * dim, &mut s.quantised);
+        self.linear_all(&layer.o, s.quantised.view(), None, &mut s.other);
+        add(&mut block.x, &s.other);
+
+        self.norm(&block.x, layer.ffn_norm, &mut s.quantised);
+        self.linear_all(&layer.gate, s.quantised.view(), None, &mut s.wide);
+        self.linear_all(&layer.up, s.quantised.view(), None, &mut s.other);
+        silu_mul(self.kernel, &mut s.wide, &s.other);
+        self.quantise(&s.wide, shape.ffn, &mut s.quantised);
+        self.linear_all(&layer.down, s.quantised.view(), None, &mut s.other);
+        add(&mut block.x, &s.other);
+    }
+
+    // The end: logits and choices.
+
+    fn logits(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) -> Result<(), Broken> {
+        let output = self.artifact.output();
+        let dim = output.cols;
+        for wants in plan.wants.chunks(LOGIT_BATCH) {
+            s.wide.clear();
+            for want in wants {
+                if plan.used == 0 {
+                    s.wide.extend_from_slice(&s.x[want.row * dim..][..dim]);
+                } else {
+                    let block = &plan.blocks[want.row / plan.block_rows];
+                    let block = block.lock().unwrap_or_else(PoisonError::into_inner);
+                    s.wide.extend_from_slice(&block.x[want.row % plan.block_rows * dim..][..dim]);
+                }
+            }
+            self.norm(&s.wide, self.artifact.output_norm(), &mut s.quantised);
+            for task in phases.next(output.rows.div_ceil(LOGIT_ROWS)) {
+                let rows = part(task, output.rows, LOGIT_ROWS);
+                self.linear_part(&output, rows, s.quantised.view(), None, &mut write(&self.odd[task]));
+            }
+            self.barrier.wait()?;
+            for task in phases.next(wants.len()) {
+                let want = &wants[task];
+                s.logits.resize(output.rows, 0);
+                for (i, out) in s.logits.chunks_mut(LOGIT_ROWS).enumerate() {
+                    out.copy_from_slice(&read(&self.odd[i])[task * out.len()..][..out.len()]);
+                }
+                let outcome = want.rule.choose(
+                    &mut s.sampler,
+                    &mut s.logits,
+                    want.mask.as_ref(),
+                    &want.history,
+                    want.index,
+                );
+                *want.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+            }
+            self.barrier.wait()?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts tiles of `size` columns together: `count` rows of `cols`.
+fn gather(tiles: &Tiles, cols: usize, size: usize, count: usize, out: &mut Vec<i32>) {
+    out.resize(count * cols, 0);
+    for (task, tile) in tiles[..cols.div_ceil(size)].iter().enumerate() {
+        let columns = part(task, cols, size);
+        let tile = read(tile);
+        for (out, tile) in out.chunks_exact_mut(cols).zip(tile.chunks_exact(columns.len())) {
+            out[columns.clone()].copy_from_slice(tile);
+        }
+    }
+}
