@@ -1,6 +1,5 @@
 //! Artifacts as a whole: import, reading, ids, changed bytes.
 #![allow(clippy::unwrap_used)]
-#![cfg(feature = "testing")]
 
 use std::sync::Arc;
 
@@ -225,11 +224,11 @@ fn progress_is_monotone_and_ends_at_the_total() {
     assert!(last.0 == last.1 && last.1 > 0);
 }
 
-/// `ASSAY_GGUF=model.gguf cargo test --release -p assay-model --features testing -- --ignored --nocapture`
+/// `ASSAY_TEST_GGUF=model.gguf cargo test --release -p assay-model --test artifact -- --ignored --nocapture`
 #[test]
-#[ignore = "needs a downloaded model, named by ASSAY_GGUF"]
+#[ignore = "needs a downloaded model, named by ASSAY_TEST_GGUF"]
 fn a_real_model_imports() {
-    let file = std::fs::read(std::env::var("ASSAY_GGUF").unwrap()).unwrap();
+    let file = std::fs::read(std::env::var("ASSAY_TEST_GGUF").unwrap()).unwrap();
     let start = std::time::Instant::now();
     let bytes = import_gguf(&file, &mut |_, _| {}).unwrap();
     let imported = start.elapsed();
@@ -242,4 +241,19 @@ fn a_real_model_imports() {
     println!("{} {:?}", artifact.id(), artifact.manifest().tokens);
     println!("{:?} {:?}", artifact.config(), artifact.manifest().licence);
     println!("import {imported:?}, {size} bytes, parse {parsed:?}, verify {:?}", start.elapsed());
+}
+
+/// If this fails, every model gets a new id: raise the file format or the arithmetic version, and pin anew here and
+/// where the command line pins its default model.
+#[test]
+fn ids_are_the_same_on_every_machine() {
+    let ids = ARCHITECTURES.map(|architecture| parse(&tiny(architecture)).unwrap().id().to_string());
+    assert_eq!(
+        ids,
+        [
+            "0x0721af1afdab67fef3612ac9e7aa36f28fc1aec520f4431226de160011e052f8",
+            "0x69a4e8abc9e5e17f046cfac1506c7c7afd55f279cbc973c94edaeda87211ac39",
+            "0x8d8802870dcc144c86495c49264fff377c51d98831be5cd4aee4202b250d94a7",
+        ]
+    );
 }

@@ -1,6 +1,5 @@
 //! Files that lie: no input makes the importers or the reader panic or ask for much memory.
 #![allow(clippy::unwrap_used)]
-#![cfg(feature = "testing")]
 
 use std::sync::Arc;
 
