@@ -196,5 +196,6 @@ export function modelsOf(members: Member[]): Model[] {
       }
     }
   }
-  return [...models.values()].sort((a, b) => a.name.localeCompare(b.name));
+  // What can be replayed comes first: the first is what a new browser asks.
+  return [...models.values()].sort((a, b) => Number(b.replayable) - Number(a.replayable) || a.name.localeCompare(b.name));
 }

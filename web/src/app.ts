@@ -169,6 +169,18 @@ export class App {
     this.#changed();
   }
 
+  /** Whether answers of the chosen model can be replayed; a forwarder's cannot. */
+  get replayable(): boolean {
+    return this.models.find((each) => each.name === this.settings.model)?.replayable ?? true;
+  }
+
+  /** Whether a replay of this answer can be asked for. */
+  canReplay(turn: Turn): boolean {
+    const model = this.models.find((each) => each.id === turn.asked?.modelId);
+    const arithmetic = this.evidence.get(turn.id)?.bundle.receipt.statement.arithmetic;
+    return turn.state === "signed" && turn.requestId !== undefined && model?.replayable !== false && arithmetic !== 0;
+  }
+
   get members(): Member[] {
     return this.roster?.members.statement.members ?? [];
   }
@@ -325,7 +337,7 @@ export class App {
       temperature: settings.temperature,
       seed: settings.seed === "" ? randomSeed() : Number(settings.seed),
       maxTokens: settings.maxTokens,
-      level: settings.level,
+      level: model?.replayable === false ? "sampled" : settings.level,
     };
     const turn: Turn = { id: newId(), role: "assistant", text: "", atMs: Date.now(), asked, state: "streaming" };
     const messages = messagesBefore(conversation.turns, conversation.turns.length, asked.system);

@@ -1,7 +1,7 @@
 import "./styles.css";
 
 import { type JSX, render } from "preact";
-import { useEffect, useReducer, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useReducer, useRef } from "preact/hooks";
 
 import { App, focusComposer } from "./app";
 import { Chat } from "./view/chat";
@@ -70,7 +70,7 @@ function Page({ app }: { app: App }): JSX.Element {
 /** A panel at the side: takes the focus when it opens and gives it back when it closes. */
 function Side(props: { label: string; children: preact.ComponentChildren }): JSX.Element {
   const ref = useRef<HTMLElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const before = document.activeElement;
     ref.current?.focus({ preventScroll: true });
     return () => {

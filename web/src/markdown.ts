@@ -7,7 +7,19 @@ import { Marked, type Token, type Tokens } from "marked";
 /** A block of an answer: code, or sanitised HTML. */
 export type Block = { kind: "code"; language: string; text: string } | { kind: "html"; html: string };
 
-const marked = new Marked({ gfm: true, breaks: true, async: false });
+/** HTML that models write for lack of markdown; everything else is shown as the text that it is. */
+const HARMLESS = /^<\/?(?:b|br|em|i|kbd|strong|sub|sup)\s*\/?>$/i;
+
+const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+const marked = new Marked({
+  gfm: true,
+  breaks: true,
+  async: false,
+  renderer: {
+    html: ({ text, block }) => (HARMLESS.test(text.trim()) ? text : block ? `<p>${escape(text)}</p>` : escape(text)),
+  },
+});
 
 const ALLOWED = {
   ALLOWED_TAGS: [

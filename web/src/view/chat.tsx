@@ -109,7 +109,8 @@ function Question({ app, turn }: { app: App; turn: Turn }): JSX.Element {
 function Editor({ app, turn }: { app: App; turn: Turn }): JSX.Element {
   const [text, setText] = useState(turn.text);
   const area = useRef<HTMLTextAreaElement>(null);
-  useEffect(() => {
+  // Before the next key can arrive, which would otherwise land in the field below.
+  useLayoutEffect(() => {
     area.current?.focus();
     area.current?.setSelectionRange(turn.text.length, turn.text.length);
   }, []);
@@ -206,7 +207,7 @@ function Answer({ app, turn }: { app: App; turn: Turn }): JSX.Element {
       )}
       <div class="foot">
         <StateBadge turn={turn} open={open} onOpen={show} />
-        {turn.state === "signed" && (
+        {app.canReplay(turn) && (
           <button type="button" class="small-button" disabled={app.replaying.has(turn.id)} onClick={() => void app.replay(turn.id)}>
             {app.replaying.has(turn.id) ? <span class="spinner" aria-hidden="true" /> : <Icon name="checks" size={15} />}
             <span>{app.replaying.has(turn.id) ? "Replaying…" : "Replay now"}</span>
@@ -228,6 +229,7 @@ function Composer({ app }: { app: App }): JSX.Element {
   const area = useRef<HTMLTextAreaElement>(null);
   useLayoutEffect(() => grow(area.current, 220), [text]);
   useEffect(() => area.current?.focus(), []);
+  const { replayable } = app;
   const submit = () => {
     if (app.busy || text.trim() === "" || app.settings.model === "") return;
     app.send(text);
@@ -296,13 +298,17 @@ function Composer({ app }: { app: App }): JSX.Element {
           <label class="pick">
             <span class="off-screen">When answers are checked</span>
             <select
-              value={app.settings.level}
+              value={replayable ? app.settings.level : "sampled"}
               onChange={(event) => app.set({ level: event.currentTarget.value as App["settings"]["level"] })}
               title="When another operator repeats the answer"
             >
-              <option value="sampled">Signed, a sample is replayed</option>
-              <option value="before_end">Replayed before the end</option>
-              <option value="before_first_token">Replayed before it is shown</option>
+              <option value="sampled">{replayable ? "Signed, a sample is replayed" : "Signed, cannot be replayed"}</option>
+              <option value="before_end" disabled={!replayable}>
+                Replayed before the end
+              </option>
+              <option value="before_first_token" disabled={!replayable}>
+                Replayed before it is shown
+              </option>
             </select>
           </label>
           {app.busy ? (

@@ -103,28 +103,34 @@ function Html({ html }: { html: string }): JSX.Element {
 /** A dialog of the browser's own kind: it traps the focus, closes on Escape and gives the focus back. */
 export function Modal(props: { title: string; onClose: () => void; children: ComponentChildren }): JSX.Element {
   const ref = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const dialog = ref.current;
     dialog?.showModal();
-    return () => dialog?.close();
+    return () => {
+      dialog?.close();
+      // Chromium gives the focus back but, when one had typed in the dialog, not the caret: keys would go nowhere.
+      queueMicrotask(() => {
+        const { activeElement } = document;
+        if (!(activeElement instanceof HTMLElement) || activeElement === document.body) return;
+        activeElement.blur();
+        activeElement.focus({ preventScroll: true });
+      });
+    };
   }, []);
   return (
     <dialog
       ref={ref}
       class="modal"
       aria-label={props.title}
-      onCancel={(event) => {
-        event.preventDefault();
-        props.onClose();
-      }}
+      onClose={props.onClose}
       onClick={(event) => {
-        if (event.target === ref.current) props.onClose();
+        if (event.target === ref.current) ref.current?.close();
       }}
     >
       <div class="modal-body">
         <header class="panel-head">
           <h2>{props.title}</h2>
-          <IconButton icon="close" label="Close" onClick={props.onClose} />
+          <IconButton icon="close" label="Close" onClick={() => ref.current?.close()} />
         </header>
         {props.children}
       </div>

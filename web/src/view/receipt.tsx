@@ -33,7 +33,7 @@ export function ReceiptPanel({ app, turn }: { app: App; turn: Turn }): JSX.Eleme
           {!verdict && turn.state === "error" && <p>{turn.error}</p>}
         </section>
         {turn.state === "mismatch" && <Difference app={app} turn={turn} evidence={evidence} />}
-        {turn.state === "signed" && turn.requestId && (
+        {app.canReplay(turn) && (
           <button type="button" class="button wide" disabled={app.replaying.has(turn.id)} onClick={() => void app.replay(turn.id)}>
             {app.replaying.has(turn.id) ? <span class="spinner" aria-hidden="true" /> : <Icon name="again" />}
             {app.replaying.has(turn.id) ? "Another operator repeats it…" : "Replay now"}
@@ -145,14 +145,19 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
       <section aria-labelledby="trusted">
         <h3 id="trusted">Whom you still trust</h3>
         <ul class="plain-list">
-          {[...report.trusted, "This page's code and your browser: the page came from the gateway. `assay verify` checks the same file without it."].map(
-            (line) => (
-              <li key={line}>
-                <Icon name="people" size={16} />
-                <span>{tidy(line)}</span>
-              </li>
-            ),
-          )}
+          {report.trusted.map((line) => (
+            <li key={line}>
+              <Icon name="people" size={16} />
+              <span>{tidy(line)}</span>
+            </li>
+          ))}
+          <li>
+            <Icon name="people" size={16} />
+            <span>
+              This page's code, which came from the gateway, and your browser. <code>assay verify</code> checks the same file without
+              them.
+            </span>
+          </li>
         </ul>
       </section>
       <section aria-labelledby="cost">

@@ -1,5 +1,5 @@
 import type { JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import type { App } from "../app";
 import type { Conversation } from "../conversation";
@@ -45,7 +45,7 @@ function Entry({ app, conversation }: { app: App; conversation: Conversation }):
   const [renaming, setRenaming] = useState(false);
   const input = useRef<HTMLInputElement>(null);
   const current = conversation.id === app.current;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (renaming) input.current?.select();
   }, [renaming]);
   if (renaming) {

@@ -46,7 +46,6 @@ export function WorkersPanel({ app }: { app: App }): JSX.Element {
                   <th scope="col" class="number">
                     First token
                   </th>
-                  <th scope="col">State</th>
                 </tr>
               </thead>
               <tbody>
@@ -106,20 +105,18 @@ function Row({ app, worker }: { app: App; worker: Standing }): JSX.Element {
         <th scope="row">
           {worker.operator}
           <code title={worker.worker}>{short(worker.worker)}</code>
+          <span class={`chip tone-${tone}`}>
+            <Icon name={suspended ? "cross" : worker.resting ? "clock" : "check"} size={13} /> {state}
+          </span>
         </th>
         <td class="number">{worker.served}</td>
         <td class="number">{worker.agreed}</td>
         <td class={`number ${worker.differed > 0 ? "bad-text" : ""}`}>{worker.differed}</td>
         <td class="number">{worker.firstTokenMs === null ? "–" : duration(worker.firstTokenMs)}</td>
-        <td>
-          <span class={`chip tone-${tone}`}>
-            <Icon name={suspended ? "cross" : worker.resting ? "clock" : "check"} size={13} /> {state}
-          </span>
-        </td>
       </tr>
       {(suspended || worker.failures > 0 || worker.disputed > 0) && (
         <tr class={suspended ? "caught note" : "note"}>
-          <td colSpan={6}>
+          <td colSpan={5}>
             {suspended && (
               <p>
                 Caught {moment(suspended.at_ms)} by {suspended.auditors.map((auditor) => app.operatorOf(auditor)).join(" and ") || "an auditor"} at{" "}
