@@ -201,7 +201,6 @@ fn hostile_templates_end() {
         Err(TemplateError::TooMuchOutput | TemplateError::Failed(_))
     ));
     assert!(matches!(render(&"x".repeat(MAX_TEMPLATE_BYTES + 1)), Err(TemplateError::TooLong(_))));
-    assert!(render(&format!("{}x{}", "{{ (".repeat(1), ")".repeat(2_000))).is_err());
     assert!(render(&format!("{{{{ {}1{} }}}}", "(".repeat(5_000), ")".repeat(5_000))).is_err());
     let messages = vec![json!({"role": "user", "content": "x"}); MAX_ITEMS + 1];
     let many = ChatTemplate::new("", "", "").unwrap().render(&Conversation {
