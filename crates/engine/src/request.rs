@@ -3,8 +3,8 @@
 //! Worker, auditor and verifier all go through a [`Processor`], so that a request means the same tokens to each of
 //! them: [`Processor::prepare`] renders the chat template, tokenises, checks limits and compiles constraints;
 //! the [`Assembler`] it returns turns sampled tokens into the [`Output`]; [`Prepared::check`] re-derives a claimed
-//! output from its tokens and names the first field that differs. Whether the tokens themselves are right is for the
-//! engine's replay.
+//! output from its tokens and names the first field that differs; [`replay_output`] adds the engine's replay of the
+//! tokens themselves.
 //!
 //! # How tools are offered
 //! A template that reads `tools` and writes calls between `<tool_call>` tags is given the tools. For every other model
@@ -18,13 +18,14 @@ use std::sync::{Arc, OnceLock};
 
 use assay_model::template::python_json;
 use assay_model::{Artifact, ChatTemplate, Conversation, TemplateError, Tokenizer, TokenizerError};
-use assay_receipt::{Constraint, Message, Output, Prompt, Request, keccak256};
+use assay_receipt::{Constraint, Message, Output, Prompt, Request, TokenLogprob, keccak256};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use crate::assemble::{Assembler, Rules, TOOL_CLOSE, TOOL_OPEN};
 use crate::generation::Generation;
 use crate::grammar::{GrammarError, Grammars, MAX_SCHEMA_BYTES, Matcher, one_line, parse_schema};
+use crate::{Engine, Replay};
 
 /// Most tools of a request, as in OpenAI's API.
 pub const MAX_TOOLS: usize = 128;
@@ -151,7 +152,8 @@ pub enum OutputVerdict {
         field: &'static str,
         /// Index of the token or of the byte that differs; 0 for numbers.
         position: u64,
-        /// The value that follows from the request: a number, a token id or a byte; [`NOTHING`] for none.
+        /// The value that follows from the request: a number, a token id, a byte or the magnitude of a
+        /// log-probability; [`NOTHING`] for none.
         expected: u64,
         /// The claimed value in the same form.
         claimed: u64,
@@ -451,6 +453,89 @@ impl Prepared {
         }
         OutputVerdict::Agrees
     }
+}
+
+/// Why an output could not be replayed. None of these says that it is wrong.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// The request cannot be run on this model.
+    #[error("the request cannot be repeated: {0}")]
+    Request(#[from] RequestError),
+    /// The engine refuses the sequence or failed.
+    #[error("the answer cannot be repeated: {0}")]
+    Engine(#[from] crate::Error),
+}
+
+/// Repeats an answer on this machine: re-derives every field from the request alone and names the first that differs.
+///
+/// Cheap checks come first: an output that contradicts itself is found without running the model.
+///
+/// # Errors
+/// [`ReplayError`] when the answer cannot be repeated here; that is no statement about it.
+///
+/// ```
+/// use assay_engine::{Engine, request::{OutputVerdict, Processor, ReplayError, replay_output}};
+/// use assay_receipt::{Output, Request};
+///
+/// fn honest(engine: &mut Engine, request: &Request, output: &Output) -> Result<bool, ReplayError> {
+///     let processor = Processor::from_artifact(engine.artifact())?;
+///     Ok(replay_output(engine, &processor, request, output)? == OutputVerdict::Agrees)
+/// }
+/// ```
+pub fn replay_output(
+    engine: &mut Engine,
+    processor: &Processor,
+    request: &Request,
+    claimed: &Output,
+) -> Result<OutputVerdict, ReplayError> {
+    let prepared = processor.prepare(request)?;
+    match prepared.check(claimed) {
+        OutputVerdict::Agrees => {}
+        differs => return Ok(differs),
+    }
+    let replay = engine.replay(&prepared.generation, &claimed.tokens)?;
+    Ok(judge(&replay, claimed))
+}
+
+/// What the engine's replay says about the tokens and log-probabilities of an output that [`Prepared::check`] agrees
+/// with.
+pub fn judge(replay: &Replay, claimed: &Output) -> OutputVerdict {
+    let differs = |field, position: usize, expected: u64, claimed: u64| OutputVerdict::Differs {
+        field,
+        position: position as u64,
+        expected,
+        claimed,
+    };
+    let logprobs = match replay {
+        Replay::Differs { position, expected, claimed } => {
+            let expected = expected.map_or(NOTHING, u64::from);
+            return differs("tokens", *position as usize, expected, (*claimed).into());
+        }
+        Replay::Agrees { logprobs, .. } => logprobs,
+    };
+    // Log-probabilities are never positive.
+    let size = |value: i32| u64::from(value.unsigned_abs());
+    for position in 0..logprobs.len().max(claimed.logprobs.len()) {
+        let (Some(ours), Some(theirs)) = (logprobs.get(position), claimed.logprobs.get(position)) else {
+            let token =
+                |list: &[TokenLogprob]| list.get(position).map_or(NOTHING, |entry| entry.token.into());
+            return differs("logprobs", position, token(logprobs), token(&claimed.logprobs));
+        };
+        if ours == theirs {
+            continue;
+        }
+        let all = |entry: &TokenLogprob| {
+            let first = [entry.token.into(), size(entry.logprob_q16)];
+            let rest = entry.top.iter().flat_map(|&(token, value)| [token.into(), size(value)]);
+            first.into_iter().chain(rest).collect::<Vec<u64>>()
+        };
+        let (ours, theirs) = (all(ours), all(theirs));
+        let same = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+        let at = |list: &[u64]| list.get(same).copied().unwrap_or(NOTHING);
+        return differs("logprobs", position, at(&ours), at(&theirs));
+    }
+    OutputVerdict::Agrees
 }
 
 /// The first byte in which two texts differ: its position and both values.

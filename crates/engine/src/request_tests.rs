@@ -385,3 +385,89 @@ fn template_failures_reach_the_caller() {
     let invalid = Request { max_tokens: 0, ..chat(vec![user("x")], None, "auto") };
     assert!(matches!(with_template(None, 9).prepare(&invalid), Err(RequestError::Invalid(_))));
 }
+
+/// Generates an answer and returns it with everything needed to replay it.
+fn generate(engine: &mut Engine, prepared: &Prepared) -> Output {
+    let mut assembler = prepared.assembler();
+    let id = engine.submit(prepared.generation.clone()).unwrap();
+    let mut shown = String::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            match event {
+                crate::Event::Token { token, logprob, .. } => {
+                    let step = assembler.push(token, logprob);
+                    shown.push_str(&step.delta);
+                    if step.stop {
+                        engine.cancel(id);
+                    }
+                }
+                crate::Event::Finished { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let finished = assembler.finish();
+    assert_eq!(shown + &finished.delta, finished.output.text);
+    finished.output
+}
+
+#[test]
+fn whole_answers_replay_and_every_change_is_found() {
+    let artifact = Arc::new(artifact());
+    let processor = Processor::from_artifact(&artifact).unwrap();
+    let mut engine = Engine::new(artifact, crate::Config { threads: 1, ..crate::Config::default() }).unwrap();
+    let sampled = Sampling { temperature_milli: 900, seed: 5, top_k: 50, ..Sampling::default() };
+    let base = Request { sampling: sampled, logprobs: Some(2), ..chat(vec![user("the tin")], None, "auto") };
+    let text =
+        Request { prompt: Prompt::Text("the tin".into()), logprobs: None, max_tokens: 20, ..base.clone() };
+    let schema = r#"{"type":"object","properties":{"a":{"enum":[1,2]}},"required":["a"],"additionalProperties":false}"#;
+    let requests = [
+        base.clone(),
+        Request {
+            stop: vec!["e".into(), "a".into(), "i".into(), "t".into()],
+            max_tokens: 60,
+            ..text.clone()
+        },
+        Request { constraint: Constraint::JsonSchema(schema.into()), max_tokens: 30, ..text.clone() },
+        text,
+    ];
+    for (index, request) in requests.iter().enumerate() {
+        let prepared = processor.prepare(request).unwrap();
+        let output = generate(&mut engine, &prepared);
+        let verdict = replay_output(&mut engine, &processor, request, &output).unwrap();
+        assert_eq!(verdict, OutputVerdict::Agrees, "request {index}");
+        if index == 2 {
+            assert!(
+                output.text == "{\"a\": 1}" || output.text == "{\"a\": 2}" || output.text.len() == 7,
+                "{}",
+                output.text
+            );
+            assert_eq!(output.finish_reason, FinishReason::Stop);
+        }
+        // Another token, with everything else made to fit it.
+        let mut tokens = output.tokens.clone();
+        tokens[0] = if tokens[0] == 40 { 41 } else { 40 };
+        let mut assembler = prepared.assembler();
+        for (&token, position) in tokens.iter().zip(0..) {
+            let logprob = output.logprobs.get(position).map(|entry| TokenLogprob { token, ..entry.clone() });
+            if assembler.push(token, logprob).stop {
+                break;
+            }
+        }
+        let forged = assembler.finish().output;
+        let verdict = replay_output(&mut engine, &processor, request, &forged).unwrap();
+        assert!(
+            matches!(verdict, OutputVerdict::Differs { field: "tokens", .. }),
+            "request {index}: {verdict:?}"
+        );
+    }
+    let request = &requests[0];
+    let mut output = generate(&mut engine, &processor.prepare(request).unwrap());
+    output.logprobs[3].top[1].1 -= 1;
+    let OutputVerdict::Differs { field: "logprobs", position: 3, expected, claimed } =
+        replay_output(&mut engine, &processor, request, &output).unwrap()
+    else {
+        panic!("not found");
+    };
+    assert_eq!(claimed, expected + 1);
+}
