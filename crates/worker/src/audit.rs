@@ -1,0 +1,186 @@
+//! Audits: repeats another worker's answer and signs what came out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, Receipt, Verdict, limits};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::json;
+
+use crate::http::{plain, read_body, retry_after};
+use crate::local::Replayed;
+use crate::log::{Draft, Entry};
+use crate::server::{Backend, Host, Phase, Shared, now_ms};
+
+/// A verdict before it is signed.
+struct Finding {
+    verdict: Verdict,
+    field: String,
+    position: u64,
+    expected: u64,
+    claimed: u64,
+    compute_ms: u64,
+}
+
+impl Finding {
+    fn new(verdict: Verdict) -> Finding {
+        Finding { verdict, field: String::new(), position: 0, expected: 0, claimed: 0, compute_ms: 0 }
+    }
+}
+
+/// Counts an audit among those of a model, and out again when dropped.
+struct Place(Arc<Host>);
+
+impl Place {
+    fn take(host: &Arc<Host>, places: usize) -> Option<Place> {
+        let place = Place(host.clone());
+        (host.audits.fetch_add(1, Ordering::AcqRel) < places).then_some(place) // a refused place is given back as well
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.audits.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// `POST /v1/audit`.
+pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
+    if *shared.phase.borrow() != Phase::Serving {
+        let response = plain(StatusCode::SERVICE_UNAVAILABLE, "draining", "The worker is shutting down: ask another.");
+        return retry_after(response, 30_000);
+    }
+    let body = match read_body(&shared, &headers, body, limits::BUNDLE_BYTES).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    let bundle = match Bundle::from_json(&body) {
+        Ok(bundle) => bundle,
+        Err(fault) => return plain(StatusCode::BAD_REQUEST, "bad_request", &format!("{fault}.")),
+    };
+    drop(body);
+    if let Err(fault) = check(&shared, &bundle) {
+        return plain(StatusCode::BAD_REQUEST, "bad_bundle", fault);
+    }
+    let receipt = bundle.receipt.hash(&shared.config.domain);
+    // A replay gives the same verdict each time, so one is enough.
+    match shared.log.audit_of(&receipt) {
+        Err(error) => return error.into_response(),
+        Ok(Some(Entry { statement: AnyStatement::Audit(audit), domain, .. }))
+            if domain == shared.config.domain && audit.statement.verdict != Verdict::Unable =>
+        {
+            return axum::Json(json!({ "audit": audit })).into_response();
+        }
+        Ok(_) => {}
+    }
+    let finding = match find(&shared, bundle).await {
+        Ok(found) => found,
+        Err(response) => return response,
+    };
+    sign(&shared, receipt, finding).await
+}
+
+/// Checks that the bundle is what its worker signed, so that a verdict on it is a verdict on the worker.
+fn check(shared: &Shared, bundle: &Bundle) -> Result<(), &'static str> {
+    let receipt = &bundle.receipt.statement;
+    if bundle.domain != shared.config.domain {
+        return Err("The bundle is for another domain than this worker's.");
+    }
+    if !bundle.receipt.is_by_author(&bundle.domain) {
+        return Err("The receipt is not signed by the worker that it names.");
+    }
+    if assay_receipt::request_commitment(&bundle.request, &bundle.salt) != receipt.request {
+        return Err("The request is not the one that the receipt commits to.");
+    }
+    if assay_receipt::output_commitment(&bundle.output, &bundle.salt) != receipt.output {
+        return Err("The output is not the one that the receipt commits to.");
+    }
+    Ok(())
+}
+
+/// What the receipt itself claims beyond the output that it commits to.
+fn contradiction(bundle: &Bundle) -> Option<Finding> {
+    let (receipt, output) = (&bundle.receipt.statement, &bundle.output);
+    let usage = |position, expected: u32, claimed: u32| Finding {
+        field: "usage".to_owned(),
+        position,
+        expected: expected.into(),
+        claimed: claimed.into(),
+        ..Finding::new(Verdict::Differs)
+    };
+    if receipt.prompt_tokens != output.prompt_tokens {
+        return Some(usage(0, output.prompt_tokens, receipt.prompt_tokens));
+    }
+    if receipt.completion_tokens != output.completion_tokens {
+        return Some(usage(1, output.completion_tokens, receipt.completion_tokens));
+    }
+    (receipt.model != bundle.request.model)
+        .then(|| Finding { field: "model".to_owned(), ..Finding::new(Verdict::Differs) })
+}
+
+type Found = (Finding, Receipt, u32);
+
+async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
+    let receipt = bundle.receipt.statement.clone();
+    let unable = |field: &str| Finding { field: field.to_owned(), ..Finding::new(Verdict::Unable) };
+    let host = shared.hosts.iter().find(|host| host.offer.model == bundle.request.model);
+    let Some((host, Backend::Local(local))) = host.map(|host| (host, &host.backend)) else {
+        return Ok((unable("model"), receipt, 0));
+    };
+    let arithmetic = host.offer.arithmetic;
+    if receipt.arithmetic != arithmetic {
+        return Ok((unable("arithmetic"), receipt, arithmetic));
+    }
+    if let Some(finding) = contradiction(&bundle) {
+        return Ok((finding, receipt, arithmetic));
+    }
+    let Some(_place) = Place::take(host, shared.config.audits) else {
+        let response = plain(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many audits wait: try later, or another auditor.");
+        return Err(retry_after(response, host.retry_after_ms()));
+    };
+    let started = Instant::now();
+    let replayed = local.replay(bundle.request, bundle.output).await;
+    tracing::debug!(waited = ?started.elapsed(), "audit replayed");
+    let finding = match replayed {
+        Replayed::Agrees { compute_ms } => Finding { compute_ms, ..Finding::new(Verdict::Agrees) },
+        Replayed::Differs { field, position, expected, claimed, compute_ms } => {
+            Finding { verdict: Verdict::Differs, field: field.to_owned(), position, expected, claimed, compute_ms }
+        }
+        Replayed::Unable { field } => unable(field),
+    };
+    Ok((finding, receipt, arithmetic))
+}
+
+async fn sign(shared: &Shared, hash: Bytes32, (finding, receipt, arithmetic): Found) -> Response {
+    shared.metrics.audited(finding.verdict);
+    if finding.verdict == Verdict::Differs {
+        tracing::warn!(worker = %receipt.worker, nonce = %receipt.nonce, field = finding.field, position = finding.position, "an audited answer differs");
+    }
+    let audit = Audit {
+        auditor: shared.address,
+        key_epoch: shared.config.key_epoch,
+        receipt: hash,
+        model: receipt.model,
+        arithmetic,
+        verdict: finding.verdict,
+        field: finding.field,
+        position: finding.position,
+        expected: finding.expected,
+        claimed: finding.claimed,
+        sequence: 0,
+        previous: Bytes32::ZERO,
+        audited_at_ms: now_ms(),
+        compute_ms: finding.compute_ms,
+    };
+    match shared.log.sign(Draft::Audit(Box::new(audit))).await {
+        Ok(Entry { statement: AnyStatement::Audit(audit), .. }) => {
+            axum::Json(json!({ "audit": audit })).into_response()
+        }
+        Ok(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The log mixed up two statements."),
+        Err(error) => error.into_response(),
+    }
+}
