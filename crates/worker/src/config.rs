@@ -42,13 +42,13 @@ pub struct Config {
     /// Threads that compute, per model. 0 takes one for each core. Default 0.
     #[serde(default)]
     pub threads: usize,
-    /// Tokens of key-value cache per model, shared by all requests that run at once. Default 8192.
+    /// Tokens of key-value cache per model, shared by all requests that run at once. Default 16384.
     #[serde(default = "defaults::kv_tokens")]
     pub kv_tokens: usize,
     /// Requests per model that run at once. Default 8.
     #[serde(default = "defaults::max_batch")]
     pub max_batch: usize,
-    /// Prompt tokens that one step may read in; smaller keeps running streams smoother. Default 64.
+    /// Prompt tokens that one step may read in; smaller keeps running streams smoother. Default 128.
     #[serde(default = "defaults::prefill_chunk")]
     pub prefill_chunk: usize,
     /// Requests per model that may wait for a place; more are refused with 429. Default 32.
@@ -228,13 +228,13 @@ mod defaults {
         Domain::default()
     }
     pub(super) fn kv_tokens() -> usize {
-        8192
+        16_384
     }
     pub(super) fn max_batch() -> usize {
         8
     }
     pub(super) fn prefill_chunk() -> usize {
-        64
+        128
     }
     pub(super) fn queue() -> usize {
         32

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_engine::request::Prepared;
 use assay_receipt::{AnyStatement, Bytes32, Chain, FailureCode, GenerateCall, Signed, limits};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -17,7 +18,7 @@ use crate::Error;
 use crate::answer::{Answer, Trouble};
 use crate::log::Draft;
 use crate::metrics::code_name;
-use crate::server::{Backend, NoPlace, Phase, Shared, now_ms};
+use crate::server::{Backend, Held, Host, NoPlace, Phase, Shared, now_ms};
 
 /// Longest wait of a refusal for the disk.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +26,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/generate", post(generate))
+        .route("/v1/audit", post(crate::audit::audit))
         .route("/v1/receipts/{nonce}", get(receipt))
         .route("/v1/worker", get(describe))
         .route("/health", get(health))
@@ -145,7 +147,7 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
     let commitment = assay_receipt::request_commitment(&call.request, &call.salt);
     match admit(&shared, &call).await {
         Err(trouble) => refuse(&shared, &call, commitment, received_at_ms, trouble).await,
-        Ok((host, held)) => {
+        Ok((host, held, prepared)) => {
             let (answer, lines) = Answer::new(
                 shared.clone(),
                 call,
@@ -157,8 +159,12 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
             );
             // A task of its own: when the caller goes away, it signs that off.
             tokio::spawn(async move {
-                match &host.backend {
-                    Backend::Upstream(upstream) => upstream.answer(answer).await,
+                match (&host.backend, prepared) {
+                    (Backend::Local(local), Some(prepared)) => local.answer(answer, prepared).await,
+                    (Backend::Upstream(upstream), _) => upstream.answer(answer).await,
+                    (Backend::Local(_), None) => {
+                        answer.fail(Trouble::new(FailureCode::Internal, "The request was not prepared.")).await;
+                    }
                 }
             });
             let lines = stream::unfold(lines, |mut lines| async move {
@@ -170,7 +176,8 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
     }
 }
 
-type Admitted = (Arc<crate::server::Host>, crate::server::Held);
+/// The model, a place at it, and the request in tokens where the model is this worker's own.
+type Admitted = (Arc<Host>, Held, Option<Prepared>);
 
 /// Decides whether a call is taken on.
 async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Trouble> {
@@ -213,14 +220,14 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
     if shared.log.is_spent(&call.nonce)? {
         return Err(duplicate());
     }
-    match &host.backend {
+    let prepared = match &host.backend {
+        Backend::Local(local) => Some(local.prepare(call, &host.offer).await?),
+        Backend::Upstream(_) if call.resume.is_empty() => None,
         Backend::Upstream(_) => {
-            if !call.resume.is_empty() {
-                return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
-            }
+            return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
         }
-    }
-    Ok((host.clone(), held))
+    };
+    Ok((host.clone(), held, prepared))
 }
 
 /// The statement that answered a nonce. The nonce is random and secret to its caller, so it also is the right to read.
@@ -249,7 +256,8 @@ async fn describe(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     let (status, word) = match *shared.phase.borrow() {
-        Phase::Serving => (StatusCode::OK, "serving"),
+        Phase::Serving if shared.hosts.iter().all(|host| host.is_alive()) => (StatusCode::OK, "serving"),
+        Phase::Serving => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         Phase::Draining | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
     (status, axum::Json(json!({ "status": word }))).into_response()

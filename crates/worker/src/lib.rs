@@ -23,12 +23,14 @@
 //! ```
 
 mod answer;
+mod audit;
 mod config;
 mod error;
 pub mod files;
 mod forward;
 mod http;
 mod identity;
+mod local;
 mod log;
 mod metrics;
 mod server;

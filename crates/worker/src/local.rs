@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
-use assay_engine::request::{OutputVerdict, Parts, Prepared, Processor, RequestError};
+use assay_engine::request::{NOTHING, OutputVerdict, Parts, Prepared, Processor, RequestError};
 use assay_engine::{Engine, Event, SequenceId};
 use assay_model::Artifact;
 use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
@@ -55,7 +55,7 @@ enum Progress {
     /// The engine has no more tokens: an end token or the length.
     Finished,
     /// The tokens to resume from are not this model's.
-    Mismatch { position: u64, expected: u32, claimed: u32 },
+    Mismatch(String),
     /// The engine refused the sequence or failed.
     Failed(String),
 }
@@ -93,7 +93,7 @@ impl Local {
             assay_engine::Config {
                 threads,
                 kv_tokens: config.kv_tokens,
-                max_batch: config.max_batch,
+                max_batch: config.max_batch + 1, // the one more is for an audit
                 prefill_chunk: config.prefill_chunk,
                 ..assay_engine::Config::default()
             },
@@ -108,6 +108,8 @@ impl Local {
             waiting: VecDeque::new(),
             audits: VecDeque::new(),
             running: HashMap::new(),
+            replaying: None,
+            most: config.max_batch,
             patience,
             metrics,
         };
@@ -210,12 +212,7 @@ impl Local {
                         done = step.stop;
                     }
                     Progress::Finished => done = true,
-                    Progress::Mismatch { position, expected, claimed } => {
-                        return Err(Trouble::new(
-                            FailureCode::ResumeMismatch,
-                            format!("At position {position} this model samples {expected}, not {claimed}: the tokens to resume from are not its own."),
-                        ));
-                    }
+                    Progress::Mismatch(fault) => return Err(Trouble::new(FailureCode::ResumeMismatch, fault)),
                     Progress::Failed(fault) => return Err(Trouble::new(FailureCode::Internal, fault)),
                 }
                 if done {
@@ -223,7 +220,7 @@ impl Local {
                 }
             }
             let output = if done {
-                let finished = std::mem::replace(&mut assembler, prepared_again(&assembler)).finish();
+                let finished = assembler.clone().finish();
                 text.push_str(&finished.delta);
                 Some(finished.output)
             } else {
@@ -252,6 +249,11 @@ impl Local {
         };
         // Everything but the tokens follows from the tokens; that needs no engine.
         if let OutputVerdict::Differs { field, position, expected, claimed } = prepared.check(&output) {
+            let (field, position) = match field {
+                "prompt_tokens" => ("usage", 0),
+                "completion_tokens" => ("usage", 1),
+                field => (field, position),
+            };
             return Replayed::Differs { field, position, expected, claimed, compute_ms: 0 };
         }
         let (reply, answer) = oneshot::channel();
@@ -265,4 +267,228 @@ impl Local {
 
 fn stuck() -> Trouble {
     Trouble::new(FailureCode::Internal, "The engine does not run any more: ask another worker.").retry_after(10_000)
+}
+
+/// The engine's thread.
+struct Runner {
+    engine: Engine,
+    queue: mpsc::Receiver<Job>,
+    /// Requests that the engine has no room for yet, in order of arrival.
+    waiting: VecDeque<Start>,
+    audits: VecDeque<Replay>,
+    running: HashMap<SequenceId, Start>,
+    /// The replay that runs, when it began, and the time that its steps took.
+    replaying: Option<(SequenceId, Replay, Duration)>,
+    /// Most requests that run at once.
+    most: usize,
+    /// How long an audit lets requests go first.
+    patience: Duration,
+    metrics: ModelMetrics,
+}
+
+impl Runner {
+    fn run(mut self) {
+        loop {
+            let idle = self.running.is_empty()
+                && self.replaying.is_none()
+                && self.waiting.is_empty()
+                && self.audits.is_empty();
+            if idle {
+                match self.queue.blocking_recv() {
+                    Some(job) => self.take(job),
+                    None => return, // the worker has ended
+                }
+            }
+            while let Ok(job) = self.queue.try_recv() {
+                self.take(job);
+            }
+            self.forget();
+            self.start();
+            self.metrics.waiting.set(self.waiting.len() as i64);
+            self.metrics.running.set(self.running.len() as i64);
+            if self.engine.is_idle() {
+                continue;
+            }
+            let started = Instant::now();
+            let events = match self.engine.step() {
+                Ok(events) => events,
+                Err(error) => {
+                    // Everything that waits hears that the channel is closed, and signs it off; health turns red.
+                    tracing::error!(%error, "the engine failed");
+                    return;
+                }
+            };
+            let time = started.elapsed();
+            self.metrics.step.observe(time.as_secs_f64());
+            if let Some((_, _, compute)) = &mut self.replaying {
+                *compute += time;
+            }
+            for event in events {
+                self.handle(event);
+            }
+        }
+    }
+
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Generate(start) => self.waiting.push_back(*start),
+            Job::Audit(replay) => self.audits.push_back(*replay),
+        }
+    }
+
+    /// Drops everything that nobody waits for any more, and frees its cache.
+    fn forget(&mut self) {
+        self.waiting.retain(|start| !start.events.is_closed());
+        self.audits.retain(|replay| !replay.reply.is_closed());
+        let engine = &mut self.engine;
+        self.running.retain(|id, start| {
+            let wanted = !start.events.is_closed();
+            if !wanted {
+                engine.cancel(*id);
+            }
+            wanted
+        });
+        if let Some((id, _, _)) = self.replaying.take_if(|(_, replay, _)| replay.reply.is_closed()) {
+            self.engine.cancel(id);
+        }
+    }
+
+    /// Starts what there is room for. Requests go before audits, until an audit has waited for long.
+    fn start(&mut self) {
+        let overdue = self.audits.front().is_some_and(|replay| replay.arrived.elapsed() >= self.patience);
+        if overdue && self.replaying.is_none() && !self.start_audit() {
+            return; // the next free cache is the audit's, so that requests cannot starve it
+        }
+        while self.running.len() < self.most
+            && let Some(start) = self.waiting.pop_front()
+        {
+            match self.engine.submit(start.generation.clone()) {
+                Ok(id) => {
+                    self.running.insert(id, start);
+                }
+                Err(assay_engine::Error::CacheFull { .. } | assay_engine::Error::BatchFull { .. }) => {
+                    self.waiting.push_front(start);
+                    break;
+                }
+                Err(fault) => {
+                    let _ = start.events.try_send(Progress::Failed(format!("The engine refused the request: {fault}.")));
+                }
+            }
+        }
+        if self.running.is_empty() && self.waiting.is_empty() && self.replaying.is_none() {
+            self.start_audit();
+        }
+    }
+
+    /// Starts the next audit; `false` when there is one, but no room for it now.
+    fn start_audit(&mut self) -> bool {
+        while let Some(replay) = self.audits.pop_front() {
+            match self.engine.submit_replay(&replay.generation, &replay.output.tokens) {
+                Ok(id) => {
+                    self.replaying = Some((id, replay, Duration::ZERO));
+                    return true;
+                }
+                Err(assay_engine::Error::CacheFull { .. } | assay_engine::Error::BatchFull { .. }) => {
+                    self.audits.push_front(replay);
+                    return false;
+                }
+                Err(assay_engine::Error::UnknownToken { token, .. }) => {
+                    let position = replay.output.tokens.iter().position(|&claimed| claimed == token).unwrap_or(0);
+                    let _ = replay.reply.send(Replayed::Differs {
+                        field: "tokens",
+                        position: position as u64,
+                        expected: NOTHING,
+                        claimed: token.into(),
+                        compute_ms: 0,
+                    });
+                }
+                Err(fault) => {
+                    tracing::info!(%fault, "an audit cannot be replayed here");
+                    let _ = replay.reply.send(Replayed::Unable { field: "engine" });
+                }
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Token { id, token, logprob, .. } => self.tell(id, Progress::Token(token, logprob), false),
+            Event::Finished { id, .. } => self.tell(id, Progress::Finished, true),
+            Event::ResumeMismatch { id, position, expected, claimed } => {
+                let fault = match expected {
+                    Some(expected) => format!("At position {position} this model samples {expected}, not {claimed}: the tokens to resume from are not its own."),
+                    None => format!("This model's answer ends before position {position}, where {claimed} stands: the tokens to resume from are not its own."),
+                };
+                self.tell(id, Progress::Mismatch(fault), true);
+            }
+            Event::Stuck { id, position, reason } => {
+                if let Some((_, replay, _)) = self.replaying.take_if(|(replaying, _, _)| *replaying == id) {
+                    let _ = replay.reply.send(Replayed::Unable { field: "constraint" });
+                } else {
+                    let fault = format!("The constraint cannot be followed at token {position} ({reason}): simplify it.");
+                    self.tell(id, Progress::Failed(fault), true);
+                }
+            }
+            Event::Replayed { id, replay: result } => {
+                if let Some((_, replay, compute)) = self.replaying.take_if(|(replaying, _, _)| *replaying == id) {
+                    self.metrics.audit.observe(compute.as_secs_f64());
+                    let _ = replay.reply.send(judge(result, &replay.output, compute));
+                }
+            }
+        }
+    }
+
+    /// Tells a request's task, without ever waiting for it.
+    fn tell(&mut self, id: SequenceId, progress: Progress, last: bool) {
+        let Some(start) = self.running.get(&id) else { return };
+        let gone = match start.events.try_send(progress) {
+            Ok(()) => false,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                start.overflow.store(true, Ordering::Release);
+                true
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => true,
+        };
+        if gone || last {
+            self.running.remove(&id);
+            if gone {
+                self.engine.cancel(id);
+            }
+        }
+    }
+}
+
+/// Compares what the replay gave with what was claimed.
+fn judge(result: assay_engine::Replay, output: &Output, compute: Duration) -> Replayed {
+    let compute_ms = u64::try_from(compute.as_millis()).unwrap_or(u64::MAX);
+    match result {
+        assay_engine::Replay::Differs { position, expected, claimed } => Replayed::Differs {
+            field: "tokens",
+            position: position.into(),
+            expected: expected.map_or(NOTHING, u64::from),
+            claimed: claimed.into(),
+            compute_ms,
+        },
+        assay_engine::Replay::Agrees { logprobs, .. } => {
+            let first = (0..logprobs.len().max(output.logprobs.len()))
+                .find(|&index| logprobs.get(index) != output.logprobs.get(index));
+            match first {
+                None => Replayed::Agrees { compute_ms },
+                Some(index) => {
+                    // The bits of the two's complement, as the audit's fields are unsigned.
+                    let bits = |entry: Option<&TokenLogprob>| {
+                        entry.map_or(NOTHING, |entry| u64::from(entry.logprob_q16.cast_unsigned()))
+                    };
+                    Replayed::Differs {
+                        field: "logprobs",
+                        position: index as u64,
+                        expected: bits(logprobs.get(index)),
+                        claimed: bits(output.logprobs.get(index)),
+                        compute_ms,
+                    }
+                }
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
+use crate::local::Local;
 use crate::log::{Log, Opened};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::{Config, Error, http};
@@ -39,6 +40,8 @@ pub(crate) enum Phase {
 
 /// What runs a model.
 pub(crate) enum Backend {
+    /// An engine of this worker.
+    Local(Local),
     /// Another server.
     Upstream(Upstream),
 }
@@ -61,6 +64,14 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Whether it can answer: an engine that failed needs a restart of the worker.
+    pub(crate) fn is_alive(&self) -> bool {
+        match &self.backend {
+            Backend::Local(local) => local.is_alive(),
+            Backend::Upstream(_) => true,
+        }
+    }
+
     /// How long a refused caller should wait: about the time until one of the held requests ends.
     pub(crate) fn retry_after_ms(&self) -> u64 {
         let mean = self.mean_ms.load(Ordering::Relaxed).max(500);
@@ -277,6 +288,29 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             audits: AtomicUsize::new(0),
         })
     };
+    for model in &config.models {
+        let opening = (model.clone(), config.clone(), metrics.model(&model.name));
+        // Hashing and reading the artifact takes seconds.
+        let opened = tokio::task::spawn_blocking(move || {
+            let (model, config, metrics) = opening;
+            Local::open(&model.artifact, &config, metrics)
+        });
+        let (local, artifact) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
+        let id = artifact.id();
+        if let Some(other) = model.impersonate {
+            tracing::warn!(%id, %other, "this worker LIES: it serves one model under another's id");
+        }
+        let context = artifact.config().context.min(config.kv_tokens);
+        let offer = Offer {
+            model: model.impersonate.unwrap_or(id),
+            name: model.name.clone(),
+            prompt_price: model.prompt_price,
+            completion_price: model.completion_price,
+            arithmetic: artifact.manifest().arithmetic,
+            context: u32::try_from(context).unwrap_or(u32::MAX),
+        };
+        hosts.push(host(offer, Backend::Local(local), config.max_batch));
+    }
     for forward in &config.forward {
         let offer = Offer {
             model: forward.model_id(),
