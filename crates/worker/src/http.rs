@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_engine::request::Prepared;
-use assay_receipt::{AnyStatement, Bytes32, Chain, FailureCode, GenerateCall, Signed, limits};
+use assay_receipt::{AnyStatement, Bytes32, Chain, FailureCode, GenerateCall};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};

@@ -37,4 +37,5 @@ mod server;
 
 pub use config::{Config, Forward, Model};
 pub use error::Error;
+pub use log::statements;
 pub use server::{Ready, run, run_with_ready};

@@ -23,6 +23,9 @@ const NONCES: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("nonces"
 /// Hash of an audited receipt -> sequence number of the audit.
 const AUDITS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("audits");
 
+/// Name of the log in the data folder.
+pub(crate) const FILE: &str = "statements.redb";
+
 /// Statements that one transaction takes at most; bounds the wait of the first one.
 const GROUP: usize = 64;
 /// Statements that may wait for the disk; more are pushed back to the callers.
@@ -148,18 +151,32 @@ impl Log {
     pub(crate) fn is_spent(&self, nonce: &Bytes32) -> Result<bool, Error> {
         Ok(self.by_nonce(nonce)?.is_some_and(|entry| spends(&entry.statement)))
     }
+}
 
-    /// Up to `limit` statements from `first` on, in order.
-    pub(crate) fn range(&self, first: u64, limit: usize) -> Result<Vec<Entry>, Error> {
-        let transaction = self.database.begin_read().map_err(fault)?;
-        let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
-        let mut entries = Vec::new();
-        for row in statements.range(first..).map_err(fault)?.take(limit) {
-            let (_, bytes) = row.map_err(fault)?;
-            entries.push(serde_json::from_slice(bytes.value()).map_err(fault)?);
-        }
-        Ok(entries)
-    }
+/// Reads the statements of a worker that is not running, in order, from number `first` on and at most `limit` of them: to
+/// export them, or to check that the sequence has no gaps and no forks.
+///
+/// # Errors
+/// [`Error::Log`] when the log is missing, damaged or in use.
+///
+/// ```no_run
+/// let folder = std::path::Path::new("/var/lib/assay/worker");
+/// for statement in assay_worker::statements(folder, 0, 100)? {
+///     println!("{} {}", statement.sequence(), statement.worker());
+/// }
+/// # Ok::<(), assay_worker::Error>(())
+/// ```
+pub fn statements(data_dir: &Path, first: u64, limit: usize) -> Result<Vec<AnyStatement>, Error> {
+    let database = Database::open(data_dir.join(FILE)).map_err(fault)?;
+    let transaction = database.begin_read().map_err(fault)?;
+    let table = transaction.open_table(STATEMENTS).map_err(fault)?;
+    let rows = table.range(first..).map_err(fault)?.take(limit);
+    rows.map(|row| {
+        let (_, bytes) = row.map_err(fault)?;
+        let entry: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+        Ok(entry.statement)
+    })
+    .collect()
 }
 
 fn spends(statement: &AnyStatement) -> bool {
@@ -306,7 +323,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_chain_goes_on_over_restarts_without_gaps() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
+        let path = folder.path().join(FILE);
         for round in 0..3_u8 {
             let (log, thread) = start(&path);
             let drafts = (0..40).map(|number| log.sign(failure(round * 40 + number, 0)));
@@ -316,22 +333,22 @@ mod tests {
             drop(log);
             thread.join().unwrap();
         }
-        let (log, _) = start(&path);
-        let entries = log.range(0, 1000).unwrap();
+        let entries = statements(folder.path(), 0, 1000).unwrap();
         assert_eq!(entries.len(), 120);
         let mut previous = Bytes32::ZERO;
-        for (sequence, entry) in entries.iter().enumerate() {
-            assert_eq!(entry.statement.sequence(), sequence as u64);
-            assert_eq!(entry.statement.previous(), previous);
-            previous = entry.statement.hash(&DOMAIN);
+        for (sequence, statement) in entries.iter().enumerate() {
+            assert_eq!(statement.sequence(), sequence as u64);
+            assert_eq!(statement.previous(), previous);
+            previous = statement.hash(&DOMAIN);
         }
-        assert_eq!(log.range(118, 1000).unwrap(), entries[118..]);
+        assert_eq!(statements(folder.path(), 118, 1000).unwrap(), entries[118..]);
+        assert_eq!(statements(folder.path(), 5, 2).unwrap(), entries[5..7]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_refusal_leaves_the_nonce_free_and_never_hides_what_spent_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (log, _) = start(&folder.path().join("log"));
+        let (log, _) = start(&folder.path().join(FILE));
         let nonce = Bytes32([1; 32]);
         assert_eq!(log.by_nonce(&nonce).unwrap(), None);
         log.sign(failure(1, 0)).await.unwrap();
@@ -345,7 +362,7 @@ mod tests {
     #[test]
     fn a_second_worker_cannot_open_the_log() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
+        let path = folder.path().join(FILE);
         let _first = Opened::open(&path).unwrap();
         assert!(matches!(Opened::open(&path), Err(Error::Log { .. })));
     }
@@ -353,7 +370,7 @@ mod tests {
     #[test]
     fn a_damaged_log_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
+        let path = folder.path().join(FILE);
         std::fs::write(&path, [1; 5000]).unwrap();
         assert!(matches!(Opened::open(&path), Err(Error::Log { .. })));
     }

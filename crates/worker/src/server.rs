@@ -177,7 +177,7 @@ pub async fn run_with_ready(
     let folder = config.data_dir.clone();
     let io = |what, source| Error::Io { what, path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(|source| io("make the data folder", source))?;
-    let opened = Opened::open(&folder.join("statements.redb"))?;
+    let opened = Opened::open(&folder.join(crate::log::FILE))?;
     let description = folder.join("worker.json");
     if let Err(source) = std::fs::remove_file(&description)
         && source.kind() != std::io::ErrorKind::NotFound

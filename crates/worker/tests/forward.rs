@@ -1,0 +1,131 @@
+//! The worker before another server that speaks the OpenAI protocol.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use assay_receipt::{Domain, FailureCode, FinishReason, Message, Prompt, Request};
+use assay_verify::{Expected, State, check};
+use assay_worker::Forward;
+use axum::Json;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use common::*;
+use serde_json::{Value, json};
+
+async fn upstream(headers: HeaderMap, Json(body): Json<Value>) -> Response {
+    assert_eq!(body["model"], "upstream-name");
+    assert!(headers.get("authorization").is_none());
+    let word = body["messages"][0]["content"].as_str().unwrap();
+    let events: &[&str] = match word {
+        "fail" => return (StatusCode::INTERNAL_SERVER_ERROR, "secret").into_response(),
+        "busy" => return StatusCode::TOO_MANY_REQUESTS.into_response(),
+        "bad" => {
+            return (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": "too hot" } }))).into_response();
+        }
+        "break" => &["data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n"],
+        _ => &[
+            ": comment\n\ndata: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"Hel\"}}]}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"lo\"}}],\"x\":1}\r\n\r\nda",
+            "ta: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+            "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n",
+            "data: [DONE]\n\n",
+        ],
+    };
+    let events: Vec<_> = events.iter().map(|event| Ok::<_, std::io::Error>(*event)).collect();
+    axum::body::Body::from_stream(futures_util::stream::iter(events)).into_response()
+}
+
+fn ask(worker: &Worker, word: &str) -> assay_receipt::GenerateCall {
+    let mut request = Request::from_text(worker.model(), "", 10);
+    request.prompt = Prompt::Chat {
+        messages: vec![Message { role: "user".into(), content: word.into(), ..Message::default() }],
+        tools: None,
+        tool_choice: "none".into(),
+        parallel_tool_calls: true,
+    };
+    call(request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstreams_answer_is_signed_and_says_that_it_cannot_be_replayed() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let router = axum::Router::new().route("/v1/chat/completions", post(upstream));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let worker = Worker::start(|config| {
+        config.forward.push(Forward {
+            name: "far".into(),
+            base_url,
+            upstream_model: "upstream-name".into(),
+            api_key_env: None,
+            context: 4096,
+            prompt_price: 1,
+            completion_price: 10,
+        });
+    })
+    .await;
+    let hello = ask(&worker, "hello");
+    let bundle = worker.generate(&hello).await.unwrap().bundle(&hello);
+    assert_eq!((bundle.output.text.as_str(), bundle.output.finish_reason), ("Hello", FinishReason::Stop));
+    assert!(bundle.output.tokens.is_empty());
+    let receipt = &bundle.receipt.statement;
+    assert_eq!((receipt.arithmetic, receipt.price), (0, 27));
+    assert_eq!((receipt.prompt_tokens, receipt.completion_tokens), (7, 2));
+    let expected = Expected {
+        domain: Domain::default(),
+        workers: vec![worker.ready.member.clone()],
+        nonce: None,
+        model: None,
+        payer: None,
+        cap: None,
+    };
+    let report = check(&bundle, &expected);
+    assert_eq!(report.state, State::Signed, "{:?}", report.failed().collect::<Vec<_>>());
+    assert_eq!(worker.audit(&bundle).await.1["audit"]["statement"]["verdict"], "unable");
+
+    for (word, code, chunks) in [
+        ("fail", FailureCode::Upstream, 0),
+        ("busy", FailureCode::Upstream, 0),
+        ("bad", FailureCode::BadRequest, 0),
+        ("break", FailureCode::Upstream, 1),
+    ] {
+        let call = ask(&worker, word);
+        let failure = worker.generate(&call).await.unwrap().failure();
+        assert!(failure.is_by_author(&Domain::default()));
+        assert_eq!((failure.statement.code, failure.statement.chunks), (code, chunks), "{failure:?}");
+        assert!(!failure.statement.message.contains("secret"));
+    }
+    let mut resumed = ask(&worker, "hello");
+    resumed.resume = vec![1];
+    assert_eq!(worker.generate(&resumed).await.unwrap_err().status, 400);
+    let mut poor = ask(&worker, "hello");
+    poor.cap = 26;
+    let failure = worker.generate(&poor).await.unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::CapExceeded);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_not_there_is_a_signed_failure_and_a_missing_key_stops_the_start() {
+    let mut forward = Forward {
+        name: "far".into(),
+        base_url: "http://127.0.0.1:1/v1".into(),
+        upstream_model: "m".into(),
+        api_key_env: None,
+        context: 4096,
+        prompt_price: 0,
+        completion_price: 0,
+    };
+    let worker = Worker::start(|config| config.forward.push(forward.clone())).await;
+    let call = ask(&worker, "hello");
+    let failure = worker.generate(&call).await.unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::Upstream);
+    let folder = worker.stop().await;
+
+    forward.api_key_env = Some("ASSAY_TEST_KEY_THAT_IS_NOT_SET".into());
+    let mut config = assay_worker::Config::new(folder.path());
+    config.forward.push(forward);
+    let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
+    assert!(matches!(error, assay_worker::Error::ApiKey { .. }), "{error}");
+}

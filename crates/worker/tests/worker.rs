@@ -1,0 +1,431 @@
+//! The worker as its callers see it: real TLS, real engine, a tiny random model.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use assay_receipt::{
+    AnyStatement, Audit, Bytes32, Domain, FailureCode, FinishReason, Message, Prompt, Request, Signed, Verdict,
+};
+use assay_verify::{CheckKind, Expected, State, check, check_sequence};
+use common::*;
+use futures_util::StreamExt as _;
+
+fn expected(worker: &Worker) -> Expected {
+    Expected {
+        domain: Domain::default(),
+        workers: vec![worker.ready.member.clone()],
+        nonce: None,
+        model: None,
+        payer: None,
+        cap: None,
+    }
+}
+
+fn assert_whole(folder: &std::path::Path) -> Vec<AnyStatement> {
+    let statements = assay_worker::statements(folder, 0, usize::MAX).unwrap();
+    for report in check_sequence(&Domain::default(), &statements) {
+        assert_eq!(report.statements, statements.len());
+        assert!(report.unsigned.is_empty() && report.forks.is_empty(), "{report:?}");
+        assert!(report.broken.is_empty() && report.gaps.is_empty(), "{report:?}");
+    }
+    statements
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_passes_every_check_and_can_be_fetched_again() {
+    let worker = Worker::tiny(|_| {}).await;
+    let mut request = endless(worker.model(), 40);
+    request.logprobs = Some(3);
+    let call = call(request);
+    let bundle = worker.generate(&call).await.unwrap().bundle(&call);
+    assert_eq!(bundle.output.tokens.len(), 40);
+    assert_eq!(bundle.output.finish_reason, FinishReason::Length);
+    assert_eq!(bundle.output.logprobs.len(), 40);
+    let prompt = u128::from(bundle.output.prompt_tokens);
+    assert_eq!(bundle.receipt.statement.price, prompt * 2 + 40 * 3);
+    let expected = Expected {
+        nonce: Some(call.nonce),
+        model: Some(worker.model()),
+        payer: Some(call.payer),
+        cap: Some(CAP),
+        ..expected(&worker)
+    };
+    let report = check(&bundle, &expected);
+    assert_eq!(report.state, State::Signed, "{:?}", report.failed().collect::<Vec<_>>());
+
+    let (status, stored) = worker.get(&format!("/v1/receipts/{}", call.nonce)).await;
+    assert_eq!(status, 200);
+    assert_eq!(stored["receipt"], serde_json::to_value(&bundle.receipt).unwrap());
+    assert_eq!(stored["output"], serde_json::to_value(&bundle.output).unwrap());
+    assert_eq!(worker.get(&format!("/v1/receipts/{}", Bytes32([9; 32]))).await.0, 404);
+    assert_eq!(worker.get("/v1/receipts/xyz").await.0, 400);
+
+    assert_eq!(worker.get("/health").await, (200, serde_json::json!({ "status": "serving" })));
+    let member = serde_json::to_value(&worker.ready.member).unwrap();
+    assert_eq!(worker.get("/v1/worker").await, (200, member.clone()));
+    let file = std::fs::read(worker.folder.path().join("worker.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&file).unwrap(), member);
+    assert_eq!(worker.metric("assay_worker_answers_total{model=\"tiny\"}").await, Some(1.0));
+    assert_eq!(worker.metric("assay_worker_completion_tokens_total{model=\"tiny\"}").await, Some(40.0));
+
+    let folder = worker.stop().await;
+    assert!(!folder.path().join("worker.json").exists());
+    assert_eq!(assert_whole(folder.path()).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_at_once_give_the_answers_of_each_alone() {
+    let worker = Worker::tiny(|_| {}).await;
+    let request = |seed| {
+        let mut request = endless(worker.model(), 60);
+        request.sampling.seed = seed;
+        request
+    };
+    let alone = futures_util::stream::iter(0..6).then(|seed| {
+        let call = call(request(seed));
+        let worker = &worker;
+        async move { worker.generate(&call).await.unwrap().bundle(&call).output }
+    });
+    let alone: Vec<_> = alone.collect().await;
+    let together = (0..6).map(|seed| {
+        let call = call(request(seed));
+        let worker = &worker;
+        async move { worker.generate(&call).await.unwrap().bundle(&call).output }
+    });
+    assert_eq!(alone, futures_util::future::join_all(together).await);
+    let folder = worker.stop().await;
+    assert_eq!(assert_whole(folder.path()).len(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_with_a_stop_string_ends_where_it_should() {
+    let worker = Worker::tiny(|_| {}).await;
+    let mut request = endless(worker.model(), 200);
+    request.prompt = Prompt::Chat {
+        messages: vec![Message { role: "user".into(), content: "Hello".into(), ..Message::default() }],
+        tools: None,
+        tool_choice: "none".into(),
+        parallel_tool_calls: true,
+    };
+    let first = call(request.clone());
+    let text = worker.generate(&first).await.unwrap().bundle(&first).output.text;
+    let stop: String = text.chars().skip(20).take(2).collect();
+    request.stop = vec![stop.clone()];
+    let second = call(request);
+    let bundle = worker.generate(&second).await.unwrap().bundle(&second);
+    assert_eq!(bundle.output.finish_reason, FinishReason::Stop);
+    assert_eq!(bundle.output.text, text[..text.find(&stop).unwrap()]);
+    assert_eq!(check(&bundle, &expected(&worker)).state, State::Signed);
+    let (_, audit) = worker.audit(&bundle).await;
+    assert_eq!(audit["audit"]["statement"]["verdict"], "agrees", "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_worker_continues_an_answer_exactly() {
+    let (first, second) = tokio::join!(Worker::tiny(|_| {}), Worker::tiny(|_| {}));
+    let whole = call(endless(first.model(), 50));
+    let whole = first.generate(&whole).await.unwrap().bundle(&whole).output;
+    let mut rest = call(endless(second.model(), 50));
+    rest.resume = whole.tokens[..20].to_vec();
+    let answer = second.generate(&rest).await.unwrap();
+    assert!(answer.chunks[0].chunk.tokens.starts_with(&whole.tokens[..20]));
+    let bundle = answer.bundle(&rest);
+    assert_eq!(bundle.output, whole);
+    assert_eq!(check(&bundle, &expected(&second)).state, State::Signed);
+
+    let mut wrong = call(endless(second.model(), 50));
+    wrong.resume = whole.tokens[..20].to_vec();
+    wrong.resume[10] ^= 1;
+    let failure = second.generate(&wrong).await.unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::ResumeMismatch);
+    assert!(failure.is_by_author(&Domain::default()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_is_signed_and_in_the_log() {
+    let worker = Worker::tiny(|config| config.kv_tokens = 1000).await;
+    let good = call(endless(worker.model(), 5));
+    worker.generate(&good).await.unwrap().bundle(&good);
+    let model = worker.model();
+
+    let mut cases = vec![
+        (good.clone(), 409, FailureCode::DuplicateNonce),
+        (call(endless(Bytes32([1; 32]), 5)), 404, FailureCode::UnknownModel),
+        (call(endless(model, 2000)), 400, FailureCode::ContextExceeded), // fits the context, not the cache
+        (call(Request::from_text(model, &"x".repeat(9000), 5)), 400, FailureCode::ContextExceeded),
+        (call(Request::from_text(model, "", 5)), 400, FailureCode::BadRequest),
+        (call(Request::from_text(model, "a", 0)), 400, FailureCode::BadRequest),
+    ];
+    let mut domain = call(endless(model, 5));
+    domain.domain.chain_id += 1;
+    cases.push((domain, 400, FailureCode::BadRequest));
+    let mut cap = call(endless(model, 5));
+    cap.cap = 20;
+    cases.push((cap, 402, FailureCode::CapExceeded));
+    let mut resume = call(endless(model, 5));
+    resume.resume = vec![5; 6];
+    cases.push((resume, 400, FailureCode::BadRequest));
+    let count = cases.len();
+    for (call, status, code) in cases {
+        let refusal = worker.generate(&call).await.unwrap_err();
+        assert_eq!(refusal.status, status, "{refusal:?}");
+        let failure = refusal.failure();
+        assert_eq!(failure.statement.code, code, "{refusal:?}");
+        assert_eq!(failure.statement.nonce, call.nonce);
+        assert_eq!(failure.statement.request, assay_receipt::request_commitment(&call.request, &call.salt));
+        assert_eq!(failure.statement.worker, worker.ready.member.worker);
+    }
+    // The refused duplicate does not hide the receipt.
+    let (_, stored) = worker.get(&format!("/v1/receipts/{}", good.nonce)).await;
+    assert!(stored.get("receipt").is_some());
+
+    // Nothing to sign about: no call, too large, no such path.
+    for (body, status) in [("{".to_owned(), 400), ("x".repeat(9 << 20), 413), (String::new(), 400)] {
+        let response = client().post(worker.url("/v1/generate")).body(body).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status);
+    }
+    assert_eq!(worker.get("/v2").await.0, 404);
+    let folder = worker.stop().await;
+    assert_eq!(assert_whole(folder.path()).len(), count + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_pushes_back_and_a_caller_that_leaves_frees_its_place() {
+    let worker = Worker::tiny(|config| {
+        config.max_batch = 1;
+        config.queue = 0;
+    })
+    .await;
+    let long = call(endless(worker.model(), 4000));
+    let response = client().post(worker.url("/v1/generate")).json(&long).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+
+    let refused = call(endless(worker.model(), 1));
+    let refusal = worker.generate(&refused).await.unwrap_err();
+    assert_eq!((refusal.status, refusal.failure().statement.code), (429, FailureCode::Busy));
+    assert!(refusal.retry_after.unwrap() >= 1 && refusal.failure().statement.retry_after_ms > 0);
+    // The nonce that runs is refused as a duplicate, not as one too many.
+    assert_eq!(worker.generate(&long).await.unwrap_err().status, 409);
+
+    drop(stream);
+    // A refusal does not spend the nonce: the same call goes through once there is room.
+    let mut served = worker.generate(&refused).await;
+    for _ in 0..400 {
+        if served.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        served = worker.generate(&refused).await;
+    }
+    served.unwrap().bundle(&refused);
+    let (_, stored) = worker.get(&format!("/v1/receipts/{}", long.nonce)).await;
+    assert_eq!(stored["failure"]["statement"]["code"], "cancelled", "{stored}");
+    assert!(stored["failure"]["statement"]["chunks"].as_u64().unwrap() > 0);
+    assert_eq!(worker.metric("assay_worker_running_requests{model=\"tiny\"}").await, Some(0.0));
+    assert_whole(worker.stop().await.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_reading_is_cut_off() {
+    let worker = Worker::tiny(|config| config.reader_deadline_ms = 200).await;
+    let mut request = endless(worker.model(), 4000);
+    request.logprobs = Some(20);
+    let slow = call(request);
+    let response = builder()
+        .http2_initial_stream_window_size(65_535)
+        .build()
+        .unwrap()
+        .post(worker.url("/v1/generate"))
+        .json(&slow)
+        .send()
+        .await
+        .unwrap();
+    let mut stored = serde_json::Value::Null;
+    for _ in 0..400 {
+        stored = worker.get(&format!("/v1/receipts/{}", slow.nonce)).await.1;
+        if stored.get("failure").is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(stored["failure"]["statement"]["code"], "cancelled", "{stored}");
+    assert!(stored["failure"]["statement"]["message"].as_str().unwrap().contains("slowly"));
+    drop(response);
+    assert_whole(worker.stop().await.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_finishes_what_runs_and_refuses_the_rest() {
+    let mut worker = Worker::tiny(|_| {}).await;
+    let long = call(endless(worker.model(), 2000));
+    let url = worker.ready.member.url.clone();
+    let response = client().post(format!("{url}/v1/generate")).json(&long).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    let mut bytes = stream.next().await.unwrap().unwrap().to_vec();
+    worker.begin_stop();
+    for _ in 0..100 {
+        match worker.generate(&call(endless(worker.model(), 1))).await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await, // not yet
+            Err(refusal) => {
+                assert_eq!((refusal.status, refusal.failure().statement.code), (503, FailureCode::Draining));
+                assert!(refusal.retry_after.is_some());
+                assert_eq!(worker.get("/health").await.0, 503);
+                break;
+            }
+        }
+    }
+    while let Some(Ok(piece)) = stream.next().await {
+        bytes.extend_from_slice(&piece);
+    }
+    let last = bytes.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap();
+    assert!(last.starts_with(b"{\"receipt\""));
+    let folder = worker.ended().await;
+    let statements = assert_whole(folder.path());
+    assert!(statements.iter().any(|one| matches!(one, AnyStatement::Receipt(receipt) if receipt.statement.nonce == long.nonce)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_signs_off_what_takes_too_long() {
+    let mut worker = Worker::tiny(|config| config.drain_deadline_ms = 1).await;
+    let long = call(endless(worker.model(), 4000));
+    let url = worker.ready.member.url.clone();
+    let running = tokio::spawn({
+        let long = long.clone();
+        async move { generate(&url, &long).await }
+    });
+    while worker.metric("assay_worker_running_requests{model=\"tiny\"}").await != Some(1.0) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    worker.begin_stop();
+    let failure = running.await.unwrap().unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::Draining);
+    assert!(failure.is_by_author(&Domain::default()));
+    assert_whole(worker.ended().await.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_honest_auditor_agrees_with_honest_workers_and_catches_a_liar() {
+    let auditor = Worker::tiny(|_| {}).await;
+    let honest = Worker::tiny(|_| {}).await;
+    let liar = Worker::start(|config| {
+        let mut lie = model(&artifact(config, 8), 2, 3);
+        lie.impersonate = Some(id(tiny(7)));
+        config.models.push(lie);
+    })
+    .await;
+    assert_eq!(liar.model(), auditor.model());
+
+    let mut request = endless(honest.model(), 60);
+    request.logprobs = Some(2);
+    let truth = call(request.clone());
+    let bundle = honest.generate(&truth).await.unwrap().bundle(&truth);
+    let (status, body) = auditor.audit(&bundle).await;
+    assert_eq!(status, 200, "{body}");
+    let audit: Signed<Audit> = serde_json::from_value(body["audit"].clone()).unwrap();
+    assert!(audit.is_by_author(&Domain::default()));
+    assert_eq!(audit.statement.verdict, Verdict::Agrees, "{body}");
+    assert_eq!(audit.statement.receipt, bundle.receipt.hash(&Domain::default()));
+    // The second time the stored audit comes back.
+    assert_eq!(auditor.audit(&bundle).await.1, body);
+    let mut audited = bundle.clone();
+    audited.audits.push(audit);
+    let mut expected = expected(&honest);
+    expected.workers.push(auditor.ready.member.clone());
+    let report = check(&audited, &expected);
+    assert!(!report.has_failed(CheckKind::Audits), "{:?}", report.failed().collect::<Vec<_>>());
+
+    let lie = call(request);
+    let lied = liar.generate(&lie).await.unwrap().bundle(&lie);
+    assert_ne!(lied.output.tokens, bundle.output.tokens);
+    let (_, body) = auditor.audit(&lied).await;
+    let audit: Signed<Audit> = serde_json::from_value(body["audit"].clone()).unwrap();
+    assert_eq!((audit.statement.verdict, audit.statement.field.as_str()), (Verdict::Differs, "tokens"));
+    let position = audit.statement.position as usize;
+    assert_eq!(audit.statement.claimed, u64::from(lied.output.tokens[position]));
+    assert_ne!(audit.statement.claimed, audit.statement.expected);
+
+    // A bundle that its worker did not sign is refused: nobody is accused with it.
+    let mut tampered = Vec::new();
+    for change in [
+        (|bundle: &mut assay_receipt::Bundle| bundle.output.text.push('x')) as fn(&mut assay_receipt::Bundle),
+        |bundle| bundle.output.tokens[0] ^= 1,
+        |bundle| bundle.request.sampling.seed += 1,
+        |bundle| bundle.salt.0[0] ^= 1,
+        |bundle| bundle.receipt.statement.price += 1,
+        |bundle| bundle.receipt.signature.0[3] ^= 1,
+        |bundle| bundle.domain.chain_id += 1,
+    ] {
+        let mut copy = bundle.clone();
+        change(&mut copy);
+        tampered.push(copy);
+    }
+    for bundle in tampered {
+        let (status, body) = auditor.audit(&bundle).await;
+        assert_eq!((status, body["error"]["code"].as_str()), (400, Some("bad_bundle")), "{body}");
+    }
+
+    // Another model's answers cannot be replayed here.
+    let other = Worker::start(|config| config.models.push(model(&artifact(config, 9), 2, 3))).await;
+    let foreign = call(endless(other.model(), 5));
+    let foreign = other.generate(&foreign).await.unwrap().bundle(&foreign);
+    let (_, body) = auditor.audit(&foreign).await;
+    assert_eq!(body["audit"]["statement"]["verdict"], "unable");
+
+    assert_eq!(auditor.metric("assay_worker_audits_total{verdict=\"differs\"}").await, Some(1.0));
+    let folder = auditor.stop().await;
+    assert_eq!(assert_whole(folder.path()).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_is_not_starved_by_requests() {
+    let worker = Worker::tiny(|config| config.audit_patience_ms = 50).await;
+    let first = call(endless(worker.model(), 30));
+    let bundle = worker.generate(&first).await.unwrap().bundle(&first);
+    let long = call(endless(worker.model(), 4000));
+    let response = client().post(worker.url("/v1/generate")).json(&long).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    let (_, body) = worker.audit(&bundle).await;
+    assert_eq!(body["audit"]["statement"]["verdict"], "agrees");
+    // Its statement came before the one of the request that was already running.
+    drop(stream);
+    let statements = assert_whole(worker.stop().await.path());
+    assert!(matches!(statements[1], AnyStatement::Audit(_)), "{statements:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_is_the_announced_one() {
+    use sha2::Digest as _;
+    let worker = Worker::tiny(|_| {}).await;
+    let certificate = std::fs::read(worker.folder.path().join("tls.der")).unwrap();
+    let hash: [u8; 32] = sha2::Sha256::digest(&certificate).into();
+    assert_eq!(worker.ready.member.tls_sha256, Bytes32(hash));
+    // A client that trusts this certificate and no other gets through with full checks of name and chain.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .add_root_certificate(reqwest::Certificate::from_der(&certificate).unwrap())
+        .no_proxy()
+        .build()
+        .unwrap();
+    let url = worker.url("/health");
+    assert_eq!(client.get(url).send().await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_serve_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = assay_worker::Config::new(folder.path());
+    config.models.push(model(&folder.path().join("missing"), 0, 0));
+    let error = Box::pin(assay_worker::run(config.clone(), std::future::ready(()))).await.unwrap_err();
+    assert!(matches!(error, assay_worker::Error::Io { .. }), "{error}");
+    // One flipped bit in the weights is found before the first request.
+    let mut bytes = tiny(7);
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(folder.path().join("missing"), bytes).unwrap();
+    let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
+    assert!(matches!(error, assay_worker::Error::Model { .. }), "{error}");
+}
