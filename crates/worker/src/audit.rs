@@ -51,7 +51,8 @@ impl Drop for Place {
 /// `POST /v1/audit`.
 pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
     if *shared.phase.borrow() != Phase::Serving {
-        let response = plain(StatusCode::SERVICE_UNAVAILABLE, "draining", "The worker is shutting down: ask another.");
+        let response =
+            plain(StatusCode::SERVICE_UNAVAILABLE, "draining", "The worker is shutting down: ask another.");
         return retry_after(response, 30_000);
     }
     let body = match read_body(&shared, &headers, body, limits::BUNDLE_BYTES).await {
@@ -139,7 +140,11 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
         return Ok((finding, receipt, arithmetic));
     }
     let Some(_place) = Place::take(host, shared.config.audits) else {
-        let response = plain(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many audits wait: try later, or another auditor.");
+        let response = plain(
+            StatusCode::TOO_MANY_REQUESTS,
+            "busy",
+            "Too many audits wait: try later, or another auditor.",
+        );
         return Err(retry_after(response, host.retry_after_ms()));
     };
     let started = Instant::now();
@@ -147,9 +152,14 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
     tracing::debug!(waited = ?started.elapsed(), "audit replayed");
     let finding = match replayed {
         Replayed::Agrees { compute_ms } => Finding { compute_ms, ..Finding::new(Verdict::Agrees) },
-        Replayed::Differs { field, position, expected, claimed, compute_ms } => {
-            Finding { verdict: Verdict::Differs, field: field.to_owned(), position, expected, claimed, compute_ms }
-        }
+        Replayed::Differs { field, position, expected, claimed, compute_ms } => Finding {
+            verdict: Verdict::Differs,
+            field: field.to_owned(),
+            position,
+            expected,
+            claimed,
+            compute_ms,
+        },
         Replayed::Unable { field } => unable(field),
     };
     Ok((finding, receipt, arithmetic))

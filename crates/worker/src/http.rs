@@ -163,7 +163,9 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
                     (Backend::Local(local), Some(prepared)) => local.answer(answer, prepared).await,
                     (Backend::Upstream(upstream), _) => upstream.answer(answer).await,
                     (Backend::Local(_), None) => {
-                        answer.fail(Trouble::new(FailureCode::Internal, "The request was not prepared.")).await;
+                        answer
+                            .fail(Trouble::new(FailureCode::Internal, "The request was not prepared."))
+                            .await;
                     }
                 }
             });

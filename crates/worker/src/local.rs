@@ -69,7 +69,11 @@ pub(crate) enum Replayed {
 
 impl Local {
     /// Opens an artifact, checks its hashes and starts its engine. Takes seconds: call it where blocking is allowed.
-    pub(crate) fn open(path: &Path, config: &Config, metrics: ModelMetrics) -> Result<(Local, Arc<Artifact>), Error> {
+    pub(crate) fn open(
+        path: &Path,
+        config: &Config,
+        metrics: ModelMetrics,
+    ) -> Result<(Local, Arc<Artifact>), Error> {
         let refused = |fault: String| Error::Model { path: path.to_owned(), fault };
         let artifact = Artifact::parse(files::map(path)?).map_err(|fault| refused(fault.to_string()))?;
         artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
@@ -159,7 +163,10 @@ impl Local {
             ));
         }
         if call.resume.len() > most as usize {
-            return Err(Trouble::new(FailureCode::BadRequest, "There are more tokens to resume from than max_tokens."));
+            return Err(Trouble::new(
+                FailureCode::BadRequest,
+                "There are more tokens to resume from than max_tokens.",
+            ));
         }
         prepared.generation.resume.clone_from(&call.resume);
         Ok(prepared)
@@ -212,7 +219,9 @@ impl Local {
                         done = step.stop;
                     }
                     Progress::Finished => done = true,
-                    Progress::Mismatch(fault) => return Err(Trouble::new(FailureCode::ResumeMismatch, fault)),
+                    Progress::Mismatch(fault) => {
+                        return Err(Trouble::new(FailureCode::ResumeMismatch, fault));
+                    }
                     Progress::Failed(fault) => return Err(Trouble::new(FailureCode::Internal, fault)),
                 }
                 if done {
@@ -228,7 +237,8 @@ impl Local {
             };
             // The first chunk holds all the tokens that were resumed from.
             if done || tokens.len() >= resumed {
-                let pieces = (std::mem::take(&mut text), std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
+                let pieces =
+                    (std::mem::take(&mut text), std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
                 if let Some(line) = answer.chunk(pieces.0, pieces.1, pieces.2)? {
                     answer.within_limits(answer.send(line)).await?;
                 }
@@ -266,7 +276,8 @@ impl Local {
 }
 
 fn stuck() -> Trouble {
-    Trouble::new(FailureCode::Internal, "The engine does not run any more: ask another worker.").retry_after(10_000)
+    Trouble::new(FailureCode::Internal, "The engine does not run any more: ask another worker.")
+        .retry_after(10_000)
 }
 
 /// The engine's thread.
@@ -371,7 +382,9 @@ impl Runner {
                     break;
                 }
                 Err(fault) => {
-                    let _ = start.events.try_send(Progress::Failed(format!("The engine refused the request: {fault}.")));
+                    let _ = start
+                        .events
+                        .try_send(Progress::Failed(format!("The engine refused the request: {fault}.")));
                 }
             }
         }
@@ -393,7 +406,8 @@ impl Runner {
                     return false;
                 }
                 Err(assay_engine::Error::UnknownToken { token, .. }) => {
-                    let position = replay.output.tokens.iter().position(|&claimed| claimed == token).unwrap_or(0);
+                    let position =
+                        replay.output.tokens.iter().position(|&claimed| claimed == token).unwrap_or(0);
                     let _ = replay.reply.send(Replayed::Differs {
                         field: "tokens",
                         position: position as u64,
@@ -417,8 +431,12 @@ impl Runner {
             Event::Finished { id, .. } => self.tell(id, Progress::Finished, true),
             Event::ResumeMismatch { id, position, expected, claimed } => {
                 let fault = match expected {
-                    Some(expected) => format!("At position {position} this model samples {expected}, not {claimed}: the tokens to resume from are not its own."),
-                    None => format!("This model's answer ends before position {position}, where {claimed} stands: the tokens to resume from are not its own."),
+                    Some(expected) => format!(
+                        "At position {position} this model samples {expected}, not {claimed}: the tokens to resume from are not its own."
+                    ),
+                    None => format!(
+                        "This model's answer ends before position {position}, where {claimed} stands: the tokens to resume from are not its own."
+                    ),
                 };
                 self.tell(id, Progress::Mismatch(fault), true);
             }
@@ -426,12 +444,16 @@ impl Runner {
                 if let Some((_, replay, _)) = self.replaying.take_if(|(replaying, _, _)| *replaying == id) {
                     let _ = replay.reply.send(Replayed::Unable { field: "constraint" });
                 } else {
-                    let fault = format!("The constraint cannot be followed at token {position} ({reason}): simplify it.");
+                    let fault = format!(
+                        "The constraint cannot be followed at token {position} ({reason}): simplify it."
+                    );
                     self.tell(id, Progress::Failed(fault), true);
                 }
             }
             Event::Replayed { id, replay: result } => {
-                if let Some((_, replay, compute)) = self.replaying.take_if(|(replaying, _, _)| *replaying == id) {
+                if let Some((_, replay, compute)) =
+                    self.replaying.take_if(|(replaying, _, _)| *replaying == id)
+                {
                     self.metrics.audit.observe(compute.as_secs_f64());
                     let _ = replay.reply.send(judge(result, &replay.output, compute));
                 }

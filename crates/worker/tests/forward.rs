@@ -21,7 +21,8 @@ async fn upstream(headers: HeaderMap, Json(body): Json<Value>) -> Response {
         "fail" => return (StatusCode::INTERNAL_SERVER_ERROR, "secret").into_response(),
         "busy" => return StatusCode::TOO_MANY_REQUESTS.into_response(),
         "bad" => {
-            return (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": "too hot" } }))).into_response();
+            return (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": "too hot" } })))
+                .into_response();
         }
         "break" => &["data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n"],
         _ => &[

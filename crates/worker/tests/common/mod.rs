@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use assay_model::{Architecture, Artifact, import_gguf, testing::tiny_gguf};
 use assay_receipt::{
-    Address, Bundle, Bytes32, Domain, Failure, Frame, GenerateCall, Output, Receipt, Request, Signed, SignedChunk,
+    Address, Bundle, Bytes32, Domain, Failure, Frame, GenerateCall, Output, Receipt, Request, Signed,
+    SignedChunk,
 };
 use assay_worker::{Config, Model, Ready, run_with_ready};
 use futures_util::StreamExt as _;
@@ -165,7 +166,8 @@ pub async fn generate(url: &str, call: &GenerateCall) -> Result<Answer, Refusal>
     let response = client().post(format!("{url}/v1/generate")).json(call).send().await.unwrap();
     let status = response.status().as_u16();
     if status != 200 {
-        let retry_after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().parse().unwrap());
+        let retry_after =
+            response.headers().get("retry-after").map(|value| value.to_str().unwrap().parse().unwrap());
         return Err(Refusal { status, retry_after, body: response.json().await.unwrap() });
     }
     assert_eq!(response.version(), reqwest::Version::HTTP_2);
@@ -178,7 +180,9 @@ pub async fn generate(url: &str, call: &GenerateCall) -> Result<Answer, Refusal>
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         match Frame::from_json(line) {
             Ok(Frame::Chunk(chunk)) => answer.chunks.push(chunk),
-            Ok(Frame::Receipt { receipt, output }) => answer.end = End::Receipt(Box::new(receipt), Box::new(output)),
+            Ok(Frame::Receipt { receipt, output }) => {
+                answer.end = End::Receipt(Box::new(receipt), Box::new(output))
+            }
             Ok(Frame::Failure(failure)) => answer.end = End::Failure(Box::new(failure)),
             Err(_) => break, // cut off in the middle of a line
         }
