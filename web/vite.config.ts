@@ -1,7 +1,7 @@
 import { defineConfig } from "vite";
 
-// Fixed names and nothing inlined: the same sources give the same files, byte for byte, and the page runs under
-// `default-src 'self'`.
+// The same sources give the same files, byte for byte. What lies under assets/ has the hash of its content in its name,
+// so that the gateway can let browsers keep it; nothing is inlined, so that the page runs under `default-src 'self'`.
 export default defineConfig({
   base: "/",
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
@@ -16,9 +16,9 @@ export default defineConfig({
     reportCompressedSize: false,
     rollupOptions: {
       output: {
-        entryFileNames: "assets/assay.js",
-        chunkFileNames: "assets/[name].js",
-        assetFileNames: (asset) => (asset.names.some((name) => name.endsWith(".css")) ? "assets/assay.css" : "assets/[name][extname]"),
+        entryFileNames: "assets/assay-[hash].js",
+        chunkFileNames: "assets/[name]-[hash].js",
+        assetFileNames: "assets/[name]-[hash][extname]",
       },
     },
   },

@@ -363,6 +363,7 @@ export class App {
         if (event.kind === "delta") {
           if (event.id) turn.requestId = event.id;
           if (event.assay?.request_id) turn.requestId = event.assay.request_id;
+          if (event.assay?.nonce) turn.nonce = event.assay.nonce;
           if (event.finish) turn.finish = event.finish;
           if (event.text) {
             turn.text += event.text;
@@ -454,7 +455,7 @@ export class App {
     const { bundle, text } = filed;
     const started = performance.now();
     const members = roster.members.statement.members;
-    const report = verify(bundle, { domain: roster.domain, workers: members, model: asked.modelId });
+    const report = verify(bundle, { domain: roster.domain, workers: members, model: asked.modelId, nonce: turn.nonce ?? null });
     const now = Date.now();
     const messages = messagesBefore(conversation.turns, index, asked.system);
     const own = [
@@ -521,6 +522,7 @@ export class App {
 
   show(panel: Panel): void {
     this.panel = panel;
+    this.sidebar = false;
     clearInterval(this.#workersTimer);
     if (panel?.kind === "workers") {
       void this.readWorkers();
@@ -563,6 +565,7 @@ export class App {
 
   openDialog(dialog: Dialog): void {
     this.dialog = dialog;
+    this.sidebar = false;
     this.#changed();
   }
 

@@ -51,6 +51,8 @@ export interface Turn {
   atMs: number;
   asked?: Asked;
   requestId?: string;
+  /** The request's nonce, as the gateway named it with the answer. */
+  nonce?: string;
   finish?: string | null;
   state?: AnswerState;
   error?: string;

@@ -4,7 +4,7 @@
 import type { Asked, Verdict } from "./conversation";
 import { opg, short } from "./format";
 import type { Check, Report } from "./verify";
-import type { Bundle, Member, Members, Roster, WireMessage } from "./wire";
+import { type Bundle, type Member, type Members, NOTHING, type Roster, type WireMessage } from "./wire";
 
 /** What the page itself sent and showed. */
 export interface Seen {
@@ -195,8 +195,8 @@ export function judge(bundle: Bundle, report: Report, own: Check[], members: Mem
         ? {
             field: audit.field,
             position: audit.position,
-            expected: String(audit.expected),
-            claimed: String(audit.claimed),
+            expected: found(audit.field, audit.expected),
+            claimed: found(audit.field, audit.claimed),
             at: textPosition(bundle, audit.field, audit.position),
           }
         : null,
@@ -224,6 +224,15 @@ function around(text: string, at: number): string {
   return text.slice(at, at + 24) || "(the end)";
 }
 
+/** What was found at a place, for people. Records hold it as a number, which may have lost its last digits. */
+export function found(field: string, value: string | number): string {
+  const number = BigInt(value);
+  if (number > NOTHING / 2n) return "nothing: the answer ends";
+  if (field === "tokens" || field === "logprobs") return `token id ${number}`;
+  if ((field === "text" || field === "tool_calls") && number > 32n && number < 127n) return `"${String.fromCharCode(Number(number))}"`;
+  return String(number);
+}
+
 /** A place in an answer, for people; positions count from 1 there. */
 export function place(field: string, position: number): string {
   switch (field) {
@@ -235,8 +244,10 @@ export function place(field: string, position: number): string {
       return `the log-probability of token ${position + 1}`;
     case "shown text":
       return `character ${position + 1}`;
-    case "usage":
-      return "the token counts";
+    case "prompt_tokens":
+      return "the number of prompt tokens";
+    case "completion_tokens":
+      return "the number of sampled tokens";
     case "finish_reason":
       return "the reason why it ended";
     case "tool_calls":
@@ -301,7 +312,7 @@ const TITLES: Record<string, string> = {
   audit_subject: "Audit is about this",
   audit_verdict: "Audit is consistent",
   replay: "Repeated here",
-  page_request_id: "Your request",
+  page_request_id: "Your request's nonce",
   page_messages: "Your messages",
   page_settings: "Your settings",
   page_answer: "Text on your screen",

@@ -27,6 +27,7 @@ const ALLOWED = {
     "ol", "p", "pre", "s", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
   ],
   ALLOWED_ATTR: ["href", "title", "align", "start", "type", "checked", "disabled"],
+  ADD_URI_SAFE_ATTR: ["type", "align", "start", "checked", "disabled"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
 };
 

@@ -41,6 +41,7 @@ export type StreamEvent =
 /** The gateway's own note in the last event of a stream. */
 export interface AssayNote {
   request_id?: string;
+  nonce?: string;
   worker?: string;
   state?: string;
   level?: string;

@@ -110,8 +110,9 @@ export interface WireAudit {
   verdict: "agrees" | "differs" | "unable";
   field: string;
   position: number;
-  expected: number;
-  claimed: number;
+  /** Decimal numbers; `NOTHING` past the end. */
+  expected: string;
+  claimed: string;
   audited_at_ms: number;
   compute_ms: number;
 }
@@ -127,6 +128,9 @@ export interface Bundle {
   receipt: Signed<WireReceipt>;
   audits: Signed<WireAudit>[];
 }
+
+/** What an audit says for the place after the last token or byte: 2^64 - 1. */
+export const NOTHING = 18_446_744_073_709_551_615n;
 
 /** Why a worker is suspended. */
 export interface Suspension {

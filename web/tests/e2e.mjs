@@ -396,6 +396,8 @@ await scene("phone", async ({ page, shot }) => {
   await shot("33-phone-sidebar");
   await page.locator(".sidebar").getByRole("button", { name: "Workers" }).click();
   await page.locator("table.workers").waitFor();
+  await page.waitForTimeout(300);
+  assert.equal(await page.locator(".with-sidebar").count(), 0, "the list of conversations makes room");
   await shot("34-phone-workers");
   const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
   assert.equal(wide, false, "nothing is wider than the phone");

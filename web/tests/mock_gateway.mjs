@@ -95,7 +95,7 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
     const { signed } = place(auditor, {
       auditor: auditor.key.address, key_epoch: 1, receipt: hash, model: bundle.request.model, arithmetic: 1,
       verdict: lies ? "differs" : "agrees", field: lies ? "tokens" : "", position: lies ? position : 0,
-      expected: lies ? 4093 : 0, claimed: lies ? bundle.output.tokens[position] : 0, audited_at_ms: Date.now(), compute_ms: 37,
+      expected: lies ? "4093" : "0", claimed: lies ? String(bundle.output.tokens[position]) : "0", audited_at_ms: Date.now(), compute_ms: 37,
     }, "Audit", hashedAudit);
     bundle.audits.push(signed);
     auditor.record.audits_made += 1;
@@ -170,7 +170,7 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
     if (body.assay.level === "replayed") audit(entry);
     else if (lies || has("sampled")) setTimeout(() => audit(entry), 900);
     delta({}, "stop");
-    send({ ...base, choices: [], usage: { prompt_tokens: 21, completion_tokens: pieces.length, total_tokens: 21 + pieces.length }, assay: { request_id: id, level: "signed", worker: worker.key.address, receipt_hash: hash, state: "signed", bundle_url: `/assay/receipts/${id}` } });
+    send({ ...base, choices: [], usage: { prompt_tokens: 21, completion_tokens: pieces.length, total_tokens: 21 + pieces.length }, assay: { request_id: id, nonce, level: "signed", worker: worker.key.address, receipt_hash: hash, state: "signed", bundle_url: `/assay/receipts/${id}` } });
     send("[DONE]");
     response.end();
   }

@@ -125,7 +125,8 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
   const receipt = bundle.receipt.statement;
   const cost = costOf(bundle, app.members);
   const model = app.models.find((each) => each.id === receipt.model);
-  const checks = [...own, ...report.checks];
+  // The page knows half of the nonce, by the request's id, and has compared that itself.
+  const checks = [...own, ...report.checks.filter((check) => check.name !== "nonce" || check.outcome !== "skipped")];
   const failed = checks.filter((check) => check.outcome === "failed").length;
   const passed = checks.filter((check) => check.outcome === "passed").length;
   const fileName = `receipt-${turn.requestId ?? "unknown"}.json`;

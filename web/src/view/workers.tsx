@@ -2,7 +2,7 @@ import type { JSX } from "preact";
 
 import type { App } from "../app";
 import { count, duration, moment, opg, short } from "../format";
-import { place } from "../judge";
+import { found, place } from "../judge";
 import type { Standing } from "../wire";
 import { Icon } from "./icons";
 import { IconButton } from "./parts";
@@ -120,8 +120,8 @@ function Row({ app, worker }: { app: App; worker: Standing }): JSX.Element {
             {suspended && (
               <p>
                 Caught {moment(suspended.at_ms)} by {suspended.auditors.map((auditor) => app.operatorOf(auditor)).join(" and ") || "an auditor"} at{" "}
-                {place(suspended.field, suspended.position)}: claimed <code>{suspended.claimed}</code>, the model gives{" "}
-                <code>{suspended.expected}</code>. Not paid: <strong>{opg(worker.withheld)}</strong>. Earned before: {opg(worker.earned)}.
+                {place(suspended.field, suspended.position)}: claimed {found(suspended.field, suspended.claimed)}, the model gives{" "}
+                {found(suspended.field, suspended.expected)}. Not paid: <strong>{opg(worker.withheld)}</strong>. Earned before: {opg(worker.earned)}.
               </p>
             )}
             {worker.failures > 0 && (
