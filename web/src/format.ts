@@ -5,6 +5,11 @@ export function short(hex: string, head = 6, tail = 4): string {
   return hex.length <= head + tail + 3 ? hex : `${hex.slice(0, head)}…${hex.slice(-tail)}`;
 }
 
+/** A sentence with its hashes and addresses shortened. */
+export function tidy(text: string): string {
+  return text.replace(/0x[0-9a-fA-F]{40,}/g, (hex) => short(hex));
+}
+
 /** An amount in 10^-18 OPG as OPG, with all digits that matter. */
 export function opg(amount: string | bigint): string {
   let value: bigint;

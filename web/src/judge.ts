@@ -2,7 +2,7 @@
 // only the page knows: what it asked, what it showed, and whose list of workers it relies on.
 
 import type { Asked, Verdict } from "./conversation";
-import { opg, short } from "./format";
+import { opg, short, tidy } from "./format";
 import type { Check, Report } from "./verify";
 import { type Bundle, type Member, type Members, NOTHING, type Roster, type WireMessage } from "./wire";
 
@@ -177,7 +177,7 @@ export function judge(bundle: Bundle, report: Report, own: Check[], members: Mem
   const failed = [...report.checks, ...own].filter((check) => check.outcome === "failed");
   if (report.state === "rejected" || failed.length > 0) {
     const first = failed[0]?.detail ?? "the evidence was rejected";
-    return { ...base, state: "failed", summary: `Nothing is proven: ${first}.` };
+    return { ...base, state: "failed", summary: `Nothing is proven: ${tidy(first)}.` };
   }
   const audits = bundle.audits.map((signed) => signed.statement);
   const differs = audits.filter((audit) => audit.verdict === "differs");

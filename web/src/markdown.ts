@@ -10,13 +10,15 @@ export type Block = { kind: "code"; language: string; text: string } | { kind: "
 /** HTML that models write for lack of markdown; everything else is shown as the text that it is. */
 const HARMLESS = /^<\/?(?:b|br|em|i|kbd|strong|sub|sup)\s*\/?>$/i;
 
-const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/"/g, "&quot;");
 
 const marked = new Marked({
   gfm: true,
   breaks: true,
   async: false,
   renderer: {
+    // Named, not fetched: an image's address would tell its owner what was said here.
+    image: ({ href, text }) => `<a href="${escape(href)}">image: ${escape(text || href)}</a>`,
     html: ({ text, block }) => (HARMLESS.test(text.trim()) ? text : block ? `<p>${escape(text)}</p>` : escape(text)),
   },
 });

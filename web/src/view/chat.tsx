@@ -27,7 +27,7 @@ export function Chat({ app }: { app: App }): JSX.Element {
   }, [conversation.id, conversation.turns.length]);
   useLayoutEffect(() => {
     const node = scroller.current;
-    if (node && pinned.current) node.scrollTop = node.scrollHeight;
+    if (node && pinned.current) node.scrollTop = conversation.turns.length === 0 ? 0 : node.scrollHeight;
   }, [conversation.id, conversation.turns.length, last?.text.length, last?.state]);
 
   const toEnd = () => {

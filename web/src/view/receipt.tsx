@@ -2,7 +2,7 @@ import type { JSX } from "preact";
 
 import { type App, type Evidence, download } from "../app";
 import type { Turn } from "../conversation";
-import { count, duration, moment, opg, percent, short, size } from "../format";
+import { count, duration, moment, opg, percent, short, size, tidy } from "../format";
 import { checkTitle, costOf, place, textPosition } from "../judge";
 import type { Check } from "../verify";
 import { Icon } from "./icons";
@@ -316,11 +316,6 @@ function CheckRow({ check }: { check: Check }): JSX.Element {
       <td>{tidy(check.detail)}</td>
     </tr>
   );
-}
-
-/** Shortens hashes and addresses in a sentence; the JSON has them in full. */
-function tidy(text: string): string {
-  return text.replace(/0x[0-9a-fA-F]{40,}/g, (hex) => short(hex));
 }
 
 function speed(tokens: number, ms: number): string {

@@ -43,9 +43,6 @@ export function WorkersPanel({ app }: { app: App }): JSX.Element {
                   <th scope="col" class="number">
                     Differed
                   </th>
-                  <th scope="col" class="number">
-                    First token
-                  </th>
                 </tr>
               </thead>
               <tbody>
@@ -108,15 +105,19 @@ function Row({ app, worker }: { app: App; worker: Standing }): JSX.Element {
           <span class={`chip tone-${tone}`}>
             <Icon name={suspended ? "cross" : worker.resting ? "clock" : "check"} size={13} /> {state}
           </span>
+          {worker.firstTokenMs !== null && (
+            <span class="latency">
+              {duration(worker.firstTokenMs)} to the first token{worker.tokenMs !== null && worker.tokenMs > 0 ? `, then ${(1_000 / worker.tokenMs).toFixed(0)} a second` : ""}
+            </span>
+          )}
         </th>
         <td class="number">{worker.served}</td>
         <td class="number">{worker.agreed}</td>
         <td class={`number ${worker.differed > 0 ? "bad-text" : ""}`}>{worker.differed}</td>
-        <td class="number">{worker.firstTokenMs === null ? "–" : duration(worker.firstTokenMs)}</td>
       </tr>
       {(suspended || worker.failures > 0 || worker.disputed > 0) && (
         <tr class={suspended ? "caught note" : "note"}>
-          <td colSpan={5}>
+          <td colSpan={4}>
             {suspended && (
               <p>
                 Caught {moment(suspended.at_ms)} by {suspended.auditors.map((auditor) => app.operatorOf(auditor)).join(" and ") || "an auditor"} at{" "}
