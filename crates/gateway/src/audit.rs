@@ -183,8 +183,9 @@ async fn accept(
 /// Replays an answer in the background, as soon as there is a place for it. It is noted in the database as due, so it
 /// happens after a restart if it does not happen now.
 pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject) {
+    let spawner = gateway;
     let gateway = Arc::clone(gateway);
-    tokio::spawn(async move {
+    spawner.spawn(async move {
         let Ok(_place) = gateway.audit_slots.acquire().await else { return };
         let result = match examine(&gateway, &subject).await {
             Ok(_) => gateway.store.audit_done(subject.nonce).await,

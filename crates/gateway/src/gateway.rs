@@ -9,8 +9,9 @@ use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
 use assay_receipt::{Address, Bytes32, Member, Members, Signed};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 /// The running gateway.
 pub(crate) struct Gateway {
@@ -29,6 +30,8 @@ pub(crate) struct Gateway {
     pub(crate) audit_slots: Semaphore,
     /// Places for requests.
     pub(crate) request_slots: Arc<Semaphore>,
+    /// What runs besides the requests themselves; ended with the gateway.
+    pub(crate) tasks: Mutex<JoinSet<()>>,
 }
 
 /// Random bytes from the operating system.
@@ -45,6 +48,19 @@ pub(crate) fn dice() -> u64 {
 }
 
 impl Gateway {
+    /// Runs a task that ends with the gateway.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends all tasks. What they had not finished is in the database and is taken up at the next start.
+    pub(crate) async fn end_tasks(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+    }
+
     /// The current list of members, unless it has expired.
     pub(crate) fn members(&self) -> Result<Arc<Members>, ApiError> {
         let members = Arc::clone(&self.members.borrow());

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::store::Store;
 use assay_receipt::{Address, Domain, Members, Signed};
+use futures_util::future::BoxFuture;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,10 +19,7 @@ const SERIAL: &str = "members_serial";
 
 /// Reads the members file and keeps reading it whenever it changes. The first reading must succeed; a later one that
 /// does not is logged, and the list before it stays.
-pub(crate) async fn follow(
-    config: &Config,
-    store: Store,
-) -> Result<(watch::Receiver<Arc<Members>>, watch::Receiver<Arc<Signed<Members>>>), Error> {
+pub(crate) async fn follow(config: &Config, store: Store) -> Result<Followed, Error> {
     let source = Source {
         path: config.members_file.clone(),
         signer: config.members_signer,
@@ -33,7 +31,7 @@ pub(crate) async fn follow(
     let (members_in, members) = watch::channel(Arc::new(signed.statement.clone()));
     let (signed_in, evidence) = watch::channel(Arc::new(signed));
     let pause = Duration::from_millis(config.members_poll_ms);
-    tokio::spawn(async move {
+    let reader = async move {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -53,8 +51,16 @@ pub(crate) async fn follow(
                 Err(error) => tracing::warn!(%error, "kept the list of members from before"),
             }
         }
-    });
-    Ok((members, evidence))
+    };
+    Ok(Followed { members, signed: evidence, reader: Box::pin(reader) })
+}
+
+/// The list as it is and will be.
+pub(crate) struct Followed {
+    pub(crate) members: watch::Receiver<Arc<Members>>,
+    pub(crate) signed: watch::Receiver<Arc<Signed<Members>>>,
+    /// Reads the file again and again; to be run beside everything else.
+    pub(crate) reader: BoxFuture<'static, ()>,
 }
 
 struct Source {

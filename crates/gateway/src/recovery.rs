@@ -128,8 +128,9 @@ async fn ask(
 
 /// Fetches, a little later, what a worker signed about a request that the caller gave up, for the incident record.
 pub(crate) fn fetch_later(gateway: &Arc<Gateway>, nonce: Bytes32, member: Member) {
+    let spawner = gateway;
     let gateway = Arc::clone(gateway);
-    tokio::spawn(async move {
+    spawner.spawn(async move {
         sleep(Duration::from_secs(1)).await;
         let Ok(client) = gateway.clients.of(&member) else { return };
         let Ok(Ok(Some(settled))) = timeout(PATIENCE, client.settled(&nonce)).await else { return };

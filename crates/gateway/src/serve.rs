@@ -161,7 +161,7 @@ pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, E
         refused_as_wrong: None,
         mismatch: false,
     };
-    tokio::spawn(drive.run());
+    gateway.spawn(drive.run());
     Ok(Running { request_id, events })
 }
 
@@ -234,6 +234,14 @@ impl Drive {
         let event = match Box::pin(self.answer()).await {
             Ok(answer) => {
                 self.gateway.metrics.answered.inc();
+                if self.job.streams && !self.visible {
+                    // What was held back until the replay agreed.
+                    let Output { text, logprobs, .. } = &answer.output;
+                    let whole = Delta { text: text.clone(), logprobs: logprobs.clone() };
+                    if !whole.text.is_empty() {
+                        let _ = timeout(self.caller_patience(), self.caller.send(Event::Delta(whole))).await;
+                    }
+                }
                 Event::Done(Box::new(answer))
             }
             Err(end) => {

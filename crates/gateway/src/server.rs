@@ -18,7 +18,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tower_http::cors::CorsLayer;
@@ -35,7 +35,9 @@ pub async fn run(
 ) -> Result<(), Error> {
     config.check()?;
     let store = Store::open(&config.state_dir)?;
-    let (members, members_signed) = members::follow(&config, store.clone()).await?;
+    let open = store.watch();
+    let members::Followed { members, signed: members_signed, reader } =
+        members::follow(&config, store.clone()).await?;
     let records = Records::new(store.records().await?, store.clone(), config.workers);
     let gateway = Arc::new(Gateway {
         records: Arc::new(records),
@@ -47,6 +49,7 @@ pub async fn run(
         vocabularies: Default::default(),
         audit_slots: Semaphore::new(config.sampling.concurrent),
         request_slots: Arc::new(Semaphore::new(config.requests_in_flight_max as usize)),
+        tasks: Mutex::default(),
         store,
         config,
     });
@@ -54,13 +57,22 @@ pub async fn run(
     let listen = |source| Error::Listen { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
-    let recovery = tokio::spawn(recovery::recover(Arc::clone(&gateway)));
+    gateway.spawn(reader);
+    gateway.spawn(recovery::recover(Arc::clone(&gateway)));
     tracing::info!(%address, "the gateway listens");
     ready(address);
     let app = router(&gateway).into_make_service_with_connect_info::<SocketAddr>();
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await.map_err(Error::Serve);
-    recovery.abort();
+    gateway.end_tasks().await;
     gateway.store.flush().await?;
+    drop(gateway);
+    // Whoever starts a gateway on the same state after this returned finds the database unlocked.
+    for _ in 0..500 {
+        if open.strong_count() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     served
 }
 

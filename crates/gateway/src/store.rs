@@ -12,7 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTran
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use tokio::sync::oneshot;
 
 /// Everything known about a request, by nonce, as JSON of [`Entry`].
@@ -197,6 +197,11 @@ impl Store {
             })
             .map_err(failed)?;
         Ok(Store { database, writer })
+    }
+
+    /// Tells whether the database is still open.
+    pub(crate) fn watch(&self) -> Weak<Database> {
+        Arc::downgrade(&self.database)
     }
 
     /// Queues a write without waiting for it.

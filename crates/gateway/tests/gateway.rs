@@ -1,0 +1,575 @@
+//! The gateway in front of workers that misbehave.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod net;
+
+use assay_gateway::{ApiKey, Level, Moment};
+use assay_receipt::{Bundle, Message, Prompt, Request, Sampling};
+use assay_verify::{Expected, State};
+use net::{Fault, MODEL, NAME, Net, chat, domain, honest, joined, read_until};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// The request that the gateway makes of [`chat`], but for the time, which the toy model must not depend on.
+fn honest_text(now_unix_s: u64, max_tokens: u32) -> String {
+    let request = Request {
+        model: MODEL,
+        prompt: Prompt::Chat {
+            messages: vec![Message { role: "user".into(), content: "hello".into(), ..Message::default() }],
+            tools: None,
+            tool_choice: "none".into(),
+            parallel_tool_calls: true,
+        },
+        max_tokens,
+        stop: vec![],
+        sampling: Sampling { seed: 7, ..Sampling::default() },
+        constraint: Default::default(),
+        logprobs: None,
+        now_unix_s,
+    };
+    honest(&request).text
+}
+
+async fn bundle_of(net: &Net, body: &Value) -> Bundle {
+    let id = body["assay"]["request_id"].as_str().unwrap();
+    let (status, bundle) = net.get(&format!("/assay/receipts/{id}")).await;
+    assert_eq!(status, 200, "{bundle}");
+    Bundle::from_json(bundle.to_string().as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_with_a_receipt_that_holds() {
+    let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
+    let response =
+        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&chat(&json!({}))).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let headers = response.headers().clone();
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["object"], "chat.completion");
+    let created = body["created"].as_u64().unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], json!(honest_text(created, 1_024)));
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert_eq!(body["usage"], json!({"prompt_tokens": 7, "completion_tokens": 13, "total_tokens": 20}));
+    assert_eq!(body["assay"]["state"], "signed");
+    assert_eq!(body["assay"]["worker"], json!(net.workers[0].address()));
+    assert_eq!(body["assay"]["seed"], 7);
+    assert_eq!(headers["x-assay-receipt"], body["assay"]["receipt_hash"].as_str().unwrap());
+    assert_eq!(headers["x-request-id"], body["id"].as_str().unwrap());
+    let bundle = bundle_of(&net, &body).await;
+    let members = net.workers.iter().map(|worker| worker.member.lock().unwrap().clone()).collect();
+    let expected = Expected {
+        domain: domain(),
+        workers: members,
+        nonce: None,
+        model: Some(MODEL),
+        payer: Some(assay_receipt::Address([5; 20])),
+        cap: None,
+    };
+    assert_eq!(assay_verify::check(&bundle, &expected).state, State::Signed);
+    let (_, list) = net.get("/assay/receipts?limit=5").await;
+    assert_eq!(list["receipts"][0]["request_id"], body["id"]);
+    let (_, usage) = net.get("/assay/usage").await;
+    assert_eq!(usage["usage"][0]["completion_tokens"], 13);
+    assert_eq!(usage["usage"][0]["price"], "20");
+    assert_eq!(net.record(0).await["served"], 1);
+}
+
+#[tokio::test]
+async fn a_stream_has_role_text_finish_usage_and_end() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    let body = chat(&json!({"stream": true, "stream_options": {"include_usage": true}}));
+    let response =
+        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    let text = response.text().await.unwrap();
+    assert!(text.ends_with("data: [DONE]\n\n"));
+    let events = net::events(&text);
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    let created = events[0]["created"].as_u64().unwrap();
+    assert_eq!(joined(&events), honest_text(created, 1_024));
+    let finish = &events[events.len() - 2];
+    assert_eq!(finish["choices"][0]["finish_reason"], "stop");
+    assert_eq!(finish["assay"]["state"], "signed");
+    assert_eq!(finish["usage"], Value::Null);
+    let usage = &events[events.len() - 1];
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], 13);
+    bundle_of(&net, finish).await;
+}
+
+/// Whatever the first worker does wrong, the caller sees the text of an undisturbed run, and the fault is on record.
+#[tokio::test]
+async fn every_fault_leads_to_another_worker_without_the_caller_noticing() {
+    for fault in [
+        Fault::Dies(0),
+        Fault::Dies(5),
+        Fault::Silent(0),
+        Fault::Silent(4),
+        Fault::NoReceipt(0),
+        Fault::NoReceipt(6),
+        Fault::WrongSignature(0),
+        Fault::WrongSignature(3),
+        Fault::WrongLink(3),
+        Fault::DropsChunk(2),
+        Fault::Garbage(3),
+        Fault::Fails(0),
+        Fault::Fails(4),
+        Fault::WrongReceiptSignature,
+        Fault::OldReceipt,
+        Fault::InflatesCompletion,
+        Fault::Overcharges,
+        Fault::OtherOutput,
+        Fault::UnsignedRefusal,
+        Fault::SlowStart(60_000),
+    ] {
+        let net = Net::start(&[fault, Fault::None], |config| config.workers.first_token_ms = 500).await;
+        for streams in [false, true] {
+            net.workers[0].set(fault);
+            let body = chat(&json!({"stream": streams}));
+            let (text, end) = if streams {
+                let events = net.stream("/v1/chat/completions", &body).await;
+                (joined(&events), events.last().unwrap().clone())
+            } else {
+                let (status, body) = net.post("/v1/chat/completions", &body).await;
+                assert_eq!(status, 200, "{fault:?}: {body}");
+                (body["choices"][0]["message"]["content"].as_str().unwrap().to_owned(), body)
+            };
+            let created = end["created"].as_u64().unwrap();
+            assert_eq!(text, honest_text(created, 1_024), "{fault:?}, streams {streams}");
+            assert_eq!(end["choices"][0]["finish_reason"], "stop", "{fault:?}");
+            assert_eq!(end["assay"]["worker"], json!(net.workers[1].address()), "{fault:?}");
+            assert_eq!(end["assay"]["attempts"], 2, "{fault:?}");
+            let bundle = bundle_of(&net, &end).await;
+            assert_eq!(bundle.output.text, text, "the receipt covers the whole answer");
+            let id = end["assay"]["request_id"].as_str().unwrap();
+            let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+            assert!(!incident["evidence"].as_array().unwrap().is_empty(), "{fault:?}");
+            assert_eq!(net.record(0).await["failures"], json!(1 + u8::from(streams)), "{fault:?}");
+            if let Fault::Dies(chunks @ 1..) | Fault::Fails(chunks @ 1..) = fault {
+                let kept = incident["evidence"].as_array().unwrap();
+                let kept = kept.iter().find(|item| item["kind"] == "chunks").unwrap();
+                assert_eq!(kept["chunks"].as_array().unwrap().len() as u64, chunks, "{fault:?}");
+                let resumed = net.workers[1].calls.lock().unwrap().last().unwrap().resume.len() as u64;
+                assert_eq!(resumed, chunks, "{fault:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn several_workers_may_fail_in_one_stream() {
+    let net = Net::start(&[Fault::Dies(3), Fault::Dies(3), Fault::Dies(3), Fault::None], |_| {}).await;
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+    let created = events[0]["created"].as_u64().unwrap();
+    assert_eq!(joined(&events), honest_text(created, 1_024));
+}
+
+#[tokio::test]
+async fn a_worker_that_resumes_with_other_text_is_passed_over() {
+    let net = Net::start(&[Fault::Dies(4), Fault::OtherTextOnResume, Fault::None], |_| {}).await;
+    // Dearer than the liar, so that the liar is asked second.
+    net.workers[2].member.lock().unwrap().models[0].completion_price = 100_000;
+    net::write_members(&net.folder.path().join("members.json"), 2, &net.workers);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+    let created = events[0]["created"].as_u64().unwrap();
+    assert_eq!(joined(&events), honest_text(created, 1_024));
+    assert!(net.record(1).await["last_fault"].as_str().unwrap().contains("continue"));
+}
+
+#[tokio::test]
+async fn when_all_fail_the_caller_gets_an_openai_error() {
+    let net = Net::start(&[Fault::Dies(0), Fault::UnsignedRefusal], |_| {}).await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["error"]["type"]), (503, &json!("server_error")));
+    let id = body["error"]["request_id"].as_str().unwrap();
+    let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+    assert_eq!(incident["state"], "failed");
+    assert_eq!(incident["evidence"].as_array().unwrap().len(), 2);
+    let (status, _) = net.get(&format!("/assay/receipts/{id}")).await;
+    assert_eq!(status, 404);
+}
+
+#[tokio::test]
+async fn a_broken_stream_ends_with_an_error_event() {
+    let net = Net::start(&[Fault::Dies(4)], |_| {}).await;
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "no_worker");
+    assert!(events.iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
+}
+
+#[tokio::test]
+async fn busy_workers_give_429_with_retry_after() {
+    let net = Net::start(&[Fault::Busy, Fault::Busy], |_| {}).await;
+    let response =
+        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&chat(&json!({}))).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 429);
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert_eq!(net.record(0).await["refusals"], 1);
+    assert_eq!(net.record(0).await["failures"], 0);
+}
+
+#[tokio::test]
+async fn a_bad_request_is_believed_only_when_two_workers_say_so() {
+    let net = Net::start(&[Fault::CallsItBad, Fault::None], |_| {}).await;
+    assert_eq!(net.post("/v1/chat/completions", &chat(&json!({}))).await.0, 200);
+    net.workers[1].set(Fault::CallsItBad);
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["error"]["type"]), (400, &json!("invalid_request_error")));
+}
+
+#[tokio::test]
+async fn a_slow_worker_is_hedged() {
+    let net = Net::start(&[Fault::SlowStart(1_500), Fault::None], |config| {
+        config.workers.hedge_after_ms = 100;
+    })
+    .await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["assay"]["worker"]), (200, &json!(net.workers[1].address())));
+}
+
+#[tokio::test]
+async fn the_circuit_breaker_leaves_a_failing_worker_alone() {
+    let net = Net::start(&[Fault::UnsignedRefusal, Fault::None], |_| {}).await;
+    for _ in 0..6 {
+        assert_eq!(net.post("/v1/chat/completions", &chat(&json!({}))).await.0, 200);
+    }
+    assert!(net.workers[0].calls.lock().unwrap().len() <= 3);
+}
+
+/// Before the first token: the caller never sees the wrong answer, and the cheater is suspended.
+#[tokio::test]
+async fn a_cheater_is_caught_before_the_first_token() {
+    for fault in [Fault::Cheats(0), Fault::Cheats(9), Fault::InflatesPrompt] {
+        let net = Net::start(&[fault, Fault::None, Fault::None], |_| {}).await;
+        let policy = json!({"level": "replayed", "moment": "before_first_token"});
+        let body = chat(&json!({"stream": true, "assay": policy}));
+        let events = net.stream("/v1/chat/completions", &body).await;
+        let created = events[0]["created"].as_u64().unwrap();
+        assert_eq!(joined(&events), honest_text(created, 1_024), "{fault:?}");
+        let assay = &events.last().unwrap()["assay"];
+        assert_eq!((&assay["state"], &assay["level"]), (&json!("replayed"), &json!("replayed")), "{fault:?}");
+        let record = net.record(0).await;
+        assert_eq!(record["suspended"]["request_id"], assay["request_id"], "{fault:?}");
+        assert_eq!(record["suspended"]["auditors"].as_array().unwrap().len(), 2, "confirmed by a second one");
+        assert_ne!(record["withheld"], "0");
+        assert_eq!(record["earned"], "0");
+        if let Fault::Cheats(position) = fault {
+            assert_eq!(record["suspended"]["position"], position);
+        }
+        let before = net.workers[0].calls.lock().unwrap().len();
+        assert_eq!(net.post("/v1/chat/completions", &chat(&json!({}))).await.0, 200);
+        assert_eq!(net.workers[0].calls.lock().unwrap().len(), before, "it gets no more requests");
+        let id = assay["request_id"].as_str().unwrap();
+        let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+        assert_eq!(incident["audits"].as_array().unwrap().len(), 3, "two that differ and one that agrees");
+        let kinds: Vec<&Value> =
+            incident["evidence"].as_array().unwrap().iter().map(|item| &item["kind"]).collect();
+        assert!(kinds.contains(&&json!("answer")) && kinds.contains(&&json!("chunks")));
+        let bundle = bundle_of(&net, events.last().unwrap()).await;
+        assert_eq!(bundle.audits.len(), 1, "only the audit of the answer that was given");
+    }
+}
+
+/// Before the end: the text streams, and a wrong answer never looks finished. Without streaming it is replaced.
+#[tokio::test]
+async fn a_cheater_is_caught_before_the_end() {
+    let net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |config| {
+        config.policy.level = Level::Replayed;
+        config.policy.moment = Moment::BeforeEnd;
+    })
+    .await;
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "verification_failed");
+    assert!(events.iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
+    let net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |_| {}).await;
+    let (_, body) =
+        net.post("/v1/chat/completions", &chat(&json!({"assay": {"level": "replayed"}}))).await;
+    let created = body["created"].as_u64().unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], json!(honest_text(created, 1_024)));
+    assert_eq!(body["assay"]["audit"]["verdict"], "agrees");
+}
+
+#[tokio::test]
+async fn a_cheater_is_caught_in_the_background() {
+    let net = Net::start(&[Fault::Cheats(3), Fault::None], |config| {
+        config.sampling.share_new_ppm = 1_000_000;
+    })
+    .await;
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!(body["assay"]["state"], "pending");
+    let id = body["id"].as_str().unwrap();
+    for _ in 0..100 {
+        if !net.record(0).await["suspended"].is_null() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let record = net.record(0).await;
+    assert_eq!(record["suspended"]["claimed"].as_u64().unwrap() - 1_000, record["suspended"]["expected"]);
+    assert_eq!((&record["earned"], &record["withheld"]), (&json!("0"), &body["assay"]["price"]));
+    let (_, list) = net.get("/assay/receipts").await;
+    assert_eq!(list["receipts"][0]["state"], "mismatch");
+    let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+    let summary = incident["summary"].to_string();
+    assert!(summary.contains("differs in tokens at position 3") && summary.contains("suspended"), "{summary}");
+}
+
+/// An honest worker is not suspended on the word of an auditor that another one contradicts.
+#[tokio::test]
+async fn auditors_that_lie_do_no_harm() {
+    let net = Net::start(&[Fault::None, Fault::LiesInAudits, Fault::None], |_| {}).await;
+    for _ in 0..4 {
+        let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+        let id = body["id"].as_str().unwrap().to_owned();
+        let (status, outcome) = net.post(&format!("/assay/audit/{id}"), &json!({})).await;
+        assert_eq!(status, 200);
+        assert_ne!(outcome["state"], "mismatch");
+    }
+    assert!(net.record(0).await["suspended"].is_null());
+    let net = Net::start(&[Fault::None, Fault::ForgesAudits], |_| {}).await;
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    let (status, _) = net.post(&format!("/assay/audit/{}", body["id"].as_str().unwrap()), &json!({})).await;
+    assert_eq!(status, 503, "a forged audit is none");
+    assert!(net.record(1).await["last_fault"].as_str().unwrap().contains("audit does not hold"));
+}
+
+#[tokio::test]
+async fn a_replay_needs_a_second_operator() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    let (status, body) =
+        net.post("/v1/chat/completions", &chat(&json!({"assay": {"level": "replayed"}}))).await;
+    assert_eq!(status, 503);
+    assert!(body["error"]["message"].as_str().unwrap().contains("operator"));
+}
+
+#[tokio::test]
+async fn a_worker_with_another_certificate_is_not_talked_to() {
+    let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
+    net.workers[0].member.lock().unwrap().tls_sha256.0[0] ^= 1;
+    net::write_members(&net.folder.path().join("members.json"), 2, &net.workers);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["assay"]["worker"]), (200, &json!(net.workers[1].address())));
+    assert!(net.workers[0].calls.lock().unwrap().is_empty());
+    assert!(net.record(0).await["last_fault"].as_str().unwrap().contains("connection"));
+}
+
+#[tokio::test]
+async fn the_list_of_members_is_read_again_and_never_an_older_one() {
+    let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
+    let path = net.folder.path().join("members.json");
+    net::write_members(&path, 5, &net.workers[1..]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (_, body) = net.get("/assay/members").await;
+    assert_eq!(body["members"]["statement"]["serial"], 5);
+    net::write_members(&path, 4, &net.workers);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (_, body) = net.get("/assay/members").await;
+    assert_eq!(body["members"]["statement"]["serial"], 5);
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!(body["assay"]["worker"], json!(net.workers[1].address()));
+}
+
+#[tokio::test]
+async fn choices_seeds_and_logprobs() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    let extra = json!({"n": 3, "max_tokens": 4, "logprobs": true, "top_logprobs": 2});
+    let (_, body) = net.post("/v1/chat/completions", &chat(&extra)).await;
+    let choices = body["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    assert_ne!(choices[0]["message"]["content"], choices[1]["message"]["content"]);
+    assert_eq!(choices[2]["assay"]["seed"], 9);
+    assert_eq!(choices[0]["finish_reason"], "length");
+    let logprobs = choices[0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 4);
+    assert_eq!(logprobs[0]["logprob"], -1.0);
+    assert_eq!(logprobs[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(body["usage"]["completion_tokens"], 12);
+    // Each streamed choice is complete and in order.
+    let mut streamed = extra.clone();
+    streamed["stream"] = json!(true);
+    let events = net.stream("/v1/chat/completions", &chat(&streamed)).await;
+    for index in 0..3 {
+        let own: Vec<&Value> = events.iter().filter(|event| event["choices"][0]["index"] == index).collect();
+        let content = own.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+        assert_eq!(content.collect::<String>().matches('w').count(), 4);
+        assert_eq!(own.last().unwrap()["choices"][0]["finish_reason"], "length");
+    }
+    // Without a seed, one is drawn and reported.
+    let unseeded = json!({"model": NAME, "messages": [{"role": "user", "content": "hello"}]});
+    let (_, one) = net.post("/v1/chat/completions", &unseeded).await;
+    let (_, two) = net.post("/v1/chat/completions", &unseeded).await;
+    assert_ne!(one["seed"], two["seed"]);
+    assert_eq!(one["seed"], one["assay"]["seed"]);
+}
+
+#[tokio::test]
+async fn tool_calls_come_whole_and_streamed() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]);
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({"tools": tools}))).await;
+    let choice = &body["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["content"], Value::Null);
+    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "look");
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"tools": tools, "stream": true}))).await;
+    let call = events.iter().find_map(|event| event["choices"][0]["delta"]["tool_calls"].get(0)).unwrap();
+    assert_eq!((&call["index"], &call["function"]["arguments"]), (&json!(0), &json!("{\"a\":1}")));
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn completions_and_responses() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    let body = json!({"model": NAME, "prompt": ["a", "b"], "n": 2, "logprobs": 1, "max_tokens": 3});
+    let (_, whole) = net.post("/v1/completions", &body).await;
+    assert_eq!(whole["choices"].as_array().unwrap().len(), 4);
+    assert_eq!(whole["usage"]["prompt_tokens"], 2);
+    assert_eq!(whole["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 3);
+    let events =
+        net.stream("/v1/completions", &json!({"model": NAME, "prompt": "a", "stream": true, "seed": 1})).await;
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
+
+    let body = json!({"model": NAME, "input": "hello", "seed": 7, "instructions": "be brief"});
+    let (status, whole) = net.post("/v1/responses", &body).await;
+    assert_eq!((status, &whole["status"]), (200, &json!("completed")), "{whole}");
+    let text = whole["output"][0]["content"][0]["text"].as_str().unwrap().to_owned();
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let events = net.stream("/v1/responses", &streamed).await;
+    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds[..4], [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added"
+    ]);
+    assert_eq!(kinds[kinds.len() - 4..], [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed"
+    ]);
+    let numbers: Vec<u64> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
+    let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    assert_eq!(deltas.matches('w').count(), text.matches('w').count());
+    let cut = json!({"model": NAME, "input": "hello", "max_output_tokens": 2});
+    let (_, cut) = net.post("/v1/responses", &cut).await;
+    assert_eq!((&cut["status"], &cut["incomplete_details"]["reason"]), (
+        &json!("incomplete"),
+        &json!("max_output_tokens")
+    ));
+    let tools = json!([{"type": "function", "name": "look", "parameters": {}}]);
+    let (_, called) =
+        net.post("/v1/responses", &json!({"model": NAME, "input": "hello", "tools": tools})).await;
+    assert_eq!((&called["output"][0]["type"], &called["output"][0]["name"]), (
+        &json!("function_call"),
+        &json!("look")
+    ));
+}
+
+#[tokio::test]
+async fn wrong_requests_get_openai_errors() {
+    let net = Net::start(&[Fault::None], |config| config.body_max_bytes = 10_000).await;
+    for (path, body, status, param) in [
+        ("/v1/chat/completions", chat(&json!({"colour": "red"})), 400, json!("colour")),
+        ("/v1/chat/completions", chat(&json!({"temperature": "x"})), 400, json!("temperature")),
+        ("/v1/chat/completions", chat(&json!({"model": "gpt-9"})), 404, json!("model")),
+        ("/v1/chat/completions", chat(&json!({"user": "x".repeat(20_000)})), 413, Value::Null),
+        ("/v1/embeddings", json!({"model": NAME, "input": "x"}), 400, json!("model")),
+        ("/v1/nothing", json!({}), 404, Value::Null),
+        ("/assay/audit/chatcmpl-00", json!({}), 400, json!("request_id")),
+        ("/assay/audit/chatcmpl-00000000000000000000000000000000", json!({}), 404, Value::Null),
+        ("/v1/models", json!({}), 405, Value::Null),
+    ] {
+        let (found, answer) = net.post(path, &body).await;
+        assert_eq!((found, &answer["error"]["param"]), (status, &param), "{path}: {answer}");
+        assert!(answer["error"]["message"].is_string());
+    }
+    let broken = net.http.post(format!("{}/v1/chat/completions", net.url)).body("{").send().await.unwrap();
+    assert_eq!(broken.status().as_u16(), 400);
+    assert_eq!(net.get("/v1/models/gpt-9").await.0, 404);
+    assert_eq!(net.get("/v1/models").await.1["data"][0]["id"], NAME);
+    assert_eq!(net.get("/assay/receipts?limit=x").await.0, 400);
+    assert_eq!(net.get("/health").await.1["workers_usable"], 1);
+}
+
+#[tokio::test]
+async fn keys_rates_and_hosts_are_enforced() {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(b"sk-test");
+    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let net = Net::start(&[Fault::None], |config| {
+        config.api_keys = vec![ApiKey { name: "tester".into(), sha256 }];
+        config.requests_per_minute = 1;
+        config.requests_burst = 2;
+    })
+    .await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["error"]["code"]), (401, &json!("invalid_api_key")));
+    assert_eq!(net.get("/assay/receipts").await.0, 401);
+    let with_key = |path: &str| net.http.post(format!("{}{path}", net.url)).bearer_auth("sk-test");
+    for status in [200, 200, 429] {
+        let response = with_key("/v1/chat/completions").json(&chat(&json!({}))).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status);
+    }
+    let usage = net.http.get(format!("{}/assay/usage", net.url)).bearer_auth("sk-test").send().await.unwrap();
+    assert_eq!(usage.json::<Value>().await.unwrap()["usage"][0]["key"], "tester");
+    let rebound = net.http.get(&net.url).header("host", "evil.example").send().await.unwrap();
+    assert_eq!(rebound.status().as_u16(), 403);
+}
+
+#[tokio::test]
+async fn the_page_is_served_with_a_policy() {
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    for path in ["/", "/c/some-conversation"] {
+        let page = net.http.get(format!("{}{path}", net.url)).send().await.unwrap();
+        assert_eq!(page.status().as_u16(), 200);
+        assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+        assert!(page.headers()["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
+    }
+    assert_eq!(net.http.get(format!("{}/missing.js", net.url)).send().await.unwrap().status().as_u16(), 404);
+    let metrics = net.http.get(format!("{}/metrics", net.url)).send().await.unwrap();
+    assert!(metrics.text().await.unwrap().contains("assay_gateway_requests_total"));
+}
+
+/// A caller that leaves is noticed, and what the worker signed about it is fetched for the record.
+#[tokio::test]
+async fn a_caller_that_leaves_is_recorded() {
+    let net = Net::start(&[Fault::Slow(100)], |_| {}).await;
+    let body = chat(&json!({"stream": true}));
+    let response =
+        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body).send().await.unwrap();
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    read_until(response, |text| text.matches("content").count() > 3).await;
+    for _ in 0..100 {
+        let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+        if incident["state"] == "cancelled" {
+            assert!(incident["evidence"].as_array().unwrap().iter().any(|item| item["kind"] == "chunks"));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the request was not recorded as cancelled");
+}
+
+/// Records, receipts and suspensions are there after a restart.
+#[tokio::test]
+async fn state_survives_a_restart() {
+    let mut net = Net::start(&[Fault::Cheats(0), Fault::None, Fault::None], |_| {}).await;
+    let policy = json!({"assay": {"level": "replayed"}});
+    let (_, body) = net.post("/v1/chat/completions", &chat(&policy)).await;
+    let folder = net.folder.path().to_path_buf();
+    net.stop().await;
+    let again = Net::start(&[], |config| {
+        config.state_dir = folder.join("state");
+        config.members_file = folder.join("members.json");
+    })
+    .await;
+    let (_, bundle) = again.get(&format!("/assay/receipts/{}", body["id"].as_str().unwrap())).await;
+    assert_eq!(bundle["audits"].as_array().unwrap().len(), 1);
+    let (_, workers) = again.get("/assay/workers").await;
+    assert!(workers["workers"][0]["suspended"].is_object());
+}
