@@ -34,8 +34,7 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Error> {
     config.check()?;
-    let store = Store::open(&config.state_dir)?;
-    let open = store.watch();
+    let (store, closed) = Store::open(&config.state_dir)?;
     let members::Followed { members, signed: members_signed, reader } =
         members::follow(&config, store.clone()).await?;
     let records = Records::new(store.records().await?, store.clone(), config.workers);
@@ -67,12 +66,7 @@ pub async fn run(
     gateway.store.flush().await?;
     drop(gateway);
     // Whoever starts a gateway on the same state after this returned finds the database unlocked.
-    for _ in 0..500 {
-        if open.strong_count() == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), closed).await;
     served
 }
 

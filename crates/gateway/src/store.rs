@@ -12,7 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTran
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 /// Everything known about a request, by nonce, as JSON of [`Entry`].
@@ -160,13 +160,15 @@ type Job = (Operation, Option<oneshot::Sender<Result<(), Error>>>);
 /// Handle to the database; clones share it.
 #[derive(Clone)]
 pub(crate) struct Store {
+    // Dropped in this order, so that the thread, which ends when the last `writer` is gone, is the last to let go.
     database: Arc<Database>,
     writer: mpsc::Sender<Job>,
 }
 
 impl Store {
-    /// Opens the database in `folder`, making both where missing.
-    pub(crate) fn open(folder: &Path) -> Result<Store, Error> {
+    /// Opens the database in `folder`, making both where missing. The receiver resolves when the last handle is gone and
+    /// the database is closed.
+    pub(crate) fn open(folder: &Path) -> Result<(Store, oneshot::Receiver<()>), Error> {
         std::fs::create_dir_all(folder).map_err(failed)?;
         let path = folder.join("gateway.redb");
         let database = Arc::new(Database::create(&path).map_err(failed)?);
@@ -186,6 +188,7 @@ impl Store {
         transaction.commit().map_err(failed)?;
         let (writer, jobs) = mpsc::channel::<Job>();
         let target = Arc::clone(&database);
+        let (closing, closed) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
@@ -194,14 +197,11 @@ impl Store {
                     batch.extend(jobs.try_iter().take(BATCH_MAX - 1));
                     write(&target, batch);
                 }
+                drop(target);
+                drop(closing);
             })
             .map_err(failed)?;
-        Ok(Store { database, writer })
-    }
-
-    /// Tells whether the database is still open.
-    pub(crate) fn watch(&self) -> Weak<Database> {
-        Arc::downgrade(&self.database)
+        Ok((Store { database, writer }, closed))
     }
 
     /// Queues a write without waiting for it.
