@@ -16,7 +16,7 @@ use crate::metrics::ModelMetrics;
 use crate::server::{Held, Phase, Shared, now_ms};
 
 /// Frames that may wait for the reader before it counts as slow.
-const UNREAD_FRAMES: usize = 64;
+const UNREAD_FRAMES: usize = 16;
 
 /// Why a request was refused or broke off.
 #[derive(Debug)]

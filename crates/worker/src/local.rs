@@ -304,6 +304,7 @@ impl Runner {
                 && self.replaying.is_none()
                 && self.waiting.is_empty()
                 && self.audits.is_empty();
+            self.count();
             if idle {
                 match self.queue.blocking_recv() {
                     Some(job) => self.take(job),
@@ -315,8 +316,7 @@ impl Runner {
             }
             self.forget();
             self.start();
-            self.metrics.waiting.set(self.waiting.len() as i64);
-            self.metrics.running.set(self.running.len() as i64);
+            self.count();
             if self.engine.is_idle() {
                 continue;
             }
@@ -338,6 +338,11 @@ impl Runner {
                 self.handle(event);
             }
         }
+    }
+
+    fn count(&self) {
+        self.metrics.waiting.set(self.waiting.len() as i64);
+        self.metrics.running.set(self.running.len() as i64);
     }
 
     fn take(&mut self, job: Job) {

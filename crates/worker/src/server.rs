@@ -236,6 +236,7 @@ pub async fn run_with_ready(
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
         .max_header_list_size(32 << 10)
+        .max_send_buf_size(64 << 10) // what a reader leaves unread belongs into the counted queue
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = http::router(shared.clone()).into_make_service();
