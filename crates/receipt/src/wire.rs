@@ -57,6 +57,7 @@ impl GenerateCall {
 /// One line of a worker's streamed response (`application/x-ndjson`): any number of chunks, then a receipt or a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "frames are handled one at a time and never stored in numbers")]
 pub enum Frame {
     /// A piece of the answer.
     Chunk(SignedChunk),

@@ -25,6 +25,8 @@
 mod check;
 mod failure;
 mod json;
+#[cfg(feature = "replay")]
+mod replay;
 mod report;
 mod sequence;
 
@@ -32,5 +34,7 @@ pub use assay_receipt::{Bundle, Level};
 pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
+#[cfg(feature = "replay")]
+pub use replay::{ReplayError, check_replayed};
 pub use report::{Check, CheckKind, Outcome, Report, State};
 pub use sequence::{BrokenLink, Fork, Gap, SequenceReport, check_sequence};

@@ -45,11 +45,11 @@ fn mutations(path: &str, value: &Value) -> Vec<Value> {
                     && ["level", "finish_reason", "verdict", "code"].contains(&last)
             }) {
                 out.extend(variants.iter().filter(|variant| *variant != text).map(|variant| json!(variant)));
-            } else if text.starts_with("0x") {
+            } else if let Some(digits) = text.strip_prefix("0x") {
                 let digit = if text.ends_with('0') { '1' } else { '0' };
                 out.push(json!(format!("{}{digit}", &text[..text.len() - 1])));
-                let digit = if text[2..].starts_with('0') { '1' } else { '0' };
-                out.push(json!(format!("0x{digit}{}", &text[3..])));
+                let digit = if digits.starts_with('0') { '1' } else { '0' };
+                out.push(json!(format!("0x{digit}{}", &digits[1..])));
                 out.push(json!(text[..text.len() - 2]));
             } else if let Ok(number) = text.parse::<u128>() {
                 out.push(json!((number ^ 1).to_string()));
