@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use assay_engine::request::Processor;
+use assay_engine::{Config, Engine};
+use assay_model::Artifact;
 use assay_receipt::{Address, Bundle, Domain, Members, Signed};
 use assay_verify::{Expected, Outcome, Report, State};
 use clap::Args;
@@ -43,10 +46,7 @@ pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
         Some(model) => {
             let (_, artifact) = models::open(model)?;
             let spinner = ui::spinner("replaying the answer");
-            let report = {
-                let _ = Arc::new(artifact);
-                assay_verify::check(&bundle, &expected)
-            };
+            let report = replay(&bundle, &expected, Arc::new(artifact))?;
             spinner.finish_and_clear();
             report
         }
@@ -64,6 +64,17 @@ pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
                 .into(),
         )),
     }
+}
+
+/// Checks the bundle and repeats its answer with this model on this machine.
+fn replay(bundle: &Bundle, expected: &Expected, artifact: Arc<Artifact>) -> Result<Report> {
+    let said = |error: &dyn std::fmt::Display| Error::said(format!("nothing was decided: {error}"));
+    let processor = Processor::from_artifact(&artifact).map_err(|error| said(&error))?;
+    let tokens = bundle.output.tokens.len() + processor.context();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let config = Config { threads, kv_tokens: tokens, max_batch: 1, ..Config::default() };
+    let mut engine = Engine::new(artifact, config).map_err(|error| said(&error))?;
+    assay_verify::check_replayed(bundle, expected, &mut engine, &processor).map_err(|error| said(&error))
 }
 
 fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {

@@ -40,7 +40,7 @@ fn open(path: &std::path::Path) -> Arc<Artifact> {
 }
 
 fn processor(artifact: &Artifact) -> Processor {
-    Processor::of(artifact).unwrap()
+    Processor::from_artifact(artifact).unwrap()
 }
 
 fn engine(artifact: Arc<Artifact>) -> Engine {

@@ -14,6 +14,6 @@ pub(crate) enum BenchCommand {
 
 pub(crate) async fn run(command: BenchCommand, json: bool) -> Result<()> {
     match command {
-        BenchCommand::Verification(args) => verification::run(args, json),
+        BenchCommand::Verification(args) => verification::run(&args, json),
     }
 }

@@ -1,6 +1,271 @@
-//! placeholder
+//! `assay bench verification`: what each level costs for the same requests, as a share of the inference it checks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_engine::request::{Prepared, Processor};
+use assay_engine::{Config, Engine, Event};
+use assay_model::Artifact;
+use assay_receipt::{
+    Bundle, Bytes32, Chain, Chunk, Domain, Key, Level, Member, Message, Offer, Output, Prompt, Receipt, Request,
+    Sampling, Signed, SignedChunk, output_commitment, request_commitment,
+};
+use assay_verify::{Expected, State};
+
+use crate::error::{Error, Result};
+use crate::{models, ui};
+
+/// What is asked: short and long prompts, as in a chat.
+const QUESTIONS: [&str; 6] = [
+    "What is the capital of France?",
+    "Explain how a bill becomes a law, step by step.",
+    "Write a short story about a lighthouse keeper who finds a message in a bottle.",
+    "Summarise the following in one sentence: Water evaporates from the sea, rises, cools, condenses into clouds, \
+     falls as rain or snow, runs into rivers and returns to the sea. The sun drives this cycle, and without it no \
+     fresh water would reach the land. Plants add to it by breathing out water, and soils and aquifers store it for \
+     weeks, years or millennia before it goes on its way again.",
+    "Write a function in Python that returns the n-th Fibonacci number, and explain it.",
+    "Give me a recipe for pancakes.",
+];
+
 #[derive(clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_: Args, _: bool) -> crate::error::Result<()> {
+pub(crate) struct Args {
+    /// The model: a name, a path or an id
+    #[arg(long, default_value = models::DEFAULT)]
+    model: String,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    tokens: u32,
+    /// Threads that compute
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
+    threads: usize,
+}
+
+/// Sums over all requests.
+#[derive(Default)]
+struct Sums {
+    generate: Duration,
+    sign: Duration,
+    check: Duration,
+    replay: Duration,
+    prompt_tokens: u64,
+    tokens: u64,
+    bundle_bytes: usize,
+    signed_bytes: usize,
+}
+
+pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+    let path = models::pull(&args.model)?;
+    let (_, artifact) = models::open(&path.display().to_string())?;
+    let artifact = Arc::new(artifact);
+    let said = |error: &dyn std::fmt::Display| Error::said(format!("the measurement cannot run: {error}"));
+    let processor = Processor::from_artifact(&artifact).map_err(|error| said(&error))?;
+    let config = Config { threads: args.threads, ..Config::default() };
+    let mut worker = Engine::new(Arc::clone(&artifact), config).map_err(|error| said(&error))?;
+    let mut auditor = Engine::new(Arc::clone(&artifact), config).map_err(|error| said(&error))?;
+    let key = Key::from_bytes([7; 32]).map_err(|error| said(&error))?;
+    let expected = expected(&key, &artifact);
+
+    let bar = ui::bar(QUESTIONS.len() as u64, "asking and checking", false);
+    let mut sums = Sums::default();
+    for (number, question) in QUESTIONS.iter().enumerate() {
+        let request = request(&artifact, question, args.tokens, number as u64);
+        let prepared = processor.prepare(&request).map_err(|error| said(&error))?;
+
+        let started = Instant::now();
+        let (output, deltas) = generate(&mut worker, &prepared).map_err(|error| said(&error))?;
+        sums.generate += started.elapsed();
+
+        let started = Instant::now();
+        let bundle = sign(&key, request, output, deltas).map_err(|error| said(&error))?;
+        sums.sign += started.elapsed();
+
+        let started = Instant::now();
+        let report = assay_verify::check(&bundle, &expected);
+        sums.check += started.elapsed();
+        if report.state != State::Signed {
+            return Err(said(&format!("an honest receipt was not accepted: {:?}", report.failed().next())));
+        }
+
+        let started = Instant::now();
+        let report = assay_verify::check_replayed(&bundle, &expected, &mut auditor, &processor)
+            .map_err(|error| said(&error))?;
+        sums.replay += started.elapsed();
+        if report.state != State::Replayed {
+            return Err(said(&format!("an honest answer was not repeated: {:?}", report.failed().next())));
+        }
+
+        sums.prompt_tokens += u64::from(bundle.output.prompt_tokens);
+        sums.tokens += u64::from(bundle.output.completion_tokens);
+        sums.bundle_bytes += serde_json::to_vec(&bundle).map_err(|error| said(&error))?.len();
+        sums.signed_bytes += serde_json::to_vec(&bundle.receipt).map_err(|error| said(&error))?.len();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    print(&sums, args, json);
     Ok(())
+}
+
+fn print(sums: &Sums, args: &Args, json: bool) {
+    let count = QUESTIONS.len();
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3 / count as f64;
+    let share = |duration: Duration| 100.0 * duration.as_secs_f64() / sums.generate.as_secs_f64();
+    if json {
+        ui::print_json(&serde_json::json!({
+            "model": args.model, "threads": args.threads, "requests": count,
+            "prompt_tokens": sums.prompt_tokens, "completion_tokens": sums.tokens,
+            "generate_ms": ms(sums.generate), "sign_ms": ms(sums.sign), "check_ms": ms(sums.check),
+            "replay_ms": ms(sums.replay), "sign_share_percent": share(sums.sign),
+            "check_share_percent": share(sums.check), "replay_share_percent": share(sums.replay),
+            "receipt_bytes": sums.signed_bytes / count, "bundle_bytes": sums.bundle_bytes / count,
+        }));
+        return;
+    }
+    println!(
+        "{count} requests, {} prompt tokens and {} answer tokens in all, {} threads; generating took {:.0} ms a request.\n",
+        sums.prompt_tokens,
+        sums.tokens,
+        args.threads,
+        ms(sums.generate)
+    );
+    let row = |level: &str, overhead: f64, checker: Duration, bytes: usize, proves: &str, trusted: &str| {
+        vec![
+            level.to_owned(),
+            format!("{overhead:.2} %"),
+            format!("{:.1} ms", ms(checker)),
+            format!("{:.1} %", share(checker)),
+            format!("{:.1} kB", bytes as f64 / count as f64 / 1e3),
+            proves.to_owned(),
+            trusted.to_owned(),
+        ]
+    };
+    let rows = [
+        row("signed", share(sums.sign), sums.check, sums.bundle_bytes, "who said it", "the worker"),
+        row(
+            "replayed",
+            share(sums.sign),
+            sums.replay,
+            sums.bundle_bytes,
+            "the answer is this model's",
+            "one honest auditor, or nobody when replayed at home",
+        ),
+    ];
+    print!(
+        "{}",
+        ui::table(
+            &["level", "worker overhead", "checker time", "share of generation", "evidence", "proves", "still trusted"],
+            &rows
+        )
+    );
+    println!(
+        "\nThe evidence is the whole bundle with request, answer and every signed chunk; the receipt alone has {} bytes.",
+        sums.signed_bytes / count
+    );
+}
+
+fn request(artifact: &Artifact, question: &str, tokens: u32, seed: u64) -> Request {
+    let message =
+        Message { role: "user".into(), content: question.into(), name: None, tool_calls: None, tool_call_id: None };
+    Request {
+        prompt: Prompt::Chat {
+            messages: vec![message],
+            tools: None,
+            tool_choice: "auto".into(),
+            parallel_tool_calls: true,
+        },
+        sampling: Sampling { temperature_milli: 700, seed, ..Sampling::default() },
+        ..Request::from_text(artifact.id(), "", tokens)
+    }
+}
+
+fn expected(key: &Key, artifact: &Artifact) -> Expected {
+    let offer = Offer {
+        model: artifact.id(),
+        name: "bench".into(),
+        prompt_price: 1,
+        completion_price: 4,
+        arithmetic: artifact.manifest().arithmetic,
+        context: u32::try_from(artifact.config().context).unwrap_or(u32::MAX),
+    };
+    let member = Member {
+        operator: "bench".into(),
+        worker: key.address(),
+        key_epoch: 0,
+        url: "https://127.0.0.1:1".into(),
+        tls_sha256: Bytes32::ZERO,
+        models: vec![offer],
+    };
+    Expected { domain: Domain::default(), workers: vec![member], nonce: None, model: None, payer: None, cap: None }
+}
+
+/// Generates an answer alone, as the tokens come; the deltas are what a worker would stream.
+fn generate(
+    engine: &mut Engine,
+    prepared: &Prepared,
+) -> std::result::Result<(Output, Vec<(u32, String)>), assay_engine::Error> {
+    let id = engine.submit(prepared.generation.clone())?;
+    let mut assembler = prepared.assembler();
+    let mut deltas = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            if let Event::Token { token, logprob, .. } = event {
+                let step = assembler.push(token, logprob);
+                deltas.push((token, step.delta));
+                if step.stop {
+                    engine.cancel(id);
+                }
+            }
+        }
+    }
+    let finished = assembler.finish();
+    if let Some(last) = deltas.last_mut() {
+        last.1.push_str(&finished.delta);
+    }
+    Ok((finished.output, deltas))
+}
+
+/// Signs an answer as a worker does: every chunk, then the receipt.
+fn sign(
+    key: &Key,
+    request: Request,
+    output: Output,
+    deltas: Vec<(u32, String)>,
+) -> std::result::Result<Bundle, assay_receipt::Error> {
+    let (domain, salt, nonce) = (Domain::default(), Bytes32([1; 32]), Bytes32([2; 32]));
+    let commitment = request_commitment(&request, &salt);
+    let mut chain = Chain::start(&commitment, &nonce);
+    let chunks = deltas
+        .into_iter()
+        .zip(0..)
+        .map(|((token, text), index)| {
+            chain.sign(key, &domain, Chunk { index, text, tokens: vec![token], logprobs: Vec::new() })
+        })
+        .collect::<std::result::Result<Vec<SignedChunk>, _>>()?;
+    let price = u128::from(output.prompt_tokens) + 4 * u128::from(output.completion_tokens);
+    let receipt = Receipt {
+        worker: key.address(),
+        key_epoch: 0,
+        model: request.model,
+        arithmetic: assay_arithmetic::VERSION,
+        level: Level::Signed,
+        request: commitment,
+        output: output_commitment(&output, &salt),
+        chunks: chain.len(),
+        chain: chain.link(),
+        trace: Bytes32::ZERO,
+        prompt_tokens: output.prompt_tokens,
+        completion_tokens: output.completion_tokens,
+        price,
+        payer: key.address(),
+        cap: price,
+        nonce,
+        sequence: 0,
+        previous: Bytes32::ZERO,
+        received_at_ms: 1,
+        first_token_at_ms: 2,
+        finished_at_ms: 3,
+    };
+    let receipt = Signed::sign(key, &domain, receipt);
+    let version = assay_receipt::BUNDLE_VERSION;
+    Ok(Bundle { version, domain, salt, request, output, chunks, receipt, audits: Vec::new() })
 }
