@@ -128,8 +128,7 @@ fn answer(engine: &mut Engine, prepared: &[Prepared]) -> Vec<Output> {
 
 /// What an auditor does with a claim: derive everything again. `None` is agreement, else the field that differs.
 fn audit(engine: &mut Engine, processor: &Processor, request: &Request, claimed: &Output) -> Option<String> {
-    let prepared = processor.prepare(request).unwrap();
-    match assay_engine::request::replay_output(engine, &prepared, claimed).unwrap() {
+    match assay_engine::request::replay_output(engine, processor, request, claimed).unwrap() {
         OutputVerdict::Agrees => None,
         OutputVerdict::Differs { field, .. } => Some(field.to_owned()),
     }
