@@ -1,5 +1,5 @@
 use assay_engine::Engine;
-use assay_engine::request::{OutputVerdict, Processor, RequestError, replay_output};
+use assay_engine::request::{OutputVerdict, Processor, replay_output};
 use assay_receipt::{Bundle, Bytes32, Level};
 
 use crate::check::{difference, signed_words};
@@ -33,12 +33,9 @@ pub enum ReplayError {
         /// Version of this software.
         given: u32,
     },
-    /// The request does not fit the model.
-    #[error("the request cannot be prepared for this model: {0}")]
-    Request(#[from] RequestError),
-    /// The engine cannot run it.
-    #[error("the answer cannot be replayed here: {0}")]
-    Engine(#[from] assay_engine::Error),
+    /// The request does not fit the model, or the engine cannot run it.
+    #[error(transparent)]
+    Engine(#[from] assay_engine::request::ReplayError),
 }
 
 /// [`check`], and then repeats the answer on this machine. A bundle that fails its checks is not replayed.
@@ -70,8 +67,7 @@ pub fn check_replayed(
     if receipt.arithmetic != version {
         return Err(ReplayError::Arithmetic { wanted: receipt.arithmetic, given: version });
     }
-    let prepared = processor.prepare(&bundle.request)?;
-    let verdict = replay_output(engine, &prepared, &bundle.output)?;
+    let verdict = replay_output(engine, processor, &bundle.request, &bundle.output)?;
     Ok(with_replay(report, &verdict))
 }
 
