@@ -1,21 +1,17 @@
 //! Operations on Q16 words, one by one.
 
-use crate::scale::{Rescale, round_shift, saturate32};
-use crate::tables::sigmoid;
-use crate::{Kernel, Scale};
+use crate::scale::Rescale;
+use crate::{Kernel, Scale, kernels};
 
 /// SwiGLU: `gate[i] = silu(gate[i]) · up[i]`, in Q16, saturating.
 ///
-/// `silu(g) = round(g · sigmoid(g) / 2^30)` with [`sigmoid`] in Q30; the product with `up` is rounded by 16 bits.
+/// `silu(g) = round(g · sigmoid(g) / 2^30)` with [`sigmoid`](crate::tables::sigmoid) in Q30; the product with `up` is rounded by 16 bits.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn silu_mul(_kernel: Kernel, gate: &mut [i32], up: &[i32]) {
+pub fn silu_mul(kernel: Kernel, gate: &mut [i32], up: &[i32]) {
     assert_eq!(gate.len(), up.len(), "gate and up must have the same length");
-    for (g, &u) in gate.iter_mut().zip(up) {
-        let silu = round_shift(i64::from(*g) * i64::from(sigmoid(*g)), 30);
-        *g = saturate32(round_shift(silu * i64::from(u), 16));
-    }
+    kernels::silu_mul(kernel, gate, up)
 }
 
 /// `x[i] += y[i]`, saturating: the residual connection.

@@ -1,7 +1,7 @@
 //! Twelve-bit activations and the RMS norm that folds into them.
 
-use crate::scale::{Rescale, round_shift};
-use crate::{ACTIVATION_MAX, Kernel, LENGTH_MAX, Scale};
+use crate::scale::Rescale;
+use crate::{ACTIVATION_MAX, Kernel, LENGTH_MAX, Scale, kernels};
 
 /// `1/2047`: `round(2^41 / 2047) · 2^-41`.
 const INVERSE_MAX: Scale = Scale { mantissa: (((1u64 << 41) + 1023) / 2047) as u32, exponent: -41 };
@@ -134,55 +134,26 @@ fn rows_mut<T>(x: &mut [T], cols: usize) -> std::slice::ChunksExactMut<'_, T> {
 
 /// Quantises integers; the scale is in units of those integers.
 fn quantise_row(kernel: Kernel, x: &[i32], values: &mut [i16]) -> Scale {
-    let max = max_abs(kernel, x);
+    let max = kernels::max_abs(kernel, x);
     if max == 0 {
         values.fill(0);
         return Scale::ZERO;
     }
     let shift = 32 - max.leading_zeros() + 19;
     let reciprocal = ((ACTIVATION_MAX as u64) << shift) / u64::from(max);
-    scale_row(kernel, x, reciprocal as i32, shift, values);
+    kernels::scale_row(kernel, x, reciprocal as i32, shift, values);
     Scale::from_integer(u64::from(max)).mul(INVERSE_MAX)
 }
 
 /// Writes `round(x · weight / 2^shift)`, at most `2^30` in absolute value, and returns one over the root mean square of
 /// `x` and the shift.
 fn norm_row(kernel: Kernel, x: &[i32], weight: &[i32], eps: u64, products: &mut [i32]) -> (Scale, u32) {
-    let (squares, max) = norm_sums(kernel, x, weight);
+    let (squares, max) = kernels::norm_sums(kernel, x, weight);
     let n = x.len() as u128;
     // At most 2^62 for the mean; the sum with any sensible eps fits.
     let mean = ((squares + n / 2) / n) as u64;
     let inverse = Scale::inverse_sqrt(mean.saturating_add(eps)).shifted(16);
     let shift = (64 - max.leading_zeros()).saturating_sub(30);
-    norm_products(kernel, x, weight, shift, products);
+    kernels::norm_products(kernel, x, weight, shift, products);
     (inverse, shift)
-}
-
-fn max_abs(_kernel: Kernel, x: &[i32]) -> u32 {
-    x.iter().fold(0, |max, x| max.max(x.unsigned_abs()))
-}
-
-fn scale_row(_kernel: Kernel, x: &[i32], reciprocal: i32, shift: u32, values: &mut [i16]) {
-    for (v, &x) in values.iter_mut().zip(x) {
-        *v = round_shift(i64::from(x) * i64::from(reciprocal), shift) as i16;
-    }
-}
-
-/// The sum of the squares of `x`, exactly, and the largest magnitude of `x · weight`.
-fn norm_sums(_kernel: Kernel, x: &[i32], weight: &[i32]) -> (u128, u64) {
-    let (mut high, mut low, mut max) = (0u64, 0u64, 0u64);
-    for (&x, &w) in x.iter().zip(weight) {
-        // A square is at most 2^62. Its halves are summed apart: 2^20 of them stay below 2^52.
-        let square = (i64::from(x) * i64::from(x)) as u64;
-        high = high.wrapping_add(square >> 32);
-        low = low.wrapping_add(square & 0xffff_ffff);
-        max = max.max((i64::from(x) * i64::from(w)).unsigned_abs());
-    }
-    ((u128::from(high) << 32) + u128::from(low), max)
-}
-
-fn norm_products(_kernel: Kernel, x: &[i32], weight: &[i32], shift: u32, products: &mut [i32]) {
-    for ((p, &x), &w) in products.iter_mut().zip(x).zip(weight) {
-        *p = round_shift(i64::from(x) * i64::from(w), shift) as i32;
-    }
 }

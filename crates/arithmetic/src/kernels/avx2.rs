@@ -5,162 +5,31 @@
 //! best. One token alone is bound by the memory that the weights stream from.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
+use super::blocked::blocked_linear;
 use crate::linear::finish;
 use crate::scale::Rescale;
-use crate::tables::EXP2;
-use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
+use crate::tables::{EXP2, LOG2_E_Q30, RECIPROCAL};
+use crate::{MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
 
 /// Rows of a block.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 /// Tokens of a block.
-const TOKENS: usize = 3;
+pub(super) const TOKENS: usize = 3;
 /// From this many tokens on it pays to widen the weights of a block once instead of in the loop.
-const WIDEN: usize = 9;
+pub(super) const WIDEN: usize = 9;
 /// Bytes of activations that are kept in the second-level cache while the weights pass by.
-const CACHE: usize = 256 << 10;
+pub(super) const CACHE: usize = 256 << 10;
 
 /// How many bytes ahead of its use a weight is fetched. The rows of a block are four short streams, which the hardware
 /// does not foresee: without this, weights from memory arrive at a third of the speed.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
-/// # Safety
-/// The machine has AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn linear(
-    w: &MatrixView<'_>,
-    x: QuantisedView<'_>,
-    bias: Option<&[i32]>,
-    out: &mut Output<'_>,
-) {
-    let tokens = out.tokens();
-    let mut wide = if tokens >= WIDEN { vec![0i16; ROWS * w.cols.next_multiple_of(16)] } else { Vec::new() };
-    let step = if tokens >= WIDEN {
-        (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS
-    } else {
-        tokens.max(1)
-    };
-    for start in (0..tokens).step_by(step) {
-        let end = (start + step).min(tokens);
-        let mut row = out.rows().start;
-        while row < out.rows().end {
-            let n = (out.rows().end - row).min(ROWS);
-            if n == ROWS {
-                // SAFETY: as for the whole function.
-                unsafe { four_rows(w, x, bias, out, row, start..end, &mut wide) };
-            } else {
-                super::scalar::linear_range(w, x, bias, out, row..row + n, start..end);
-            }
-            row += n;
-        }
-    }
-}
-
-/// Four rows from `row` on, for a range of tokens. Uses `wide` as the place of 16-bit weights unless it is empty.
-///
-/// # Safety
-/// The machine has AVX2; the shapes were checked by [`crate::linear`].
-#[target_feature(enable = "avx2")]
-unsafe fn four_rows(
-    w: &MatrixView<'_>,
-    x: QuantisedView<'_>,
-    bias: Option<&[i32]>,
-    out: &mut Output<'_>,
-    row: usize,
-    tokens: std::ops::Range<usize>,
-    wide: &mut [i16],
-) {
-    let weights: [&[i8]; ROWS] = std::array::from_fn(|r| w.row(row + r));
-    let padded = w.cols.next_multiple_of(16);
-    if !wide.is_empty() {
-        for (wide, weights) in wide.chunks_exact_mut(padded).zip(weights) {
-            for (wide, &weight) in wide.iter_mut().zip(weights) {
-                *wide = i16::from(weight);
-            }
-        }
-    }
-    // SAFETY: four scales of two words each, without padding; and four words of the bias.
-    let (scales, biases) = unsafe {
-        (
-            _mm256_loadu_si256(w.scales[row..row + ROWS].as_ptr().cast()),
-            bias.map(|b| _mm_loadu_si128(b[row..row + ROWS].as_ptr().cast())),
-        )
-    };
-    let mut token = tokens.start;
-    while token < tokens.end {
-        macro_rules! tile {
-            ($t:literal) => {{
-                let values: [&[i16]; $t] =
-                    std::array::from_fn(|t| &x.values[(token + t) * x.cols..(token + t + 1) * x.cols]);
-                if w.cols <= SEGMENT {
-                    let sums = if wide.is_empty() {
-                        // SAFETY: AVX2; all slices have `w.cols` elements.
-                        unsafe { segment::<$t, i8>(weights, values) }
-                    } else {
-                        let weights: [&[i16]; ROWS] =
-                            std::array::from_fn(|r| &wide[r * padded..r * padded + w.cols]);
-                        // SAFETY: AVX2; all slices have `w.cols` elements.
-                        unsafe { segment::<$t, i16>(weights, values) }
-                    };
-                    for t in 0..$t {
-                        let x = x.scales[token + t];
-                        let (mut result, sane) = rescale_lanes(sums[t], scales, x);
-                        if !sane {
-                            let sums = words(sums[t]);
-                            let exact =
-                                std::array::from_fn(|r| finish(sums[r].into(), x, w.scales[row + r], None));
-                            result = lanes(exact);
-                        }
-                        if let Some(biases) = biases {
-                            result = add_saturating(result, biases);
-                        }
-                        out.set4(token + t, row, words(result));
-                    }
-                } else {
-                    let mut sums = [[0i64; ROWS]; $t];
-                    for start in (0..w.cols).step_by(SEGMENT) {
-                        let end = (start + SEGMENT).min(w.cols);
-                        let values = std::array::from_fn(|t| &values[t][start..end]);
-                        let part = if wide.is_empty() {
-                            let weights = std::array::from_fn(|r| &weights[r][start..end]);
-                            // SAFETY: AVX2; all slices have the same length.
-                            unsafe { segment::<$t, i8>(weights, values) }
-                        } else {
-                            let weights =
-                                std::array::from_fn(|r| &wide[r * padded + start..r * padded + end]);
-                            // SAFETY: AVX2; all slices have the same length.
-                            unsafe { segment::<$t, i16>(weights, values) }
-                        };
-                        for t in 0..$t {
-                            for (sum, part) in sums[t].iter_mut().zip(words(part[t])) {
-                                *sum += i64::from(part);
-                            }
-                        }
-                    }
-                    for t in 0..$t {
-                        for r in 0..ROWS {
-                            let bias = bias.map(|b| b[row + r]);
-                            out.set(
-                                token + t,
-                                row + r,
-                                finish(sums[t][r], x.scales[token + t], w.scales[row + r], bias),
-                            );
-                        }
-                    }
-                }
-                token += $t;
-            }};
-        }
-        match tokens.end - token {
-            1 => tile!(1),
-            2 => tile!(2),
-            _ => tile!(3),
-        }
-    }
-}
+blocked_linear!("avx2");
 
 /// A weight in memory: 8 bits as in the model, or already widened.
-trait Weight: Copy + Into<i32> {
+pub(super) trait Weight: Copy + Into<i32> {
     /// # Safety
     /// AVX2, and sixteen weights at `at`.
     unsafe fn load(at: *const Self) -> __m256i;
@@ -236,7 +105,7 @@ fn tail<W: Weight>(w: &[W], x: &[i16]) -> i32 {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn words(lanes: __m128i) -> [i32; 4] {
+pub(super) fn words(lanes: __m128i) -> [i32; 4] {
     let mut words = [0; 4];
     // SAFETY: four words.
     unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), lanes) };
@@ -245,7 +114,7 @@ fn words(lanes: __m128i) -> [i32; 4] {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn lanes(words: [i32; 4]) -> __m128i {
+pub(super) fn lanes(words: [i32; 4]) -> __m128i {
     // SAFETY: four words.
     unsafe { _mm_loadu_si128(words.as_ptr().cast()) }
 }
@@ -253,7 +122,7 @@ fn lanes(words: [i32; 4]) -> __m128i {
 /// Saturating sums: where the wrapped sum has the sign of neither summand, the limit of the sign of the summands.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_saturating(a: __m128i, b: __m128i) -> __m128i {
+pub(super) fn add_saturating(a: __m128i, b: __m128i) -> __m128i {
     let sum = _mm_add_epi32(a, b);
     let overflow = _mm_and_si128(_mm_xor_si128(a, sum), _mm_xor_si128(b, sum));
     let limit = _mm_xor_si128(_mm_srai_epi32::<31>(a), _mm_set1_epi32(i32::MAX));
@@ -268,7 +137,7 @@ fn add_saturating(a: __m128i, b: __m128i) -> __m128i {
 /// result holds if the flag does: every shift is within 1 to 62.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn rescale_lanes(sums: __m128i, scales: __m256i, common: Scale) -> (__m128i, bool) {
+pub(super) fn rescale_lanes(sums: __m128i, scales: __m256i, common: Scale) -> (__m128i, bool) {
     let mantissa = _mm256_mul_epu32(scales, _mm256_set1_epi64x(i64::from(common.mantissa)));
     let multiplier = _mm256_srli_epi64::<31>(_mm256_add_epi64(mantissa, _mm256_set1_epi64x(1 << 30)));
     let multiplier = _mm256_and_si256(multiplier, _mm256_set1_epi64x(0x7fff_ffff));
@@ -327,16 +196,35 @@ pub(crate) unsafe fn scores(
     max.max(rest)
 }
 
+/// The entries of a table at eight indices, and those that follow them.
+///
+/// # Safety
+/// The machine has AVX2 and the table an entry after each index.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn neighbours(table: *const i32, index: __m256i) -> (__m256i, __m256i) {
+    // Two neighbours are one 64-bit word: half as many loads as two gathers of 32 bits.
+    // SAFETY: as for the whole function.
+    let (a, b) = unsafe {
+        (
+            _mm256_i32gather_epi64::<4>(table.cast(), _mm256_castsi256_si128(index)),
+            _mm256_i32gather_epi64::<4>(table.cast(), _mm256_extracti128_si256::<1>(index)),
+        )
+    };
+    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    let first = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+    let second = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+    (_mm256_permute4x64_epi64::<0b11_01_10_00>(first), _mm256_permute4x64_epi64::<0b11_01_10_00>(second))
+}
+
 /// Eight of [`crate::tables::exp2_neg`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn exp2_neg8(t: __m256i) -> __m256i {
     let index = _mm256_and_si256(_mm256_srli_epi32::<6>(t), _mm256_set1_epi32(1023));
     let base = EXP2.as_ptr().cast::<i32>();
-    // SAFETY: the indices are at most 1023, and 1024 with the offset of one: within the table.
-    let (high, low) = unsafe {
-        (_mm256_i32gather_epi32::<4>(base, index), _mm256_i32gather_epi32::<4>(base.add(1), index))
-    };
+    // SAFETY: the indices are at most 1023, and the table has 1025 entries.
+    let (high, low) = unsafe { neighbours(base, index) };
     let step = _mm256_mullo_epi32(_mm256_sub_epi32(high, low), _mm256_and_si256(t, _mm256_set1_epi32(63)));
     let value = _mm256_sub_epi32(high, _mm256_srli_epi32::<6>(_mm256_add_epi32(step, _mm256_set1_epi32(32))));
     // Half a unit, 2^(n-1), is zero for n = 0 since a shift by 2^32 - 1 gives zero; from n = 31 on the value, at most
@@ -479,4 +367,91 @@ pub(crate) unsafe fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i
             }
         }
     }
+}
+
+/// `rshift(a · b, 30)` of unsigned words, if it fits 32 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn mul_q30(a: __m256i, b: __m256i) -> __m256i {
+    let half = _mm256_set1_epi64x(1 << 29);
+    let even = _mm256_srli_epi64::<30>(_mm256_add_epi64(_mm256_mul_epu32(a, b), half));
+    let (a, b) = (_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
+    // Shifted left by 2 instead of right by 30: the result lands in the high half.
+    let odd = _mm256_slli_epi64::<2>(_mm256_add_epi64(_mm256_mul_epu32(a, b), half));
+    _mm256_blend_epi32::<0b1010_1010>(even, odd)
+}
+
+/// Eight of [`crate::tables::sigmoid`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sigmoid8(x: __m256i) -> __m256i {
+    let e = exp2_neg8(mul_q30(_mm256_abs_epi32(x), _mm256_set1_epi32(LOG2_E_Q30 as i32)));
+    // SAFETY: e is at most 2^30, so the indices are at most 1024, and the table has 1026 entries.
+    let (high, low) = unsafe { neighbours(RECIPROCAL.as_ptr().cast(), _mm256_srli_epi32::<20>(e)) };
+    let step = _mm256_and_si256(_mm256_srli_epi32::<10>(e), _mm256_set1_epi32(1023));
+    let step = _mm256_mullo_epi32(_mm256_sub_epi32(high, low), step);
+    let q = _mm256_sub_epi32(high, _mm256_srli_epi32::<10>(_mm256_add_epi32(step, _mm256_set1_epi32(512))));
+    let negative = _mm256_srai_epi32::<31>(x);
+    _mm256_blendv_epi8(q, mul_q30(e, q), negative)
+}
+
+/// See [`super::scalar::silu_mul`].
+///
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn silu_mul(gate: &mut [i32], up: &[i32]) {
+    let whole = gate.len() & !7;
+    for (gate, up) in gate[..whole].chunks_exact_mut(8).zip(up.chunks_exact(8)) {
+        // SAFETY: eight words each.
+        let (g, u) =
+            unsafe { (_mm256_loadu_si256(gate.as_ptr().cast()), _mm256_loadu_si256(up.as_ptr().cast())) };
+        let s = sigmoid8(g);
+        // A result of 32 bits is in bits 30 to 61 of the product, whichever way the sign is shifted in.
+        let half = _mm256_set1_epi64x(1 << 29);
+        let (g_odd, s_odd) = (_mm256_srli_epi64::<32>(g), _mm256_srli_epi64::<32>(s));
+        let even = _mm256_srli_epi64::<30>(_mm256_add_epi64(_mm256_mul_epi32(g, s), half));
+        let odd = _mm256_srli_epi64::<30>(_mm256_add_epi64(_mm256_mul_epi32(g_odd, s_odd), half));
+        let even = times_q16(even, u);
+        let odd = times_q16(odd, _mm256_srli_epi64::<32>(u));
+        let result = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
+        // SAFETY: eight words.
+        unsafe { _mm256_storeu_si256(gate.as_mut_ptr().cast(), result) };
+    }
+    super::scalar::silu_mul(&mut gate[whole..], &up[whole..]);
+}
+
+/// `sat(rshift(a · b, 16))` of the low words of four lanes.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn times_q16(a: __m256i, b: __m256i) -> __m256i {
+    // Lifted above zero by 2^62, a multiple of 2^16: the product is within ±2^62.
+    let lift = _mm256_set1_epi64x((1 << 62) + (1 << 15));
+    let value = _mm256_srli_epi64::<16>(_mm256_add_epi64(_mm256_mul_epi32(a, b), lift));
+    let value = _mm256_sub_epi64(value, _mm256_set1_epi64x(1 << 46));
+    let (most, least) = (_mm256_set1_epi64x(i64::from(i32::MAX)), _mm256_set1_epi64x(i64::from(i32::MIN)));
+    let value = _mm256_blendv_epi8(value, most, _mm256_cmpgt_epi64(value, most));
+    _mm256_blendv_epi8(value, least, _mm256_cmpgt_epi64(least, value))
+}
+
+/// Defines the twin of a loop of the reference that the compiler vectorises by itself once it may use AVX2.
+macro_rules! vectorised {
+    ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {$(
+        /// See the function of this name in [`super::scalar`].
+        ///
+        /// # Safety
+        /// The machine has AVX2.
+        #[target_feature(enable = "avx2")]
+        pub(crate) unsafe fn $name($($argument: $type),*) $(-> $result)? {
+            super::scalar::$name($($argument),*)
+        }
+    )*};
+}
+
+vectorised! {
+    max_abs(x: &[i32]) -> u32;
+    scale_row(x: &[i32], reciprocal: i32, shift: u32, values: &mut [i16]);
+    norm_sums(x: &[i32], weight: &[i32]) -> (u128, u64);
+    norm_products(x: &[i32], weight: &[i32], shift: u32, products: &mut [i32]);
+    rope(style: RopeStyle, head: &mut [i32], cos: &[i32], sin: &[i32]);
 }

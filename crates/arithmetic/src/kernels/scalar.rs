@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::linear::finish;
-use crate::scale::Rescale;
-use crate::tables::exp2_neg;
-use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
+use crate::scale::{Rescale, round_shift, saturate32};
+use crate::tables::{exp2_neg, sigmoid};
+use crate::{MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
 
 pub(crate) fn linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>) {
     let (rows, tokens) = (out.rows(), 0..out.tokens());
@@ -68,5 +68,78 @@ pub(crate) fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
         for (sum, &value) in sums.iter_mut().zip(values) {
             *sum = sum.wrapping_add(i64::from(weight) * i64::from(value));
         }
+    }
+}
+
+/// The largest magnitude.
+#[inline(always)]
+pub(crate) fn max_abs(x: &[i32]) -> u32 {
+    x.iter().fold(0, |max, x| max.max(x.unsigned_abs()))
+}
+
+/// Writes `rshift(x · reciprocal, shift)`, within ±2047.
+#[inline(always)]
+pub(crate) fn scale_row(x: &[i32], reciprocal: i32, shift: u32, values: &mut [i16]) {
+    let half = 1i64 << (shift - 1); // the shift is 20 to 51
+    for (v, &x) in values.iter_mut().zip(x) {
+        *v = ((i64::from(x) * i64::from(reciprocal) + half) >> shift) as i16;
+    }
+}
+
+/// The sum of the squares of `x`, exactly, and the largest magnitude of `x · weight`.
+#[inline(always)]
+pub(crate) fn norm_sums(x: &[i32], weight: &[i32]) -> (u128, u64) {
+    let (mut high, mut low, mut max) = (0u64, 0u64, 0u64);
+    for (&x, &w) in x.iter().zip(weight) {
+        // A square is at most 2^62. Its halves are summed apart: 2^20 of them stay below 2^52.
+        let square = (i64::from(x) * i64::from(x)) as u64;
+        high = high.wrapping_add(square >> 32);
+        low = low.wrapping_add(square & 0xffff_ffff);
+        max = max.max((i64::from(x) * i64::from(w)).unsigned_abs());
+    }
+    ((u128::from(high) << 32) + u128::from(low), max)
+}
+
+/// Writes `rshift(x · weight, shift)`, within 31 bits.
+#[inline(always)]
+pub(crate) fn norm_products(x: &[i32], weight: &[i32], shift: u32, products: &mut [i32]) {
+    for ((p, &x), &w) in products.iter_mut().zip(x).zip(weight) {
+        *p = round_shift(i64::from(x) * i64::from(w), shift) as i32;
+    }
+}
+
+/// Turns the pairs of a head, which is twice as long as the tables.
+#[inline(always)]
+pub(crate) fn rope(style: RopeStyle, head: &mut [i32], cos: &[i32], sin: &[i32]) {
+    let half = cos.len();
+    match style {
+        RopeStyle::Interleaved => {
+            for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                (pair[0], pair[1]) = turn(pair[0], pair[1], c, s);
+            }
+        }
+        RopeStyle::Half => {
+            let (low, high) = head.split_at_mut(half);
+            for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                (*a, *b) = turn(*a, *b, c, s);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn turn(a: i32, b: i32, c: i32, s: i32) -> (i32, i32) {
+    let [a, b, c, s] = [a, b, c, s].map(i64::from);
+    // Each product is at most 2^61 for entries within 2^30, so the sums do not wrap.
+    let x = (a * c).wrapping_sub(b * s);
+    let y = (a * s).wrapping_add(b * c);
+    (saturate32(round_shift(x, 30)), saturate32(round_shift(y, 30)))
+}
+
+/// SwiGLU.
+pub(crate) fn silu_mul(gate: &mut [i32], up: &[i32]) {
+    for (g, &u) in gate.iter_mut().zip(up) {
+        let silu = round_shift(i64::from(*g) * i64::from(sigmoid(*g)), 30);
+        *g = saturate32(round_shift(silu * i64::from(u), 16));
     }
 }
