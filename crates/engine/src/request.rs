@@ -494,7 +494,19 @@ pub fn replay_output(
         OutputVerdict::Agrees => {}
         differs => return Ok(differs),
     }
-    let replay = engine.replay(&prepared.generation, &claimed.tokens)?;
+    let replay = match engine.replay(&prepared.generation, &claimed.tokens) {
+        // A token that the model does not have is a claim that is wrong, not a replay that is impossible.
+        Err(crate::Error::UnknownToken { token, .. }) if claimed.tokens.contains(&token) => {
+            let position = claimed.tokens.iter().take_while(|&&other| other != token).count() as u64;
+            return Ok(OutputVerdict::Differs {
+                field: "tokens",
+                position,
+                expected: NOTHING,
+                claimed: token.into(),
+            });
+        }
+        other => other?,
+    };
     Ok(judge(&replay, claimed))
 }
 

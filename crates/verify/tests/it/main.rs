@@ -4,4 +4,6 @@
 mod cheating;
 mod common;
 mod fuzz;
+#[cfg(feature = "replay")]
+mod replay;
 mod tamper;
