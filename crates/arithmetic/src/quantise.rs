@@ -105,7 +105,7 @@ pub fn rms_norm_quantise(
 /// If the length of `x` is not a multiple of that of `weight`, or a row exceeds [`LENGTH_MAX`].
 pub fn rms_norm(kernel: Kernel, x: &mut [i32], weight: &[i32], eps: u64) {
     let cols = weight.len();
-    check(x.len(), cols, x.len(), if cols == 0 { 0 } else { x.len() / cols });
+    check(x.len(), cols, x.len(), x.len().checked_div(cols).unwrap_or(0));
     let mut products = vec![0; cols];
     for x in rows_mut(x, cols) {
         let (inverse, shift) = norm_row(kernel, x, weight, eps, &mut products);

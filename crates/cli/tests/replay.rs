@@ -44,7 +44,8 @@ fn processor(artifact: &Artifact) -> Processor {
 }
 
 fn engine(artifact: Arc<Artifact>) -> Engine {
-    Engine::new(artifact, Config { threads: 2, kv_tokens: 8192, max_batch: BATCH, ..Config::default() }).unwrap()
+    Engine::new(artifact, Config { threads: 2, kv_tokens: 8192, max_batch: BATCH, ..Config::default() })
+        .unwrap()
 }
 
 const QUESTIONS: [&str; 10] = [
@@ -141,14 +142,19 @@ fn replay_agrees_with_five_hundred_sampled_answers() {
     let mut worker = engine(Arc::clone(&artifact));
     let mut auditor = engine(Arc::clone(&artifact));
     let requests: Vec<Request> = (0..ANSWERS).map(|n| request(&artifact, n)).collect();
-    let prepared: Vec<Prepared> = requests.iter().map(|request| processor.prepare(request).unwrap()).collect();
+    let prepared: Vec<Prepared> =
+        requests.iter().map(|request| processor.prepare(request).unwrap()).collect();
     let outputs = answer(&mut worker, &prepared);
     let mut different = std::collections::BTreeSet::new();
     for (n, (request, output)) in requests.iter().zip(&outputs).enumerate() {
         assert_eq!(audit(&mut auditor, &processor, request, output), None, "answer {n}: {output:?}");
         different.insert(output.text.clone());
     }
-    assert!(different.len() > ANSWERS / 2, "only {} different answers: the survey is too narrow", different.len());
+    assert!(
+        different.len() > ANSWERS / 2,
+        "only {} different answers: the survey is too narrow",
+        different.len()
+    );
 }
 
 /// A lie about the answer's content: its name, and what it does to an honest request and output. The output it returns
@@ -169,7 +175,12 @@ impl Cheater<'_> {
     }
 
     /// As [`Cheater::instead`], but reporting the honest prompt's length, since a lazy lie would fail on that alone.
-    fn instead_with(&mut self, honest: &Output, request: &Request, change: impl FnOnce(&mut Request)) -> Output {
+    fn instead_with(
+        &mut self,
+        honest: &Output,
+        request: &Request,
+        change: impl FnOnce(&mut Request),
+    ) -> Output {
         let mut changed = request.clone();
         change(&mut changed);
         Output { prompt_tokens: honest.prompt_tokens, ..self.instead(&changed) }
@@ -187,7 +198,9 @@ const LIES: &[Lie] = &[
         answer(&mut cheater.weak, &[prepared]).remove(0)
     }),
     ("another prompt", |cheater, request, honest| {
-        cheater.instead_with(honest, request, |request| user(request).content = "What is the capital of Spain?".into())
+        cheater.instead_with(honest, request, |request| {
+            user(request).content = "What is the capital of Spain?".into()
+        })
     }),
     ("an instruction added", |cheater, request, honest| {
         cheater.instead_with(honest, request, |request| {
@@ -216,7 +229,9 @@ const LIES: &[Lie] = &[
         cheater.instead_with(honest, request, |request| request.sampling.logit_bias = vec![(28, 20_000)])
     }),
     ("constraint added", |cheater, request, honest| {
-        cheater.instead_with(honest, request, |request| request.constraint = Constraint::Regex("[0-9]{20}".into()))
+        cheater.instead_with(honest, request, |request| {
+            request.constraint = Constraint::Regex("[0-9]{20}".into())
+        })
     }),
     ("a token swapped", |_, _, honest| {
         let mut claimed = honest.clone();
@@ -251,19 +266,28 @@ const LIES: &[Lie] = &[
     ("the answer made longer", |cheater, request, honest| {
         cheater.instead_with(honest, request, |request| request.max_tokens += 8)
     }),
-    ("prompt usage inflated", |_, _, honest| Output { prompt_tokens: honest.prompt_tokens + 1, ..honest.clone() }),
-    ("completion usage inflated", |_, _, honest| {
-        Output { completion_tokens: honest.completion_tokens + 1, ..honest.clone() }
+    ("prompt usage inflated", |_, _, honest| Output {
+        prompt_tokens: honest.prompt_tokens + 1,
+        ..honest.clone()
+    }),
+    ("completion usage inflated", |_, _, honest| Output {
+        completion_tokens: honest.completion_tokens + 1,
+        ..honest.clone()
     }),
     ("the text edited", |_, _, honest| Output { text: format!("{}!", honest.text), ..honest.clone() }),
     ("the text emptied", |_, _, honest| Output { text: String::new(), ..honest.clone() }),
     ("another finish reason", |_, _, honest| {
-        let finish_reason =
-            if honest.finish_reason == FinishReason::Stop { FinishReason::Length } else { FinishReason::Stop };
+        let finish_reason = if honest.finish_reason == FinishReason::Stop {
+            FinishReason::Length
+        } else {
+            FinishReason::Stop
+        };
         Output { finish_reason, ..honest.clone() }
     }),
     ("a tool call made up", |_, _, honest| Output {
-        tool_calls: Some(r#"[{"id":"x","type":"function","function":{"name":"pay","arguments":"{}"}}]"#.into()),
+        tool_calls: Some(
+            r#"[{"id":"x","type":"function","function":{"name":"pay","arguments":"{}"}}]"#.into(),
+        ),
         ..honest.clone()
     }),
     ("a log-probability improved", |_, _, honest| {
@@ -288,7 +312,8 @@ fn replay_rejects_every_kind_of_lie() {
         let weak = assay_model::weaken(&bytes).unwrap();
         Arc::new(Artifact::parse(Arc::new(weak)).unwrap())
     };
-    let mut cheater = Cheater { processor: &processor, engine: engine(Arc::clone(&artifact)), weak: engine(weak) };
+    let mut cheater =
+        Cheater { processor: &processor, engine: engine(Arc::clone(&artifact)), weak: engine(weak) };
     let mut auditor = engine(Arc::clone(&artifact));
     let mut request = request(&artifact, 3);
     request.sampling = Sampling { temperature_milli: 1_200, seed: 7, ..Sampling::default() };
@@ -314,7 +339,11 @@ fn one_changed_weight_changes_the_model_id_and_is_found() {
     let place = bytes.len() / 2;
     bytes[place] ^= 1;
     let changed = Artifact::parse(Arc::new(bytes)).unwrap();
-    assert!(changed.verify(&mut |_, _| {}).is_err(), "a changed weight must not pass for the model {}", honest.id());
+    assert!(
+        changed.verify(&mut |_, _| {}).is_err(),
+        "a changed weight must not pass for the model {}",
+        honest.id()
+    );
 }
 
 fn artifact_path() -> PathBuf {

@@ -316,7 +316,15 @@ impl Engine {
         let job = Arc::clone(&core);
         let pool = Pool::new(Arc::clone(&core.barrier), move |thread| job.work(thread))
             .map_err(|error| Error::NoThreads(error.to_string()))?;
-        Ok(Engine { core, pool, config, next_id: 0, sequences: Vec::new(), reserved: 0, waiting: VecDeque::new() })
+        Ok(Engine {
+            core,
+            pool,
+            config,
+            next_id: 0,
+            sequences: Vec::new(),
+            reserved: 0,
+            waiting: VecDeque::new(),
+        })
     }
 
     /// The model.
@@ -358,7 +366,8 @@ impl Engine {
             return Err(Error::ResumeTooLong { resumed, max_tokens });
         }
         let needed = generation.prompt.len().saturating_add(max_tokens as usize);
-        let Generation { prompt, resume, sampling, max_tokens, end_tokens, constraint, logprobs } = generation;
+        let Generation { prompt, resume, sampling, max_tokens, end_tokens, constraint, logprobs } =
+            generation;
         let rule = Rule::new(&sampling, logprobs, &prompt);
         self.add(Task::Generate, prompt, &resume, rule, needed, max_tokens as usize, end_tokens, constraint)
     }
@@ -421,7 +430,12 @@ impl Engine {
     /// Ends a sequence now and frees its cache. A sequence that is gone already is no error. This is also how a
     /// sequence ends whose text has met a stop string.
     pub fn cancel(&mut self, id: SequenceId) {
-        self.sequences.retain(|s| s.id != id || { self.reserved -= s.reserved; false });
+        self.sequences.retain(|s| {
+            s.id != id || {
+                self.reserved -= s.reserved;
+                false
+            }
+        });
     }
 
     /// Runs one step: a token of every sequence that decodes, and up to `prefill_chunk` tokens of prompts.
@@ -473,7 +487,10 @@ impl Engine {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments, reason = "private; a struct would only repeat the fields of Sequence")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "private; a struct would only repeat the fields of Sequence"
+    )]
     fn add(
         &mut self,
         task: Task,
@@ -545,8 +562,10 @@ impl Engine {
         self.pool.run().map_err(|Broken| Error::ThreadFailed)?;
         let mut plan = core.plan();
         plan.rows.clear();
-        let outcomes =
-            plan.wants.drain(..).map(|want| want.outcome.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let outcomes = plan
+            .wants
+            .drain(..)
+            .map(|want| want.outcome.into_inner().unwrap_or_else(PoisonError::into_inner));
         Ok(owners.into_iter().zip(outcomes).collect())
     }
 

@@ -23,7 +23,9 @@ pub enum Error {
     #[error("no tokens are to be generated; set max_tokens to at least 1")]
     NothingToGenerate,
     /// More tokens were produced before than are allowed in all.
-    #[error("{resumed} tokens were produced already, more than max_tokens ({max_tokens}); send fewer or allow more")]
+    #[error(
+        "{resumed} tokens were produced already, more than max_tokens ({max_tokens}); send fewer or allow more"
+    )]
     ResumeTooLong {
         /// Tokens to resume from.
         resumed: usize,
@@ -31,7 +33,9 @@ pub enum Error {
         max_tokens: u32,
     },
     /// A token id is outside the model's vocabulary.
-    #[error("token {token} is not in the vocabulary of {vocabulary}; encode the text with this model's tokenizer")]
+    #[error(
+        "token {token} is not in the vocabulary of {vocabulary}; encode the text with this model's tokenizer"
+    )]
     UnknownToken {
         /// The token.
         token: u32,
@@ -39,7 +43,9 @@ pub enum Error {
         vocabulary: usize,
     },
     /// Prompt and answer are longer than the model's context.
-    #[error("prompt and answer need {needed} tokens of context, the model has {context}; shorten the prompt or lower max_tokens")]
+    #[error(
+        "prompt and answer need {needed} tokens of context, the model has {context}; shorten the prompt or lower max_tokens"
+    )]
     ContextExceeded {
         /// Prompt tokens plus the most tokens of the answer.
         needed: usize,
@@ -47,7 +53,9 @@ pub enum Error {
         context: usize,
     },
     /// Prompt and answer are longer than the whole cache for keys and values.
-    #[error("prompt and answer need {needed} tokens of cache, the engine has {total}; shorten the prompt, lower max_tokens or give the engine more kv_tokens")]
+    #[error(
+        "prompt and answer need {needed} tokens of cache, the engine has {total}; shorten the prompt, lower max_tokens or give the engine more kv_tokens"
+    )]
     CacheTooSmall {
         /// Prompt tokens plus the most tokens of the answer.
         needed: usize,
@@ -55,7 +63,9 @@ pub enum Error {
         total: usize,
     },
     /// The cache is taken by other sequences.
-    #[error("prompt and answer need {needed} tokens of cache, {available} are free; try again when a sequence has finished")]
+    #[error(
+        "prompt and answer need {needed} tokens of cache, {available} are free; try again when a sequence has finished"
+    )]
     CacheFull {
         /// Prompt tokens plus the most tokens of the answer.
         needed: usize,

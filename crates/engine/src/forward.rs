@@ -351,7 +351,8 @@ impl Core {
             self.turn(&plan.rows, 1, layer.k_norm, &mut s.other);
         }
         self.quantise(&s.other, dim, &mut s.head);
-        for ((row, values), &scale) in plan.rows.iter().zip(s.head.values.chunks_exact(dim)).zip(&s.head.scales)
+        for ((row, values), &scale) in
+            plan.rows.iter().zip(s.head.values.chunks_exact(dim)).zip(&s.head.scales)
         {
             if keys {
                 row.cache.put_key(index, head, row.position, values, scale);
@@ -429,7 +430,9 @@ impl Core {
 
         self.linear_all(&layer.k, x, layer.k_bias, &mut s.other);
         self.turn(rows, shape.kv_heads, layer.k_norm, &mut s.other);
-        self.store(rows, s, |row, head, values, scale| row.cache.put_key(index, head, row.position, values, scale));
+        self.store(rows, s, |row, head, values, scale| {
+            row.cache.put_key(index, head, row.position, values, scale)
+        });
 
         self.linear_all(&layer.v, s.quantised.view(), layer.v_bias, &mut s.other);
         self.store(rows, s, |row, head, values, scale| {

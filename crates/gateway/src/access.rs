@@ -73,9 +73,8 @@ impl Access {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
         });
-        let key = key.ok_or_else(|| {
-            ApiError::unauthorized("No API key was sent; send 'Authorization: Bearer KEY'")
-        })?;
+        let key = key
+            .ok_or_else(|| ApiError::unauthorized("No API key was sent; send 'Authorization: Bearer KEY'"))?;
         let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let mut found = 0u64;
         for (index, (_, expected)) in self.keys.iter().enumerate() {
@@ -165,7 +164,11 @@ mod tests {
         assert_eq!(access.key(&header(AUTHORIZATION, "Bearer sk-1")).unwrap(), "mine");
         assert_eq!(access.key(&header(AUTHORIZATION, "bearer  sk-1")).unwrap(), "mine");
         for wrong in ["Bearer sk-2", "Bearer ", "Basic sk-1", "sk-1", "Bearer sk-1x"] {
-            assert_eq!(access.key(&header(AUTHORIZATION, wrong)).unwrap_err().status.as_u16(), 401, "{wrong}");
+            assert_eq!(
+                access.key(&header(AUTHORIZATION, wrong)).unwrap_err().status.as_u16(),
+                401,
+                "{wrong}"
+            );
         }
         assert_eq!(access.key(&HeaderMap::new()).unwrap_err().status.as_u16(), 401);
         assert_eq!(Access::new(&Config::default()).key(&HeaderMap::new()).unwrap(), ANYBODY);
@@ -173,8 +176,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_limited_for_each_caller() {
-        let access =
-            Access::new(&Config { requests_per_minute: 60, requests_burst: 2, ..Config::default() });
+        let access = Access::new(&Config { requests_per_minute: 60, requests_burst: 2, ..Config::default() });
         let (one, two) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
         access.allow(ANYBODY, one).unwrap();
         access.allow(ANYBODY, one).unwrap();

@@ -48,7 +48,10 @@ impl Ask {
         let messages = chat_messages(&mut params)?;
         for old in ["functions", "function_call"] {
             if params.take(old).is_some() {
-                return Err(ApiError::unsupported(old, format!("'{old}' is no longer supported; use 'tools'")));
+                return Err(ApiError::unsupported(
+                    old,
+                    format!("'{old}' is no longer supported; use 'tools'"),
+                ));
             }
         }
         let tools = tools_of(&mut params, ToolForm::Chat)?;
@@ -73,7 +76,10 @@ impl Ask {
         }
         only_text(&mut params)?;
         if params.boolean("store")?.unwrap_or(false) {
-            return Err(ApiError::unsupported("store", "Stored completions are not kept here; leave out 'store'"));
+            return Err(ApiError::unsupported(
+                "store",
+                "Stored completions are not kept here; leave out 'store'",
+            ));
         }
         let ask = Ask {
             model,
@@ -106,8 +112,7 @@ impl Ask {
             }
         }
         // The range ends at 20.
-        let logprobs =
-            params.integer("logprobs", 0, limits::TOP_LOGPROBS as i64)?.map(|top| top as u8);
+        let logprobs = params.integer("logprobs", 0, limits::TOP_LOGPROBS as i64)?.map(|top| top as u8);
         let max_tokens = max_tokens_of(&mut params, "max_tokens")?;
         let best_of = params.integer("best_of", 1, i64::from(bounds.choices_max))?;
         let constraint = match params.object("response_format")? {
@@ -130,7 +135,10 @@ impl Ask {
         if choices > u64::from(bounds.choices_max) {
             return Err(ApiError::invalid(
                 "prompt",
-                format!("{choices} choices are asked for, and {} are allowed in one request", bounds.choices_max),
+                format!(
+                    "{choices} choices are asked for, and {} are allowed in one request",
+                    bounds.choices_max
+                ),
             ));
         }
         params.finish()?;
@@ -352,9 +360,9 @@ fn logit_bias_of(params: &mut Params) -> Result<Vec<(u32, i32)>, ApiError> {
     let mut biases = Vec::with_capacity(entries.len());
     for (token, value) in entries {
         let path = format!("logit_bias.{token}");
-        let id: u32 = token
-            .parse()
-            .map_err(|_| ApiError::invalid(&*path, "The keys of 'logit_bias' are token ids: whole numbers"))?;
+        let id: u32 = token.parse().map_err(|_| {
+            ApiError::invalid(&*path, "The keys of 'logit_bias' are token ids: whole numbers")
+        })?;
         let bias = value.as_f64().ok_or_else(|| wrong_type(&path, "a number", &value))?;
         if !(-100.0..=100.0).contains(&bias) {
             return Err(ApiError::invalid(path, "The values of 'logit_bias' are between -100 and 100"));
@@ -586,7 +594,10 @@ fn chat_message(mut message: Params) -> Result<Message, ApiError> {
     }
     message.finish()?;
     if tool_calls.is_some() && role != "assistant" {
-        return Err(ApiError::invalid(tool_calls_path, "Only messages of the role 'assistant' have tool calls"));
+        return Err(ApiError::invalid(
+            tool_calls_path,
+            "Only messages of the role 'assistant' have tool calls",
+        ));
     }
     match (role == "tool", &tool_call_id) {
         (true, None) => return Err(missing(&id_path)),
@@ -659,7 +670,9 @@ fn text_of(content: Value, path: &str) -> Result<String, ApiError> {
                     _ => {
                         return Err(ApiError::unsupported(
                             kind_path,
-                            format!("Content of type '{kind}' is not supported: the models here read text only"),
+                            format!(
+                                "Content of type '{kind}' is not supported: the models here read text only"
+                            ),
                         ));
                     }
                 }

@@ -296,7 +296,10 @@ impl Frames {
                 };
             }
             if self.buffer.len() > limits::FRAME_BYTES {
-                return Err(CallError::protocol(format!("a frame is larger than {} bytes", limits::FRAME_BYTES)));
+                return Err(CallError::protocol(format!(
+                    "a frame is larger than {} bytes",
+                    limits::FRAME_BYTES
+                )));
             }
             match self.response.chunk().await.map_err(transport)? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),

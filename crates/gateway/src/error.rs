@@ -10,9 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address to listen on can be reached from other machines and no API key is configured.
-    #[error(
-        "refusing to listen on {0} without API keys: add an [[api_keys]] entry, or listen on 127.0.0.1"
-    )]
+    #[error("refusing to listen on {0} without API keys: add an [[api_keys]] entry, or listen on 127.0.0.1")]
     OpenWithoutKeys(SocketAddr),
     /// A configuration value is out of its range.
     #[error("the configuration key `{key}` is not usable: {reason}")]
@@ -109,7 +107,8 @@ impl ApiError {
     /// 400: the parameter `param` is not known.
     pub fn unknown_parameter(param: impl Into<String>) -> ApiError {
         let param = param.into();
-        let mut error = ApiError::invalid(&*param, format!("Unrecognized request argument supplied: {param}"));
+        let mut error =
+            ApiError::invalid(&*param, format!("Unrecognized request argument supplied: {param}"));
         error.code = Some("unknown_parameter");
         error
     }

@@ -251,8 +251,11 @@ impl Spelling {
         for logprob in logprobs {
             let (text, _) = self.of(logprob.token);
             values.push(probability(logprob.logprob_q16));
-            let top: Map<String, Value> =
-                logprob.top.iter().map(|&(token, value)| (self.of(token).0, json!(probability(value)))).collect();
+            let top: Map<String, Value> = logprob
+                .top
+                .iter()
+                .map(|&(token, value)| (self.of(token).0, json!(probability(value))))
+                .collect();
             tops.push(top);
             offsets.push(offset);
             offset += text.chars().count();
@@ -271,7 +274,8 @@ fn probability(q16: i32) -> f64 {
 /// `GET /v1/models`
 pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
     let members = gateway.members()?;
-    let models: Vec<Value> = model_names(&gateway, &members).iter().map(|(name, _)| model_object(name)).collect();
+    let models: Vec<Value> =
+        model_names(&gateway, &members).iter().map(|(name, _)| model_object(name)).collect();
     Ok(axum::Json(json!({"object": "list", "data": models})).into_response())
 }
 
@@ -385,7 +389,8 @@ async fn chat_complete(started: Started, spelling: &Spelling) -> Result<Response
             let output = &answer.output;
             let calls = tool_calls(output);
             // Content is null where there are only tool calls, as the official clients expect.
-            let content = if calls.is_empty() || !output.text.is_empty() { json!(output.text) } else { Value::Null };
+            let content =
+                if calls.is_empty() || !output.text.is_empty() { json!(output.text) } else { Value::Null };
             let mut message = json!({"role": "assistant", "content": content, "refusal": null});
             if !calls.is_empty() {
                 message["tool_calls"] = Value::Array(calls);
@@ -548,10 +553,14 @@ pub(crate) async fn completions(
 }
 
 /// `POST /v1/embeddings`
-pub(crate) async fn embeddings(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Response, ApiError> {
+pub(crate) async fn embeddings(
+    State(gateway): State<Arc<Gateway>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let mut params = crate::params::Params::from_body(&body)?;
     let name = params.need_string("model")?;
     gateway.model(&*gateway.members()?, &name)?;
-    let message = format!("The model `{name}` writes text and makes no embeddings; no worker offers one that does");
+    let message =
+        format!("The model `{name}` writes text and makes no embeddings; no worker offers one that does");
     Err(ApiError::unsupported("model", message))
 }

@@ -112,7 +112,9 @@ pub(crate) async fn audit(
     let found = audit::examine(&gateway, &subject).await?;
     gateway.store.audit_done(subject.nonce).await?;
     if matches!(found, Found::Nobody) {
-        return Err(ApiError::unavailable("No worker of another operator could replay this answer").about(&id));
+        return Err(
+            ApiError::unavailable("No worker of another operator could replay this answer").about(&id)
+        );
     }
     let after = dossier(&gateway, &id).await?;
     let new: Vec<&AuditRow> = after.audits.iter().skip(before.audits.len()).collect();
@@ -172,13 +174,15 @@ fn summary(gateway: &Gateway, dossier: &Dossier) -> Vec<String> {
             tokens => format!(", to go on after {tokens} tokens"),
         };
         let hedge = if attempt.hedge { " as well, because the first was slow" } else { "" };
-        events.push((attempt.sent_at_ms, format!("It was sent to {}{hedge}{resumed}.", who(&attempt.worker))));
+        events
+            .push((attempt.sent_at_ms, format!("It was sent to {}{hedge}{resumed}.", who(&attempt.worker))));
     }
     for item in evidence {
         events.push(match item {
-            Evidence::Chunks { worker, at_ms, chunks } => {
-                (*at_ms, format!("{} chunks that {} signed were kept as evidence.", chunks.len(), who(worker)))
-            }
+            Evidence::Chunks { worker, at_ms, chunks } => (
+                *at_ms,
+                format!("{} chunks that {} signed were kept as evidence.", chunks.len(), who(worker)),
+            ),
             Evidence::Failure { worker, at_ms, failure } => {
                 let Some(what) = Some(&failure.statement) else { continue };
                 (*at_ms, format!("The {} signed a failure, {:?}: {}", who(worker), what.code, what.message))
@@ -202,7 +206,8 @@ fn summary(gateway: &Gateway, dossier: &Dossier) -> Vec<String> {
             Verdict::Unable => "it was not able to".to_owned(),
         };
         let by = format!("auditor {} of {}", audit.auditor, row.auditor_operator);
-        events.push((row.at_ms, format!("The answer of {} was replayed by {by}: {found}.", who(&row.worker))));
+        events
+            .push((row.at_ms, format!("The answer of {} was replayed by {by}: {found}.", who(&row.worker))));
     }
     if let (Some(bundle), Some(at)) = (bundle, entry.settled_at_ms) {
         let receipt = &bundle.receipt.statement;

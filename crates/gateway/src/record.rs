@@ -128,8 +128,10 @@ impl Drop for InFlight {
 
 impl Records {
     pub(crate) fn new(records: Vec<(Address, Record)>, store: Store, limits: Workers) -> Records {
-        let workers =
-            records.into_iter().map(|(worker, record)| (worker, Live { record, ..Live::default() })).collect();
+        let workers = records
+            .into_iter()
+            .map(|(worker, record)| (worker, Live { record, ..Live::default() }))
+            .collect();
         Records { workers: Mutex::new(workers), store, limits }
     }
 
@@ -163,7 +165,8 @@ impl Records {
             .filter(|(_, _, live)| live.record.suspended.is_none())
             .filter(|(_, _, live)| live.not_before.is_none_or(|time| time <= now))
             .collect();
-        let cost = |offer: &Offer| offer.price(need.prompt_tokens, need.max_tokens).unwrap_or(u128::MAX) as f64;
+        let cost =
+            |offer: &Offer| offer.price(need.prompt_tokens, need.max_tokens).unwrap_or(u128::MAX) as f64;
         let cheapest = candidates.iter().map(|(_, offer, _)| cost(offer)).fold(f64::INFINITY, f64::min);
         let fastest = |time: fn(&Record) -> Option<f64>| {
             let known = candidates.iter().filter_map(|(_, _, live)| time(&live.record));
@@ -212,7 +215,9 @@ impl Records {
         let candidates: Vec<&Member> = members
             .members
             .iter()
-            .filter(|member| !not_operators.contains(&member.operator) && !not_workers.contains(&member.worker))
+            .filter(|member| {
+                !not_operators.contains(&member.operator) && !not_workers.contains(&member.worker)
+            })
             .filter(|member| {
                 member.offer(model).is_some_and(|offer| offer.arithmetic == arithmetic && arithmetic > 0)
             })
@@ -221,9 +226,9 @@ impl Records {
         let start = if candidates.is_empty() { 0 } else { (random % candidates.len() as u64) as usize };
         let (tail, head) = candidates.split_at(start);
         let load = |member: &Member| {
-            workers.get(&member.worker).map_or((false, 0), |live| {
-                (live.not_before.is_some_and(|time| time > now), live.in_flight)
-            })
+            workers
+                .get(&member.worker)
+                .map_or((false, 0), |live| (live.not_before.is_some_and(|time| time > now), live.in_flight))
         };
         head.iter().chain(tail).min_by_key(|member| load(member)).map(|member| (*member).clone())
     }

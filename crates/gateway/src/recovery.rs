@@ -65,12 +65,7 @@ async fn settle(gateway: &Arc<Gateway>, entry: &Entry) -> Result<(), Error> {
 }
 
 /// Asks one worker. Returns a bundle that holds, or stores what came instead.
-async fn ask(
-    gateway: &Gateway,
-    entry: &Entry,
-    member: &Member,
-    cap: u128,
-) -> Result<Option<Bundle>, Error> {
+async fn ask(gateway: &Gateway, entry: &Entry, member: &Member, cap: u128) -> Result<Option<Bundle>, Error> {
     let client = gateway.clients.of(member)?;
     let settled = match timeout(PATIENCE, client.settled(&entry.nonce)).await {
         Ok(Ok(Some(settled))) => settled,

@@ -4,7 +4,10 @@
 use crate::ask::Ask;
 use crate::error::ApiError;
 use crate::gateway::Gateway;
-use crate::openai::{KeyName, Spelling, Started, bounds, collect, complete, events, first_event, server_sent, start, tool_calls};
+use crate::openai::{
+    KeyName, Spelling, Started, bounds, collect, complete, events, first_event, server_sent, start,
+    tool_calls,
+};
 use crate::serve::{Answer, Event};
 use assay_receipt::{FinishReason, Output, TokenLogprob};
 use axum::body::Bytes;
@@ -170,7 +173,8 @@ impl Writer {
         let id = item_id("msg", &self.echo.id, 0);
         let item = message(&self.echo.id, "in_progress", Vec::new());
         let added = self.event("response.output_item.added", json!({"output_index": 0, "item": item}));
-        let place = json!({"item_id": id, "output_index": 0, "content_index": 0, "part": part("", Vec::new())});
+        let place =
+            json!({"item_id": id, "output_index": 0, "content_index": 0, "part": part("", Vec::new())});
         added + &self.event("response.content_part.added", place)
     }
 
@@ -197,7 +201,8 @@ impl Writer {
         let mut index = 0;
         if let Some(text) = self.text.take() {
             let id = item_id("msg", &self.echo.id, 0);
-            let entries = if self.logprobs { self.spelling.chat(&answer.output.logprobs) } else { Vec::new() };
+            let entries =
+                if self.logprobs { self.spelling.chat(&answer.output.logprobs) } else { Vec::new() };
             let fields = json!({
                 "item_id": id, "output_index": 0, "content_index": 0, "text": text, "logprobs": entries,
             });
@@ -217,13 +222,17 @@ impl Writer {
             let mut open = item.clone();
             open["arguments"] = json!("");
             open["status"] = json!("in_progress");
-            out.push_str(&self.event("response.output_item.added", json!({"output_index": place, "item": open})));
+            out.push_str(
+                &self.event("response.output_item.added", json!({"output_index": place, "item": open})),
+            );
             let fields = json!({"item_id": id, "output_index": place, "delta": arguments});
             out.push_str(&self.event("response.function_call_arguments.delta", fields));
             let fields =
                 json!({"item_id": id, "output_index": place, "arguments": arguments, "name": item["name"]});
             out.push_str(&self.event("response.function_call_arguments.done", fields));
-            out.push_str(&self.event("response.output_item.done", json!({"output_index": place, "item": item})));
+            out.push_str(
+                &self.event("response.output_item.done", json!({"output_index": place, "item": item})),
+            );
         }
         let object = self.echo.finished(answer, &self.spelling, self.logprobs);
         let kind = match answer.output.finish_reason {

@@ -14,8 +14,9 @@ use crate::gateway::{Gateway, dice, random};
 use crate::record::{Choice, InFlight, Need};
 use crate::store::{Attempt, AuditRow, Entry, Evidence, State};
 use assay_receipt::{
-    Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GenerateCall, Member,
-    Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict, limits, request_commitment,
+    Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GenerateCall,
+    Member, Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict, limits,
+    request_commitment,
 };
 use assay_verify::{Expected, FailureEvidence};
 use futures_util::future::BoxFuture;
@@ -297,7 +298,8 @@ impl Drive {
         let members = Arc::clone(&self.gateway.members.borrow());
         match self.gateway.records.soonest(&members, &self.job.request.model) {
             Some(wait) => {
-                let mut error = ApiError::unavailable("Every worker for this model rests after faults; try again");
+                let mut error =
+                    ApiError::unavailable("Every worker for this model rests after faults; try again");
                 error.retry_after_s = Some(wait.as_secs() + 1);
                 error
             }
@@ -393,7 +395,8 @@ impl Drive {
             let opening = async {
                 let mut frames = client.generate(&call).await.map_err(Broken::Call)?;
                 let first = frames.next().await.map_err(Broken::Call)?;
-                let first = first.ok_or_else(|| Broken::Fault("it ended the stream without a word".into()))?;
+                let first =
+                    first.ok_or_else(|| Broken::Fault("it ended the stream without a word".into()))?;
                 Ok((frames, first))
             };
             let opened = match timeout(patience, opening).await {
@@ -514,7 +517,8 @@ impl Drive {
         if !self.visible || (text.is_empty() && logprobs.is_empty()) {
             return Ok(());
         }
-        match timeout(self.caller_patience(), self.caller.send(Event::Delta(Delta { text, logprobs }))).await {
+        match timeout(self.caller_patience(), self.caller.send(Event::Delta(Delta { text, logprobs }))).await
+        {
             Ok(Ok(())) => Ok(()),
             // It hung up, or it does not read.
             Ok(Err(_)) | Err(_) => Err(Broken::Gone),
@@ -543,7 +547,12 @@ impl Drive {
     }
 
     /// Checks a complete answer against the request that was sent. Gives the bundle back with the fault, if any.
-    async fn inspect(&self, member: &Member, cap: u128, bundle: Bundle) -> Result<Bundle, (Box<Bundle>, String)> {
+    async fn inspect(
+        &self,
+        member: &Member,
+        cap: u128,
+        bundle: Bundle,
+    ) -> Result<Bundle, (Box<Bundle>, String)> {
         let expected = self.expected(member, cap);
         // Thousands of signatures may have to be checked, which takes longer than an async task may.
         let checked = tokio::task::spawn_blocking(move || {
@@ -664,7 +673,8 @@ impl Drive {
             }
             FailureCode::Draining => {
                 self.gateway.records.refused(worker, wait);
-                *last = Some(ApiError::unavailable("The workers that were asked are shutting down; try again"));
+                *last =
+                    Some(ApiError::unavailable("The workers that were asked are shutting down; try again"));
             }
             FailureCode::BadRequest | FailureCode::ContextExceeded if !streamed => {
                 let mut error = ApiError::bad_body(message);
@@ -679,7 +689,8 @@ impl Drive {
                 self.refused_as_wrong = Some(error);
             }
             FailureCode::CapExceeded => {
-                let mut error = ApiError::bad_body(format!("The answer could cost more than is allowed: {message}"));
+                let mut error =
+                    ApiError::bad_body(format!("The answer could cost more than is allowed: {message}"));
                 error.code = Some("cap_exceeded");
                 *last = Some(error);
             }
@@ -729,7 +740,8 @@ impl Drive {
         let (mut state, mut level, mut audit) = ("signed", Level::Signed, None);
         let mut due = false;
         if policy.level == Level::Replayed && policy.moment != Moment::Sampled {
-            let found = audit::examine(&self.gateway, &subject).await.map_err(|error| End::Error(error.into()))?;
+            let found =
+                audit::examine(&self.gateway, &subject).await.map_err(|error| End::Error(error.into()))?;
             let (why, error) = match found {
                 Found::Agreed(row) => {
                     (state, level, audit) = ("replayed", Level::Replayed, Some(AuditSummary::from(&*row)));
@@ -737,7 +749,8 @@ impl Drive {
                 }
                 Found::Caught => {
                     self.mismatch = true;
-                    let error = ApiError::verification("A replay gave another answer: what was shown is wrong");
+                    let error =
+                        ApiError::verification("A replay gave another answer: what was shown is wrong");
                     (Some("a replay gave another answer"), Some(error))
                 }
                 Found::Disputed => {
@@ -843,7 +856,9 @@ impl Intake {
         }
         match signed.signer(&self.domain, &self.nonce) {
             Ok(signer) if signer == self.worker => {}
-            Ok(_) | Err(_) => return Err(format!("chunk {} is not signed with the worker's key", chunk.index)),
+            Ok(_) | Err(_) => {
+                return Err(format!("chunk {} is not signed with the worker's key", chunk.index));
+            }
         }
         if self.forwarded && !chunk.tokens.is_empty() {
             return Err("a forwarder claims to know tokens".into());
@@ -854,7 +869,8 @@ impl Intake {
         if self.tokens.len() + chunk.tokens.len() > self.max_tokens {
             return Err(format!("it sent more than {} tokens", self.max_tokens));
         }
-        if !self.forwarded && chunk.logprobs.len() != if self.wants_logprobs { chunk.tokens.len() } else { 0 } {
+        if !self.forwarded && chunk.logprobs.len() != if self.wants_logprobs { chunk.tokens.len() } else { 0 }
+        {
             return Err(format!("chunk {} has not one log-probability a token", chunk.index));
         }
         if self.text.len() + chunk.text.len() > limits::TEXT_BYTES {

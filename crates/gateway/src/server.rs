@@ -88,10 +88,10 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/assay/usage", get(own::usage))
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(from_fn_with_state(Arc::clone(gateway), caller));
-    let open = Router::new()
-        .route("/health", get(own::health))
-        .route("/metrics", get(own::metrics))
-        .fallback(get(page::page).fallback(|| async { ApiError::not_found("There is nothing at this address") }));
+    let open =
+        Router::new().route("/health", get(own::health)).route("/metrics", get(own::metrics)).fallback(
+            get(page::page).fallback(|| async { ApiError::not_found("There is nothing at this address") }),
+        );
     let mut app = api
         .merge(open)
         .layer(DefaultBodyLimit::max(gateway.config.body_max_bytes))
@@ -125,7 +125,8 @@ async fn door(State(gateway): State<Arc<Gateway>>, request: Request, next: Next)
             ApiError::too_large(gateway.config.body_max_bytes).into_response()
         }
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY if !ours(&response) => {
-            ApiError::bad_body("The request cannot be read; check its address, query and body").into_response()
+            ApiError::bad_body("The request cannot be read; check its address, query and body")
+                .into_response()
         }
         _ => response,
     }

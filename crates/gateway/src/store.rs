@@ -7,7 +7,9 @@
 
 use crate::config::Policy;
 use crate::error::Error;
-use assay_receipt::{Address, Audit, Bundle, Bytes32, Failure, Output, Receipt, Request, Signed, SignedChunk};
+use assay_receipt::{
+    Address, Audit, Bundle, Bytes32, Failure, Output, Receipt, Request, Signed, SignedChunk,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -435,7 +437,11 @@ impl Store {
     }
 
     /// The latest requests, newest first, from before `before_ms`.
-    pub(crate) async fn list(&self, limit: usize, before_ms: u64) -> Result<Vec<(Entry, Vec<AuditRow>)>, Error> {
+    pub(crate) async fn list(
+        &self,
+        limit: usize,
+        before_ms: u64,
+    ) -> Result<Vec<(Entry, Vec<AuditRow>)>, Error> {
         self.read(move |transaction| {
             let by_time = transaction.open_table(BY_TIME).map_err(failed)?;
             let requests = transaction.open_table(REQUESTS).map_err(failed)?;
@@ -529,9 +535,14 @@ fn write(database: &Database, batch: Vec<Job>) {
     }
 }
 
-fn update(transaction: &WriteTransaction, nonce: &Bytes32, change: impl FnOnce(&mut Entry)) -> Result<(), Error> {
+fn update(
+    transaction: &WriteTransaction,
+    nonce: &Bytes32,
+    change: impl FnOnce(&mut Entry),
+) -> Result<(), Error> {
     let mut table = transaction.open_table(REQUESTS).map_err(failed)?;
-    let entry = table.get(nonce.0).map_err(failed)?.map(|bytes| decode::<Entry>(bytes.value())).transpose()?;
+    let entry =
+        table.get(nonce.0).map_err(failed)?.map(|bytes| decode::<Entry>(bytes.value())).transpose()?;
     if let Some(mut entry) = entry {
         change(&mut entry);
         table.insert(nonce.0, &*encode(&entry)?).map_err(failed)?;

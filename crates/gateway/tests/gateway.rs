@@ -40,8 +40,13 @@ async fn bundle_of(net: &Net, body: &Value) -> Bundle {
 #[tokio::test]
 async fn a_chat_is_answered_with_a_receipt_that_holds() {
     let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
-    let response =
-        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&chat(&json!({}))).send().await.unwrap();
+    let response = net
+        .http
+        .post(format!("{}/v1/chat/completions", net.url))
+        .json(&chat(&json!({})))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(response.status().as_u16(), 200);
     let headers = response.headers().clone();
     let body: Value = response.json().await.unwrap();
@@ -201,8 +206,13 @@ async fn a_broken_stream_ends_with_an_error_event() {
 #[tokio::test]
 async fn busy_workers_give_429_with_retry_after() {
     let net = Net::start(&[Fault::Busy, Fault::Busy], |_| {}).await;
-    let response =
-        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&chat(&json!({}))).send().await.unwrap();
+    let response = net
+        .http
+        .post(format!("{}/v1/chat/completions", net.url))
+        .json(&chat(&json!({})))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
     assert_eq!(net.record(0).await["refusals"], 1);
@@ -283,8 +293,7 @@ async fn a_cheater_is_caught_before_the_end() {
     assert_eq!(events.last().unwrap()["error"]["code"], "verification_failed");
     assert!(events.iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
     let net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |_| {}).await;
-    let (_, body) =
-        net.post("/v1/chat/completions", &chat(&json!({"assay": {"level": "replayed"}}))).await;
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({"assay": {"level": "replayed"}}))).await;
     let created = body["created"].as_u64().unwrap();
     assert_eq!(body["choices"][0]["message"]["content"], json!(honest_text(created, 1_024)));
     assert_eq!(body["assay"]["audit"]["verdict"], "agrees");
@@ -312,7 +321,10 @@ async fn a_cheater_is_caught_in_the_background() {
     assert_eq!(list["receipts"][0]["state"], "mismatch");
     let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
     let summary = incident["summary"].to_string();
-    assert!(summary.contains("differs in tokens at position 3") && summary.contains("suspended"), "{summary}");
+    assert!(
+        summary.contains("differs in tokens at position 3") && summary.contains("suspended"),
+        "{summary}"
+    );
 }
 
 /// An honest worker is not suspended on the word of an auditor that another one contradicts.
@@ -427,8 +439,9 @@ async fn completions_and_responses() {
     assert_eq!(whole["choices"].as_array().unwrap().len(), 4);
     assert_eq!(whole["usage"]["prompt_tokens"], 2);
     assert_eq!(whole["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 3);
-    let events =
-        net.stream("/v1/completions", &json!({"model": NAME, "prompt": "a", "stream": true, "seed": 1})).await;
+    let events = net
+        .stream("/v1/completions", &json!({"model": NAME, "prompt": "a", "stream": true, "seed": 1}))
+        .await;
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
 
     let body = json!({"model": NAME, "input": "hello", "seed": 7, "instructions": "be brief"});
@@ -439,35 +452,41 @@ async fn completions_and_responses() {
     streamed["stream"] = json!(true);
     let events = net.stream("/v1/responses", &streamed).await;
     let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
-    assert_eq!(kinds[..4], [
-        "response.created",
-        "response.in_progress",
-        "response.output_item.added",
-        "response.content_part.added"
-    ]);
-    assert_eq!(kinds[kinds.len() - 4..], [
-        "response.output_text.done",
-        "response.content_part.done",
-        "response.output_item.done",
-        "response.completed"
-    ]);
+    assert_eq!(
+        kinds[..4],
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added"
+        ]
+    );
+    assert_eq!(
+        kinds[kinds.len() - 4..],
+        [
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.completed"
+        ]
+    );
     let numbers: Vec<u64> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(deltas.matches('w').count(), text.matches('w').count());
     let cut = json!({"model": NAME, "input": "hello", "max_output_tokens": 2});
     let (_, cut) = net.post("/v1/responses", &cut).await;
-    assert_eq!((&cut["status"], &cut["incomplete_details"]["reason"]), (
-        &json!("incomplete"),
-        &json!("max_output_tokens")
-    ));
+    assert_eq!(
+        (&cut["status"], &cut["incomplete_details"]["reason"]),
+        (&json!("incomplete"), &json!("max_output_tokens"))
+    );
     let tools = json!([{"type": "function", "name": "look", "parameters": {}}]);
     let (_, called) =
         net.post("/v1/responses", &json!({"model": NAME, "input": "hello", "tools": tools})).await;
-    assert_eq!((&called["output"][0]["type"], &called["output"][0]["name"]), (
-        &json!("function_call"),
-        &json!("look")
-    ));
+    assert_eq!(
+        (&called["output"][0]["type"], &called["output"][0]["name"]),
+        (&json!("function_call"), &json!("look"))
+    );
 }
 
 #[tokio::test]

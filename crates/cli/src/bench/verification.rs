@@ -7,8 +7,8 @@ use assay_engine::request::{Prepared, Processor};
 use assay_engine::{Config, Engine, Event};
 use assay_model::Artifact;
 use assay_receipt::{
-    Bundle, Bytes32, Chain, Chunk, Domain, Key, Level, Member, Message, Offer, Output, Prompt, Receipt, Request,
-    Sampling, Signed, SignedChunk, output_commitment, request_commitment,
+    Bundle, Bytes32, Chain, Chunk, Domain, Key, Level, Member, Message, Offer, Output, Prompt, Receipt,
+    Request, Sampling, Signed, SignedChunk, output_commitment, request_commitment,
 };
 use assay_verify::{Expected, State};
 
@@ -153,7 +153,15 @@ fn print(sums: &Sums, args: &Args, json: bool) {
     print!(
         "{}",
         ui::table(
-            &["level", "worker overhead", "checker time", "share of generation", "evidence", "proves", "still trusted"],
+            &[
+                "level",
+                "worker overhead",
+                "checker time",
+                "share of generation",
+                "evidence",
+                "proves",
+                "still trusted"
+            ],
             &rows
         )
     );
@@ -164,8 +172,13 @@ fn print(sums: &Sums, args: &Args, json: bool) {
 }
 
 fn request(artifact: &Artifact, question: &str, tokens: u32, seed: u64) -> Request {
-    let message =
-        Message { role: "user".into(), content: question.into(), name: None, tool_calls: None, tool_call_id: None };
+    let message = Message {
+        role: "user".into(),
+        content: question.into(),
+        name: None,
+        tool_calls: None,
+        tool_call_id: None,
+    };
     Request {
         prompt: Prompt::Chat {
             messages: vec![message],
@@ -195,7 +208,14 @@ fn expected(key: &Key, artifact: &Artifact) -> Expected {
         tls_sha256: Bytes32::ZERO,
         models: vec![offer],
     };
-    Expected { domain: Domain::default(), workers: vec![member], nonce: None, model: None, payer: None, cap: None }
+    Expected {
+        domain: Domain::default(),
+        workers: vec![member],
+        nonce: None,
+        model: None,
+        payer: None,
+        cap: None,
+    }
 }
 
 /// Generates an answer alone, as the tokens come; the deltas are what a worker would stream.

@@ -3,9 +3,9 @@
 
 use assay_gateway::Config;
 use assay_receipt::{
-    Audit, Bundle, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, FinishReason, Frame, GenerateCall, Key,
-    Level, Member, Members, Offer, Output, Prompt, Receipt, Request, Signed, TokenLogprob, Verdict, keccak256,
-    output_commitment, request_commitment,
+    Audit, Bundle, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, FinishReason, Frame, GenerateCall,
+    Key, Level, Member, Members, Offer, Output, Prompt, Receipt, Request, Signed, TokenLogprob, Verdict,
+    keccak256, output_commitment, request_commitment,
 };
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -103,7 +103,9 @@ fn text_of(tokens: &[u32]) -> String {
 
 fn prompt_tokens(request: &Request) -> u32 {
     match &request.prompt {
-        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.content.len() as u32 + 2).sum(),
+        Prompt::Chat { messages, .. } => {
+            messages.iter().map(|message| message.content.len() as u32 + 2).sum()
+        }
         Prompt::Text(text) => text.len() as u32,
         Prompt::Tokens(tokens) => tokens.len() as u32,
     }
@@ -161,7 +163,8 @@ impl Worker {
         let key = Key::from_bytes([secret; 32]).unwrap();
         let certificate = rcgen::generate_simple_self_signed(vec!["worker.test".into()]).unwrap();
         let der = certificate.cert.der().to_vec();
-        let private = rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+        let private =
+            rustls::pki_types::PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
         let mut tls = rustls::ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![der.clone().into()], private)
@@ -269,7 +272,8 @@ async fn generate(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     }
     let (lines, receiver) = mpsc::channel::<Result<String, std::io::Error>>(1);
     tokio::spawn(run(worker, call, fault, commitment, lines));
-    let lines = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let lines =
+        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
