@@ -59,7 +59,7 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
         Ok(body) => body,
         Err(response) => return response,
     };
-    let bundle = match Bundle::from_json(&body) {
+    let bundle = match Bundle::from_json(&body.bytes) {
         Ok(bundle) => bundle,
         Err(fault) => return plain(StatusCode::BAD_REQUEST, "bad_request", &format!("{fault}.")),
     };

@@ -123,6 +123,9 @@ impl Config {
                 return fault(&format!("{name} is 0, so no request could run: set it to at least 1"));
             }
         }
+        if self.body_limit >= crate::http::BODY_MEMORY_MIB << 20 {
+            return fault("body_limit must be below 256 MiB, the memory for all bodies that arrive at once");
+        }
         if let Some(url) = &self.public_url
             && !url.starts_with("https://")
         {
@@ -297,6 +300,9 @@ mod tests {
         config.max_batch = 0;
         assert!(matches!(config.check(), Err(Error::Config { .. })));
         config.max_batch = 1;
+        config.body_limit = 256 << 20;
+        assert!(matches!(config.check(), Err(Error::Config { .. })));
+        config.body_limit = 1;
         config.public_url = Some("http://worker.example".to_owned());
         assert!(matches!(config.check(), Err(Error::Config { .. })));
     }

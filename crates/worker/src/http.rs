@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Error;
 use crate::answer::{Answer, Trouble};
@@ -71,13 +72,22 @@ fn status(code: FailureCode) -> StatusCode {
     }
 }
 
+/// Memory for request bodies that have not been decoded yet, over all connections, in MiB.
+pub(crate) const BODY_MEMORY_MIB: usize = 256;
+
+/// A body, and its share of the memory for bodies, which must be held until it is decoded.
+pub(crate) struct Received {
+    pub(crate) bytes: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
 /// Reads a body of at most `limit` bytes within the configured time.
 pub(crate) async fn read_body(
     shared: &Shared,
     headers: &HeaderMap,
     body: Body,
     limit: usize,
-) -> Result<Bytes, Response> {
+) -> Result<Received, Response> {
     let too_large = || {
         let message = format!("The body is over the limit of {limit} bytes: shorten the request.");
         plain(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message)
@@ -87,9 +97,15 @@ pub(crate) async fn read_body(
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
+    // A caller that does not say how much it sends gets room for the most.
+    let share = u32::try_from(announced.unwrap_or(limit) >> 20).unwrap_or(u32::MAX).saturating_add(1);
+    let Ok(share) = shared.bodies.clone().try_acquire_many_owned(share) else {
+        let message = "Too many requests arrive at once: try again in a second.";
+        return Err(retry_after(plain(StatusCode::SERVICE_UNAVAILABLE, "busy", message), 1_000));
+    };
     let patience = Duration::from_millis(shared.config.body_deadline_ms);
     match tokio::time::timeout(patience, axum::body::to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Ok(bytes)) => Ok(Received { bytes, _share: share }),
         Ok(Err(_)) => Err(too_large()),
         Err(_) => Err(plain(
             StatusCode::REQUEST_TIMEOUT,
@@ -136,7 +152,7 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
         Err(response) => return response,
     };
     // Without a call there is no nonce and no request to sign a statement about.
-    let call: GenerateCall = match serde_json::from_slice(&body) {
+    let call: GenerateCall = match serde_json::from_slice(&body.bytes) {
         Ok(call) => call,
         Err(fault) => {
             let message = format!("The body is not a generate call: {fault}.");
@@ -161,7 +177,11 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
             tokio::spawn(async move {
                 match (&host.backend, prepared) {
                     (Backend::Local(local), Some(prepared)) => local.answer(answer, prepared).await,
-                    (Backend::Upstream(upstream), _) => upstream.answer(answer).await,
+                    (Backend::Upstream(upstream), _) => {
+                        host.metrics.running.inc();
+                        upstream.answer(answer).await;
+                        host.metrics.running.dec();
+                    }
                     (Backend::Local(_), None) => {
                         answer
                             .fail(Trouble::new(FailureCode::Internal, "The request was not prepared."))

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use assay_receipt::{Address, Bytes32, Key, Member, Offer};
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
@@ -90,6 +90,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) hosts: Vec<Arc<Host>>,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Memory for request bodies, a permit a MiB.
+    pub(crate) bodies: Arc<Semaphore>,
     /// Nonces of requests that have not ended.
     nonces: Mutex<HashSet<Bytes32>>,
     /// Cloned by each request; shutdown waits until all clones are gone.
@@ -219,6 +221,7 @@ pub async fn run_with_ready(
         metrics,
         hosts,
         phase: watch::Sender::new(Phase::Serving),
+        bodies: Arc::new(Semaphore::new(http::BODY_MEMORY_MIB)),
         nonces: Mutex::default(),
         alive: Mutex::new(Some(alive)),
         config,

@@ -263,6 +263,61 @@ async fn a_reader_that_stops_reading_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn time_limits_hold_for_answers_and_for_bodies() {
+    let worker = Worker::tiny(|config| {
+        config.request_deadline_ms = 100;
+        config.body_deadline_ms = 100;
+    })
+    .await;
+    let long = call(endless(worker.model(), 4000));
+    let failure = worker.generate(&long).await.unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::Cancelled);
+    assert!(failure.statement.message.contains("longer than this worker allows"));
+
+    let trickle = futures_util::stream::once(async { Ok::<_, std::io::Error>("{") });
+    let trickle = trickle.chain(futures_util::stream::pending());
+    let body = reqwest::Body::wrap_stream(trickle);
+    let response = client().post(worker.url("/v1/generate")).body(body).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 408);
+    assert_whole(worker.stop().await.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_arrive_at_once_share_a_bounded_memory() {
+    let worker = Worker::tiny(|_| {}).await;
+    // Each of these announces nothing, so it takes the room of a whole bundle: 33 of 256 MiB.
+    let hold = || {
+        let trickle = futures_util::stream::once(async { Ok::<_, std::io::Error>("{") });
+        let body = reqwest::Body::wrap_stream(trickle.chain(futures_util::stream::pending()));
+        tokio::spawn(client().post(worker.url("/v1/audit")).body(body).send())
+    };
+    let held: Vec<_> = (0..7).map(|_| hold()).collect();
+    let mut status = 0;
+    for _ in 0..200 {
+        let body = "x".repeat(1_000);
+        let response = client()
+            .post(worker.url("/v1/audit"))
+            .body(reqwest::Body::wrap_stream(futures_util::stream::once(async {
+                Ok::<_, std::io::Error>(body)
+            })))
+            .send()
+            .await
+            .unwrap();
+        status = response.status().as_u16();
+        if status == 503 {
+            assert!(response.headers().contains_key("retry-after"));
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(status, 503);
+    // A small call that says how small it is still gets through.
+    let small = call(endless(worker.model(), 3));
+    worker.generate(&small).await.unwrap().bundle(&small);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shutdown_finishes_what_runs_and_refuses_the_rest() {
     let mut worker = Worker::tiny(|_| {}).await;
     let long = call(endless(worker.model(), 2000));
