@@ -72,8 +72,7 @@ fn answers_do_not_depend_on_the_batch() {
                 for (generations, alone) in generations.chunks(batch).zip(alone.chunks(batch)) {
                     // The later ones come while the first are decoding.
                     let (first, later) = generations.split_at(generations.len().div_ceil(2));
-                    let mut ids: Vec<_> =
-                        first.iter().map(|g| engine.submit(g.clone()).unwrap()).collect();
+                    let mut ids: Vec<_> = first.iter().map(|g| engine.submit(g.clone()).unwrap()).collect();
                     let early = engine.step().unwrap();
                     ids.extend(later.iter().map(|g| engine.submit(g.clone()).unwrap()));
                     let mut answers = vec![Answer::default(); ids.len()];

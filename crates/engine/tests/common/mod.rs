@@ -9,8 +9,7 @@ use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf};
 use assay_receipt::{Sampling, TokenLogprob};
 
-pub const ARCHITECTURES: [Architecture; 3] =
-    [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
+pub const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
 
 pub fn model(architecture: Architecture, seed: u64) -> Arc<Artifact> {
     let bytes = import_gguf(&tiny_gguf(architecture, seed), &mut |_, _| {}).unwrap();
@@ -70,7 +69,9 @@ pub fn samplings() -> Vec<Sampling> {
 
 /// A prompt of `length` tokens that differs by `seed`.
 pub fn prompt(length: usize, seed: u32) -> Vec<u32> {
-    (0..length as u32).map(|i| (i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503) ^ (i >> 3)) % 267).collect()
+    (0..length as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503) ^ (i >> 3)) % 267)
+        .collect()
 }
 
 pub fn generation(length: usize, seed: u32, sampling: Sampling, max_tokens: u32) -> Generation {

@@ -95,7 +95,8 @@ fn an_honest_answer_is_repeated_to_the_last_bit() {
 
 #[test]
 fn lies_that_every_signature_supports_are_found() {
-    let lies: &[(&str, fn(&mut Output))] = &[
+    type Lie = (&'static str, fn(&mut Output));
+    let lies: &[Lie] = &[
         ("tokens", |output| output.tokens[3] ^= 1),
         ("tokens", |output| output.tokens[3] = u32::MAX),
         ("text", |output| output.text.push('!')),
