@@ -73,7 +73,7 @@ fn request(artifact: &Artifact, n: usize) -> Request {
         frequency_penalty_milli: if on(5) { 400 } else { 0 },
         presence_penalty_milli: if on(6) { 300 } else { 0 },
         logit_bias: if on(7) { vec![(28, -3_000), (260, 1_500)] } else { Vec::new() },
-        seed: n as u64 * 0x9e37_79b9_7f4a_7c15,
+        seed: (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
     };
     let message = |role: &str, content: &str| Message {
         role: role.into(),
