@@ -19,6 +19,9 @@ use subtle::ConstantTimeEq as _;
 /// Largest answer of a worker that is not a stream of frames, in bytes.
 const REPLY_BYTES: usize = limits::BUNDLE_BYTES;
 
+/// Largest tokenizer, in bytes; those of 256,000 tokens take 35 MB.
+const TOKENIZER_BYTES: usize = 64 << 20;
+
 /// Why a worker gave no usable answer.
 #[derive(Debug)]
 pub(crate) enum CallError {
@@ -229,6 +232,16 @@ impl Client {
         })?;
         reply.audit.statement.validate().map_err(|error| CallError::protocol(error.to_string()))?;
         Ok(reply.audit)
+    }
+
+    /// Manifest and tokenizer of a model, as the worker sends them.
+    pub(crate) async fn tokenizer(&self, model: &Bytes32) -> Result<(Vec<u8>, Vec<u8>), CallError> {
+        let get = async |what: &str| {
+            let request = self.http.get(format!("{}/v1/models/{model}/{what}", self.base));
+            let response = request.send().await.and_then(|it| it.error_for_status()).map_err(transport)?;
+            body_of(response, TOKENIZER_BYTES).await
+        };
+        Ok((get("manifest").await?, get("tokenizer").await?))
     }
 
     /// Asks what became of a nonce; `None` when the worker does not know it.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_receipt::{
-    AnyStatement, Bytes32, Chain, Chunk, Failure, FailureCode, Frame, GenerateCall, Level, Offer, Output,
-    Receipt, TokenLogprob,
+    AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key, Level, Offer,
+    Output, Receipt, SignedChunk, TokenLogprob,
 };
 use axum::body::Bytes;
 use tokio::sync::mpsc;
@@ -77,6 +77,8 @@ pub(crate) struct Answer {
     pub(crate) metrics: ModelMetrics,
     commitment: Bytes32,
     chain: Chain,
+    /// Text bytes, tokens and log-probabilities of each chunk so far.
+    split: Vec<(usize, usize, usize)>,
     frames: mpsc::Sender<Bytes>,
     received_at_ms: u64,
     arrived: Instant,
@@ -107,6 +109,7 @@ impl Answer {
             metrics,
             commitment,
             chain,
+            split: Vec::new(),
             frames,
             received_at_ms,
             arrived,
@@ -150,6 +153,7 @@ impl Answer {
         }
         self.mark_first_token();
         self.metrics.completion_tokens.inc_by(tokens.len() as u64);
+        self.split.push((text.len(), tokens.len(), logprobs.len()));
         let chunk = Chunk { index: self.chain.len(), text, tokens, logprobs };
         let signed = self
             .chain
@@ -216,7 +220,8 @@ impl Answer {
         self.metrics.prompt_tokens.inc_by(output.prompt_tokens.into());
         self.metrics.total.observe(self.arrived.elapsed().as_secs_f64());
         self.held.served(self.arrived.elapsed());
-        self.end(Draft::Receipt(Box::new(receipt), Box::new(output))).await;
+        let split = std::mem::take(&mut self.split);
+        self.end(Draft::Receipt(Box::new(receipt), Box::new(output), split)).await;
     }
 
     /// Ends the answer with a signed failure.
@@ -246,6 +251,33 @@ impl Answer {
         let patience = Duration::from_millis(self.shared.config.reader_deadline_ms);
         let _ = tokio::time::timeout(patience, self.frames.send(line)).await; // else it can be fetched by its nonce
     }
+}
+
+/// The chunks of a logged answer, signed again. `None` when they do not lead to the receipt, as after a change of keys.
+pub(crate) fn chunks_again(
+    key: &Key,
+    domain: &Domain,
+    receipt: &Receipt,
+    output: &Output,
+    split: &[(usize, usize, usize)],
+) -> Option<Vec<SignedChunk>> {
+    let mut chain = Chain::start(&receipt.request, &receipt.nonce);
+    let (mut text, mut tokens, mut logprobs) = (&*output.text, &*output.tokens, &*output.logprobs);
+    let mut chunks = Vec::with_capacity(split.len());
+    for (index, part) in split.iter().enumerate() {
+        let (own_text, rest_text) = text.split_at_checked(part.0)?;
+        let (own_tokens, rest_tokens) = tokens.split_at_checked(part.1)?;
+        let (own_logprobs, rest_logprobs) = logprobs.split_at_checked(part.2)?;
+        (text, tokens, logprobs) = (rest_text, rest_tokens, rest_logprobs);
+        let chunk = Chunk {
+            index: index as u64,
+            text: own_text.to_owned(),
+            tokens: own_tokens.to_vec(),
+            logprobs: own_logprobs.to_vec(),
+        };
+        chunks.push(chain.sign(key, domain, chunk).ok()?);
+    }
+    (chain.link() == receipt.chain && key.address() == receipt.worker).then_some(chunks)
 }
 
 pub(crate) fn slow_reader() -> Trouble {

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Error;
-use crate::answer::{Answer, Trouble};
+use crate::answer::{Answer, Trouble, chunks_again};
 use crate::log::Draft;
 use crate::metrics::code_name;
 use crate::server::{Backend, Held, Host, NoPlace, Phase, Shared, now_ms};
@@ -29,6 +29,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/generate", post(generate))
         .route("/v1/audit", post(crate::audit::audit))
         .route("/v1/receipts/{nonce}", get(receipt))
+        .route("/v1/models/{model}/manifest", get(manifest))
+        .route("/v1/models/{model}/tokenizer", get(tokenizer))
         .route("/v1/worker", get(describe))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
@@ -262,7 +264,11 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -
         Ok(None) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
         Ok(Some(entry)) => match entry.statement {
             AnyStatement::Receipt(receipt) => {
-                axum::Json(json!({ "receipt": receipt, "output": entry.output })).into_response()
+                let chunks = entry.output.as_ref().and_then(|output| {
+                    chunks_again(&shared.key, &entry.domain, &receipt.statement, output, &entry.split)
+                });
+                let chunks = chunks.unwrap_or_default();
+                axum::Json(json!({ "receipt": receipt, "output": entry.output, "chunks": chunks })).into_response()
             }
             AnyStatement::Failure(failure) => axum::Json(json!({ "failure": failure })).into_response(),
             AnyStatement::Audit(_) => {
@@ -270,6 +276,31 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -
             }
         },
     }
+}
+
+/// The manifest of a model, byte for byte: its keccak256 is the model id.
+async fn manifest(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
+    match artifact(&shared, &model) {
+        Some(artifact) => {
+            ([(header::CONTENT_TYPE, "application/json")], artifact.manifest().canonical()).into_response()
+        }
+        None => plain(StatusCode::NOT_FOUND, "not_found", "This worker does not run that model itself."),
+    }
+}
+
+/// The tokenizer of a model, byte for byte: its keccak256 is in the manifest.
+async fn tokenizer(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
+    match artifact(&shared, &model) {
+        Some(artifact) => {
+            ([(header::CONTENT_TYPE, "application/json")], artifact.tokenizer_json().to_vec()).into_response()
+        }
+        None => plain(StatusCode::NOT_FOUND, "not_found", "This worker does not run that model itself."),
+    }
+}
+
+fn artifact(shared: &Shared, model: &str) -> Option<Arc<assay_model::Artifact>> {
+    let model: Bytes32 = model.parse().ok()?;
+    shared.hosts.iter().find(|host| host.offer.model == model)?.artifact.clone()
 }
 
 async fn describe(State(shared): State<Arc<Shared>>) -> Response {

@@ -39,11 +39,15 @@ pub(crate) struct Entry {
     pub(crate) statement: AnyStatement,
     /// What a receipt commits to.
     pub(crate) output: Option<Output>,
+    /// How the output was split into chunks: (bytes of text, tokens, log-probabilities) of each. Signing is
+    /// deterministic, so the signed chunks follow from this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) split: Vec<(usize, usize, usize)>,
 }
 
 /// A statement without its place in the sequence, which the log fills in (`sequence` and `previous`).
 pub(crate) enum Draft {
-    Receipt(Box<Receipt>, Box<Output>),
+    Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>),
     Failure(Box<Failure>),
     Audit(Box<Audit>),
 }
@@ -265,8 +269,10 @@ impl Signer {
     }
 
     fn place(&self, draft: Draft, sequence: u64, previous: Bytes32) -> Entry {
+        let mut split = Vec::new();
         let (statement, output) = match draft {
-            Draft::Receipt(receipt, output) => {
+            Draft::Receipt(receipt, output, parts) => {
+                split = parts;
                 let receipt = Receipt { sequence, previous, ..*receipt };
                 (AnyStatement::Receipt(Signed::sign(&self.key, &self.domain, receipt)), Some(*output))
             }
@@ -279,7 +285,7 @@ impl Signer {
                 (AnyStatement::Audit(Signed::sign(&self.key, &self.domain, audit)), None)
             }
         };
-        Entry { domain: self.domain, statement, output }
+        Entry { domain: self.domain, statement, output, split }
     }
 }
 

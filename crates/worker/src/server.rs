@@ -50,6 +50,8 @@ pub(crate) enum Backend {
 pub(crate) struct Host {
     pub(crate) offer: Offer,
     pub(crate) backend: Backend,
+    /// What a backend of this worker's own runs.
+    pub(crate) artifact: Option<Arc<assay_model::Artifact>>,
     pub(crate) metrics: ModelMetrics,
     /// Requests that wait or run.
     held: AtomicUsize,
@@ -280,11 +282,12 @@ pub async fn run_with_ready(
 /// Opens all models.
 async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Error> {
     let mut hosts: Vec<Arc<Host>> = Vec::new();
-    let host = |offer: Offer, backend, parallel: usize| {
+    let host = |offer: Offer, backend, artifact, parallel: usize| {
         Arc::new(Host {
             metrics: metrics.model(&offer.name),
             offer,
             backend,
+            artifact,
             held: AtomicUsize::new(0),
             places: config.queue + parallel,
             parallel,
@@ -313,7 +316,7 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             arithmetic: artifact.manifest().arithmetic,
             context: u32::try_from(context).unwrap_or(u32::MAX),
         };
-        hosts.push(host(offer, Backend::Local(local), config.max_batch));
+        hosts.push(host(offer, Backend::Local(local), Some(artifact), config.max_batch));
     }
     for forward in &config.forward {
         let offer = Offer {
@@ -324,7 +327,8 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             arithmetic: 0,
             context: forward.context,
         };
-        hosts.push(host(offer, Backend::Upstream(Upstream::new(forward)?), config.max_batch));
+        let upstream = Backend::Upstream(Upstream::new(forward)?);
+        hosts.push(host(offer, upstream, None, config.max_batch));
     }
     for (index, host) in hosts.iter().enumerate() {
         if hosts[..index].iter().any(|other| other.offer.model == host.offer.model) {
