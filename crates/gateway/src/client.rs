@@ -5,6 +5,7 @@ use crate::error::Error;
 use assay_receipt::{
     Address, Audit, Bundle, Bytes32, Failure, Frame, GenerateCall, Member, Output, Receipt, Signed, limits,
 };
+use reqwest::StatusCode;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -51,6 +52,17 @@ pub(crate) struct Settled {
     pub(crate) output: Option<Output>,
     #[serde(default)]
     pub(crate) chunks: Vec<assay_receipt::SignedChunk>,
+}
+
+/// Whether a worker has ended a request.
+#[derive(Debug)]
+pub(crate) enum Fetched {
+    /// It has, and this is what it signed.
+    Settled(Box<Settled>),
+    /// It is at it.
+    Running,
+    /// It never saw the nonce.
+    Unknown,
 }
 
 #[derive(Deserialize)]
@@ -244,19 +256,19 @@ impl Client {
         Ok((get("manifest").await?, get("tokenizer").await?))
     }
 
-    /// Asks what became of a nonce; `None` when the worker does not know it.
-    pub(crate) async fn settled(&self, nonce: &Bytes32) -> Result<Option<Settled>, CallError> {
+    /// Asks what became of a nonce.
+    pub(crate) async fn settled(&self, nonce: &Bytes32) -> Result<Fetched, CallError> {
         let request = self.http.get(format!("{}/v1/receipts/{nonce}", self.base));
         let response = request.send().await.map_err(transport)?;
-        if response.status() == reqwest::StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        if !response.status().is_success() {
-            return Err(CallError::protocol(format!("it answered HTTP {}", response.status())));
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::ACCEPTED => return Ok(Fetched::Running),
+            StatusCode::NOT_FOUND => return Ok(Fetched::Unknown),
+            status => return Err(CallError::protocol(format!("it answered HTTP {status}"))),
         }
         let body = body_of(response, REPLY_BYTES).await?;
         serde_json::from_slice(&body)
-            .map(Some)
+            .map(|settled| Fetched::Settled(Box::new(settled)))
             .map_err(|error| CallError::protocol(format!("its receipt cannot be read: {error}")))
     }
 }

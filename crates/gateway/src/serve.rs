@@ -325,6 +325,7 @@ impl Drive {
         let members = self.gateway.members().map_err(End::Error)?;
         let limits = self.gateway.config.workers;
         let mut race: Race = FuturesUnordered::new();
+        let mut asking: Vec<Member> = Vec::new();
         let mut hedged = limits.hedge_after_ms == 0;
         let hedge_at = Instant::now() + Duration::from_millis(limits.hedge_after_ms);
         loop {
@@ -333,23 +334,35 @@ impl Drive {
                     return Ok(None);
                 }
                 let Some(choice) = self.choose(&members) else { return Ok(None) };
+                asking.push(choice.member.clone());
                 let asked = self.ask(choice, false).await?;
                 race.push(asked);
             }
             tokio::select! {
-                Some((choice, cap, result)) = race.next() => match result {
-                    Ok(opened) => return Ok(Some(opened)),
-                    Err(broken) => self.broken(&choice, cap, Vec::new(), broken, last).await?,
-                },
+                Some((choice, cap, result)) = race.next() => {
+                    asking.retain(|member| member.worker != choice.member.worker);
+                    match result {
+                        Ok(opened) => {
+                            // Who lost the race is cancelled, and signs that.
+                            asking.iter().for_each(|member| self.fetch_later(member, "another worker was faster"));
+                            return Ok(Some(opened));
+                        }
+                        Err(broken) => self.broken(&choice, cap, Vec::new(), broken, last).await?,
+                    }
+                }
                 () = sleep_until(hedge_at), if !hedged && self.attempts < limits.attempts_max => {
                     hedged = true;
                     if let Some(choice) = self.choose(&members) {
                         self.gateway.metrics.hedged.inc();
+                        asking.push(choice.member.clone());
                         let asked = self.ask(choice, true).await?;
                         race.push(asked);
                     }
                 }
-                () = self.caller.closed() => return Err(End::Gone),
+                () = self.caller.closed() => {
+                    asking.iter().for_each(|member| self.fetch_later(member, GONE));
+                    return Err(End::Gone);
+                }
             }
         }
     }
@@ -611,15 +624,17 @@ impl Drive {
         let failed = || ApiError::unavailable("The workers that were asked failed; try again");
         match broken {
             Broken::Gone => {
-                crate::recovery::fetch_later(&self.gateway, self.nonce, choice.member.clone());
+                self.fetch_later(&choice.member, GONE);
                 return Err(End::Gone);
             }
             Broken::Call(CallError::Transport(why)) => {
                 self.fault(worker, &format!("its connection failed: {why}"), None).await;
+                self.fetch_later(&choice.member, LOST);
                 *last = Some(failed());
             }
             Broken::Silent(why) => {
                 self.fault(worker, why, None).await;
+                self.fetch_later(&choice.member, LOST);
                 *last = Some(failed());
             }
             Broken::Call(CallError::Protocol { fault, sent }) => {
@@ -640,7 +655,12 @@ impl Drive {
         Ok(())
     }
 
-    /// The same for a failure that the worker signed.
+    /// Has what the worker signs about this request put on record, although the request goes on or ends without it.
+    fn fetch_later(&self, member: &Member, why: &'static str) {
+        crate::recovery::fetch_later(&self.gateway, self.nonce, member.clone(), why);
+    }
+
+    /// [`Drive::broken`] for a failure that the worker signed.
     async fn signed_failure(
         &mut self,
         choice: &Choice,
@@ -815,6 +835,8 @@ impl Drive {
     }
 }
 
+const GONE: &str = "it was complete after the caller had left";
+const LOST: &str = "it did not arrive in time, so another worker was asked";
 const ANOTHER_TEXT: &str = "its text does not continue what another worker sent";
 
 /// Rough number of tokens of a prompt, for comparing prices: four bytes a token.

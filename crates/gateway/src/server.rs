@@ -52,12 +52,13 @@ pub async fn run(
         store,
         config,
     });
+    let left = recovery::LeftOver::read(&gateway).await?;
     let address = gateway.config.listen;
     let listen = |source| Error::Listen { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     gateway.spawn(reader);
-    gateway.spawn(recovery::recover(Arc::clone(&gateway)));
+    gateway.spawn(recovery::recover(Arc::clone(&gateway), left));
     tracing::info!(%address, "the gateway listens");
     ready(address);
     let app = router(&gateway).into_make_service_with_connect_info::<SocketAddr>();

@@ -41,7 +41,9 @@ impl Vocabularies {
         let members = Arc::clone(&gateway.members.borrow());
         for member in members.members.iter().filter(|member| member.offer(&model).is_some()) {
             let Ok(client) = gateway.clients.of(member) else { continue };
-            let Ok(Ok((manifest, tokenizer))) = timeout(PATIENCE, client.tokenizer(&model)).await else { continue };
+            let Ok(Ok((manifest, tokenizer))) = timeout(PATIENCE, client.tokenizer(&model)).await else {
+                continue;
+            };
             let read = tokio::task::spawn_blocking(move || checked(&model, &manifest, &tokenizer)).await;
             match read {
                 Ok(Some(tokenizer)) => {
@@ -52,7 +54,9 @@ impl Vocabularies {
                     by_model.insert(model, Arc::new(tokenizer));
                     return;
                 }
-                _ => tracing::warn!(worker = %member.worker, %model, "it sent a tokenizer that is not the model's"),
+                _ => {
+                    tracing::warn!(worker = %member.worker, %model, "it sent a tokenizer that is not the model's")
+                }
             }
         }
     }

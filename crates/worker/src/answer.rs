@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_receipt::{
-    AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key, Level, Offer,
-    Output, Receipt, SignedChunk, TokenLogprob,
+    AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key, Level,
+    Offer, Output, Receipt, SignedChunk, TokenLogprob,
 };
 use axum::body::Bytes;
 use tokio::sync::mpsc;

@@ -259,6 +259,11 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -
     let Ok(nonce) = nonce.parse::<Bytes32>() else {
         return plain(StatusCode::BAD_REQUEST, "bad_request", "A nonce is 0x and 64 hex digits.");
     };
+    // Before the log, since an answer is in the log before it gives its nonce back.
+    if shared.is_running(&nonce) {
+        let body = axum::Json(json!({ "running": true }));
+        return retry_after((StatusCode::ACCEPTED, body).into_response(), 1_000);
+    }
     match shared.log.by_nonce(&nonce) {
         Err(error) => error.into_response(),
         Ok(None) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
@@ -268,7 +273,8 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -
                     chunks_again(&shared.key, &entry.domain, &receipt.statement, output, &entry.split)
                 });
                 let chunks = chunks.unwrap_or_default();
-                axum::Json(json!({ "receipt": receipt, "output": entry.output, "chunks": chunks })).into_response()
+                axum::Json(json!({ "receipt": receipt, "output": entry.output, "chunks": chunks }))
+                    .into_response()
             }
             AnyStatement::Failure(failure) => axum::Json(json!({ "failure": failure })).into_response(),
             AnyStatement::Audit(_) => {

@@ -130,6 +130,11 @@ impl Shared {
         }
         Ok(Held { shared: self.clone(), host: host.clone(), nonce, _alive: alive })
     }
+
+    /// Whether a request with this nonce has not ended.
+    pub(crate) fn is_running(&self, nonce: &Bytes32) -> bool {
+        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).contains(nonce)
+    }
 }
 
 impl Held {
