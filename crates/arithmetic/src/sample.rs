@@ -104,9 +104,21 @@ pub fn uniform(seed: u64, position: u64) -> u64 {
 struct Candidate {
     token: u32,
     logit: i32,
-    /// Q30; the largest logit has `2^30`.
+    /// Distance from the largest logit, in powers of two, Q16; below `31 · 2^16`.
+    t: u32,
+    /// `2^-t` in Q30.
     weight: u32,
 }
+
+impl Candidate {
+    /// One of [`BUCKETS`] by distance: whatever is in a lower bucket has a larger logit.
+    fn bucket(&self) -> usize {
+        (self.t >> 10) as usize
+    }
+}
+
+/// Sixty-four to a factor of two.
+const BUCKETS: usize = 31 * 64;
 
 /// Picks tokens; keeps its buffer from call to call.
 #[derive(Clone, Debug, Default)]
@@ -126,16 +138,18 @@ impl Sampler {
         }
         self.weigh(logits, params.temperature_milli)?;
         if params.top_k != 0 {
-            self.keep(params.top_k as usize);
+            self.keep(u64::from(params.top_k), |_| 1);
         }
         if params.top_p_ppm < 1_000_000 {
-            self.keep_share(params.top_p_ppm);
+            let total: u64 = self.candidates.iter().map(|c| u64::from(c.weight)).sum();
+            let goal = (u128::from(total) * u128::from(params.top_p_ppm)).div_ceil(1_000_000);
+            self.keep(goal as u64, |c| u64::from(c.weight)); // at most the total
         }
         if params.min_p_ppm != 0 {
             let least = u64::from(params.min_p_ppm.min(1_000_000)) << 30;
             self.candidates.retain(|c| u64::from(c.weight) * 1_000_000 >= least);
         }
-        self.candidates.sort_unstable_by_key(|c| c.token);
+        // Candidates have stayed in the order of their ids.
         let total: u64 = self.candidates.iter().map(|c| u64::from(c.weight)).sum();
         let mut left = ((u128::from(uniform(seed, position)) * u128::from(total)) >> 64) as u64;
         for c in &self.candidates {
@@ -161,45 +175,42 @@ impl Sampler {
             if logit >= floor {
                 let distance = (i64::from(max) - i64::from(logit)) as u64;
                 let t = (distance * factor + (1 << 29)) >> 30;
-                let weight = exp2_neg(u32::try_from(t).unwrap_or(u32::MAX));
+                let t = u32::try_from(t).unwrap_or(u32::MAX);
+                let weight = exp2_neg(t);
                 if weight != 0 {
-                    self.candidates.push(Candidate { token: token as u32, logit, weight });
+                    self.candidates.push(Candidate { token: token as u32, logit, t, weight });
                 }
             }
         }
         Some(())
     }
 
-    /// Keeps the `count` most likely.
-    fn keep(&mut self, count: usize) {
-        if count < self.candidates.len() {
-            self.candidates.select_nth_unstable_by_key(count, order);
-            self.candidates.truncate(count);
+    /// Keeps the shortest run of most likely candidates, at least one, whose measures sum up to the goal; all, if
+    /// they do not.
+    fn keep(&mut self, goal: u64, measure: impl Fn(&Candidate) -> u64) {
+        // Sums by bucket find the bucket in which the goal is reached. Only what is in that one needs sorting.
+        let mut sums = vec![0u64; BUCKETS];
+        for c in &self.candidates {
+            sums[c.bucket()] += measure(c);
         }
-    }
-
-    /// Keeps the shortest run of most likely candidates whose weights reach a share of the total.
-    fn keep_share(&mut self, ppm: u32) {
-        let total: u64 = self.candidates.iter().map(|c| u64::from(c.weight)).sum();
-        let goal = u128::from(total) * u128::from(ppm);
-        // Nearly always a few hundred suffice: sort only as many as needed.
-        let mut sorted = 0;
-        let mut sum = 0u128;
-        while sorted < self.candidates.len() {
-            let next = (sorted * 8).clamp(256, self.candidates.len().max(256));
-            if next < self.candidates.len() {
-                self.candidates[sorted..].select_nth_unstable_by_key(next - sorted, order);
-            }
-            let next = next.min(self.candidates.len());
-            self.candidates[sorted..next].sort_unstable_by_key(order);
-            for i in sorted..next {
-                sum += u128::from(self.candidates[i].weight) * 1_000_000;
-                if sum >= goal {
-                    self.candidates.truncate(i + 1);
-                    return;
-                }
-            }
-            sorted = next;
+        let mut sum = 0;
+        let Some(last) = sums.iter().position(|&s| {
+            sum += s;
+            sum >= goal.max(1)
+        }) else {
+            return;
+        };
+        sum -= sums[last];
+        let mut edge: Vec<Candidate> =
+            self.candidates.iter().filter(|c| c.bucket() == last).copied().collect();
+        edge.sort_unstable_by_key(order);
+        let end = edge.iter().find(|c| {
+            sum += measure(c);
+            sum >= goal.max(1)
+        });
+        if let Some(end) = end {
+            let end = order(end);
+            self.candidates.retain(|c| c.bucket() < last || (c.bucket() == last && order(c) <= end));
         }
     }
 }

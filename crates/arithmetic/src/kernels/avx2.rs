@@ -17,8 +17,6 @@ use crate::{MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
 pub(super) const ROWS: usize = 4;
 /// Tokens of a block.
 pub(super) const TOKENS: usize = 3;
-/// From this many tokens on it pays to widen the weights of a block once instead of in the loop.
-pub(super) const WIDEN: usize = 9;
 /// Bytes of activations that are kept in the second-level cache while the weights pass by.
 pub(super) const CACHE: usize = 256 << 10;
 
@@ -28,8 +26,8 @@ pub(super) const AHEAD: usize = 4096;
 
 blocked_linear!("avx2");
 
-/// A weight in memory: 8 bits as in the model, or already widened.
-pub(super) trait Weight: Copy + Into<i32> {
+/// A factor in memory: a weight of 8 bits, or a key of 16.
+trait Weight: Copy + Into<i32> {
     /// # Safety
     /// AVX2, and sixteen weights at `at`.
     unsafe fn load(at: *const Self) -> __m256i;

@@ -4,37 +4,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::{AHEAD, CACHE, ROWS, TOKENS, WIDEN, add_saturating, lanes, rescale_lanes, words};
+use super::avx2::{AHEAD, CACHE, ROWS, TOKENS, add_saturating, lanes, rescale_lanes, words};
 use super::blocked::blocked_linear;
 use crate::linear::finish;
 use crate::{MatrixView, Output, QuantisedView, SEGMENT};
 
 blocked_linear!("avx2,avx512f,avx512bw,avx512vl,avx512vnni");
-
-/// A weight in memory: 8 bits as in the model, or already widened.
-trait Weight: Copy {
-    /// The first weights of up to 32, as the mask says; the others are zero and their memory is not touched.
-    ///
-    /// # Safety
-    /// AVX-512 F, BW and VL; the weights of the mask exist at `at`.
-    unsafe fn load(at: *const Self, mask: u32) -> __m512i;
-}
-
-impl Weight for i8 {
-    #[inline(always)]
-    unsafe fn load(at: *const i8, mask: u32) -> __m512i {
-        // SAFETY: as the trait says.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask, at)) }
-    }
-}
-
-impl Weight for i16 {
-    #[inline(always)]
-    unsafe fn load(at: *const i16, mask: u32) -> __m512i {
-        // SAFETY: as the trait says.
-        unsafe { _mm512_maskz_loadu_epi16(mask, at) }
-    }
-}
 
 /// The sums of four rows, in the lanes of one register for each token.
 ///
@@ -42,7 +17,7 @@ impl Weight for i16 {
 /// AVX-512 F, BW, VL and VNNI; all slices have the same length, at most [`SEGMENT`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) -> [__m128i; T] {
+unsafe fn segment<const T: usize>(w: [&[i8]; ROWS], x: [&[i16]; T]) -> [__m128i; T] {
     let cols = x[0].len();
     let mut acc = [[_mm512_setzero_si512(); ROWS]; T];
     let mut k = 0;
@@ -54,14 +29,12 @@ unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) ->
             for t in 0..T {
                 values[t] = _mm512_maskz_loadu_epi16(mask, x[t].as_ptr().add(k));
             }
-            if size_of::<W>() == 1 {
-                // Four times thirty-two bytes: two lines of those that follow. They need not exist.
-                let ahead = w[0].as_ptr().wrapping_add(ROWS * k + AHEAD);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64).cast());
-            }
+            // Four times thirty-two bytes: two lines of those that follow. They need not exist.
+            let ahead = w[0].as_ptr().wrapping_add(ROWS * k + AHEAD);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64).cast());
             for r in 0..ROWS {
-                let weights = W::load(w[r].as_ptr().add(k), mask);
+                let weights = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask, w[r].as_ptr().add(k)));
                 for t in 0..T {
                     acc[t][r] = _mm512_dpwssd_epi32(acc[t][r], weights, values[t]);
                 }

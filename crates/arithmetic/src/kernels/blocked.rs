@@ -16,8 +16,6 @@ macro_rules! blocked_linear {
             out: &mut Output<'_>,
         ) {
             let tokens = out.tokens();
-            let wide = tokens >= WIDEN;
-            let mut wide = vec![0i16; if wide { ROWS * w.cols.next_multiple_of(16) } else { 0 }];
             // A few tokens see each weight once. Of many, as many at a time as stay in the cache.
             let step = (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS;
             for start in (0..tokens).step_by(step) {
@@ -25,7 +23,7 @@ macro_rules! blocked_linear {
                 let mut row = out.rows().start;
                 while row + ROWS <= out.rows().end {
                     // SAFETY: as for the whole function.
-                    unsafe { four_rows(w, x, bias, out, row, range.clone(), &mut wide) };
+                    unsafe { four_rows(w, x, bias, out, row, range.clone()) };
                     row += ROWS;
                 }
                 let rest = row..out.rows().end;
@@ -33,8 +31,7 @@ macro_rules! blocked_linear {
             }
         }
 
-        /// Four rows from `row` on, for a range of tokens. Uses `wide` as the place of 16-bit weights unless it is
-        /// empty.
+        /// Four rows from `row` on, for a range of tokens.
         ///
         /// # Safety
         /// As for [`linear`], and the four rows are within the matrix and the output.
@@ -46,34 +43,16 @@ macro_rules! blocked_linear {
             out: &mut Output<'_>,
             row: usize,
             tokens: Range<usize>,
-            wide: &mut [i16],
         ) {
-            let weights: [&[i8]; ROWS] = std::array::from_fn(|r| w.row(row + r));
-            let padded = w.cols.next_multiple_of(16);
-            if !wide.is_empty() {
-                for (wide, weights) in wide.chunks_exact_mut(padded).zip(weights) {
-                    for (wide, &weight) in wide.iter_mut().zip(weights) {
-                        *wide = i16::from(weight);
-                    }
-                }
-            }
             let mut token = tokens.start;
             while token < tokens.end {
                 let count = (tokens.end - token).min(TOKENS);
                 // SAFETY: as for the whole function.
                 unsafe {
-                    match (wide.is_empty(), count) {
-                        (true, 1) => tile::<1, i8>(weights, w, x, bias, out, row, token),
-                        (true, 2) => tile::<2, i8>(weights, w, x, bias, out, row, token),
-                        (true, _) => tile::<3, i8>(weights, w, x, bias, out, row, token),
-                        (false, _) => {
-                            let wide = std::array::from_fn(|r| &wide[r * padded..r * padded + w.cols]);
-                            match count {
-                                1 => tile::<1, i16>(wide, w, x, bias, out, row, token),
-                                2 => tile::<2, i16>(wide, w, x, bias, out, row, token),
-                                _ => tile::<3, i16>(wide, w, x, bias, out, row, token),
-                            }
-                        }
+                    match count {
+                        1 => tile::<1>(w, x, bias, out, row, token),
+                        2 => tile::<2>(w, x, bias, out, row, token),
+                        _ => tile::<3>(w, x, bias, out, row, token),
                     }
                 }
                 token += count;
@@ -83,11 +62,10 @@ macro_rules! blocked_linear {
         /// Four rows and `T` tokens.
         ///
         /// # Safety
-        /// As for [`four_rows`]; the weights are those of the rows.
+        /// As for [`four_rows`], and the tokens are within the activations and the output.
         #[target_feature(enable = $features)]
         #[inline]
-        unsafe fn tile<const T: usize, W: Weight>(
-            weights: [&[W]; ROWS],
+        unsafe fn tile<const T: usize>(
             w: &MatrixView<'_>,
             x: QuantisedView<'_>,
             bias: Option<&[i32]>,
@@ -95,6 +73,7 @@ macro_rules! blocked_linear {
             row: usize,
             token: usize,
         ) {
+            let weights: [&[i8]; ROWS] = std::array::from_fn(|r| w.row(row + r));
             let values: [&[i16]; T] = std::array::from_fn(|t| &x.values[(token + t) * x.cols..][..x.cols]);
             if w.cols <= SEGMENT {
                 // SAFETY: all slices have `cols` elements. Four scales are 32 bytes, without padding; the bias has
