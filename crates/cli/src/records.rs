@@ -71,24 +71,28 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
         ui::print_json(&list);
         return Ok(());
     }
-    let rows = list
-        .as_array()
-        .or_else(|| list.get("receipts").and_then(Value::as_array))
-        .cloned()
-        .unwrap_or_default();
+    let rows = list.get("receipts").and_then(Value::as_array).cloned().unwrap_or_default();
     if rows.is_empty() {
         println!("The gateway holds no receipts yet; `assay chat` makes one.");
         return Ok(());
     }
-    let columns = ["request_id", "state", "operator", "model", "prompt_tokens", "completion_tokens", "price"];
+    let columns = [
+        ("request", "/request_id"),
+        ("state", "/state"),
+        ("operator", "/operator"),
+        ("model", "/model"),
+        ("prompt tokens", "/bill/prompt_tokens"),
+        ("answer tokens", "/bill/completion_tokens"),
+        ("price, 10^-18 OPG", "/bill/price"),
+    ];
     let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
-    print!("{}", ui::table(&columns, &rows));
+        rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
+    print!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
     Ok(())
 }
 
-fn cell(row: &Value, column: &str) -> String {
-    match row.get(column) {
+fn cell(row: &Value, pointer: &str) -> String {
+    match row.pointer(pointer) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use assay_model::Tokenizer;
 use assay_receipt::{Bytes32, Domain, Key, Member, Members, Signed};
 use clap::Args;
 use serde_json::{Value, json};
@@ -121,6 +122,8 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     let artifact = models::pull(&args.model)?;
     let (artifact, opened) = models::open(&artifact.display().to_string())?;
     let model_id: Bytes32 = opened.id();
+    let tokenizer = Tokenizer::from_bytes(opened.tokenizer_json())
+        .map_err(|error| Error::said(format!("the model's tokenizer cannot be used: {error}")))?;
     drop(opened);
     let model = models::name_of(&artifact);
 
@@ -222,7 +225,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
 
     let work = async {
         if args.with_cheater {
-            show_the_cheater(&gateway, &model, json).await?;
+            show_the_cheater(&gateway, &model, &tokenizer, json).await?;
         } else if args.once {
             ask(&gateway, &model, QUESTIONS[0]).await?;
         }
@@ -381,7 +384,7 @@ async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
 }
 
 /// Asks questions until a replay has caught the cheater, and shows who was caught with what and what it costs.
-async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<()> {
+async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer, json: bool) -> Result<()> {
     if !json {
         println!(
             "\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n"
@@ -395,13 +398,13 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<
             println!(
                 "  {question}\n  {} {}",
                 ui::dim(&text),
-                ui::dim(&format!("— {}", field("/assay/worker")))
+                ui::dim(&format!("— {}", field("/assay/operator")))
             );
         }
         // Replays run in the background: give this one a moment before the next question.
         for _ in 0..20 {
             if let Some(caught) = caught(gateway).await? {
-                report(gateway, &caught, json).await?;
+                report(&caught, tokenizer, json);
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -412,53 +415,60 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, json: bool) -> Result<
     ))
 }
 
+/// The first worker that is suspended, as `/assay/workers` shows it.
 async fn caught(gateway: &Gateway) -> Result<Option<Value>> {
     let workers = gateway.get("/assay/workers").await?;
-    let list = workers
-        .as_array()
-        .or_else(|| workers.get("workers").and_then(Value::as_array))
-        .cloned()
-        .unwrap_or_default();
-    Ok(list.into_iter().find(|worker| worker.get("suspended").and_then(Value::as_bool) == Some(true)))
+    let list = workers.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
+    Ok(list.into_iter().find(|worker| worker["suspended"].is_object()))
 }
 
-async fn report(gateway: &Gateway, worker: &Value, json: bool) -> Result<()> {
+/// Shows who was caught with what, and what it costs. `worker` is a row of `/assay/workers`.
+fn report(worker: &Value, tokenizer: &Tokenizer, json: bool) {
     if json {
-        ui::print_json(worker);
-        return Ok(());
+        ui::print_json(&json!({ "caught": worker }));
+        return;
     }
-    let text = |name: &str| {
-        worker.get(name).map_or_else(
-            || "-".to_owned(),
-            |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-        )
+    let text = |pointer: &str| match worker.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+        None => "-".to_owned(),
     };
-    println!("\n{} {} ({})", ui::red("✗ caught:"), ui::bold(&text("operator")), text("worker"));
-    if let Some(request) = worker.get("caught_request_id").and_then(Value::as_str) {
-        let bundle = gateway.get(&format!("/assay/receipts/{request}")).await?;
-        let audits = bundle
-            .pointer("/bundle/audits")
-            .or_else(|| bundle.get("audits"))
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        for audit in audits.iter().filter_map(|audit| audit.get("statement")) {
-            if audit.get("verdict").and_then(Value::as_str) == Some("differs") {
-                println!(
-                    "  request {request}: at {} {} the model says {}, the worker claimed {} (found by {})",
-                    audit["field"].as_str().unwrap_or("token"),
-                    audit["position"],
-                    audit["expected"],
-                    audit["claimed"],
-                    audit["auditor"].as_str().unwrap_or("-"),
-                );
-            }
+    let request = text("/suspended/request_id");
+    println!("\n{} {}, worker {}", ui::red("✗ caught:"), ui::bold(&text("/operator")), text("/worker"));
+    println!("  request    {request}");
+    let value = |pointer: &str| {
+        let token = worker.pointer(pointer).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+        match token
+            .filter(|id| text("/suspended/field") == "tokens" && (*id as usize) < tokenizer.vocabulary())
+        {
+            Some(id) => format!("{id} {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id))),
+            None => text(pointer),
         }
-        println!("  everything signed about it: assay incident {request}");
+    };
+    println!(
+        "  lie        {}[{}] is {}, the worker signed {}",
+        text("/suspended/field"),
+        text("/suspended/position"),
+        value("/suspended/expected"),
+        value("/suspended/claimed")
+    );
+    let auditors =
+        worker.pointer("/suspended/auditors").and_then(Value::as_array).cloned().unwrap_or_default();
+    for auditor in &auditors {
+        println!("  found by   {}", auditor.as_str().unwrap_or("-"));
     }
     println!(
-        "  cost to the cheater: {} × 10^-18 OPG of answers unpaid, and no further requests: it is suspended",
-        text("unpaid")
+        "  cost       {} of its earnings of {} are withheld (10^-18 OPG), and it gets no more requests",
+        text("/withheld"),
+        sum(&text("/earned"), &text("/withheld"))
     );
-    Ok(())
+    println!("  evidence   assay incident {request}");
+}
+
+/// The sum of two decimal amounts.
+fn sum(a: &str, b: &str) -> String {
+    match (a.parse::<u128>(), b.parse::<u128>()) {
+        (Ok(a), Ok(b)) => a.saturating_add(b).to_string(),
+        _ => "-".to_owned(),
+    }
 }

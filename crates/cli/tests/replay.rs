@@ -1,10 +1,8 @@
 //! The central promise on the real default model: replay agrees with every honest answer and with no dishonest one.
-//!
-//! The model is fetched by the product's own `model pull`, once, into the build's temporary folder.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::process::Command;
+mod common;
+
 use std::sync::{Arc, OnceLock};
 
 use assay_engine::generation::Generation;
@@ -22,17 +20,7 @@ const BATCH: usize = 8;
 
 fn artifact() -> Arc<Artifact> {
     static ARTIFACT: OnceLock<Arc<Artifact>> = OnceLock::new();
-    Arc::clone(ARTIFACT.get_or_init(|| {
-        let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("home");
-        let output = Command::new(env!("CARGO_BIN_EXE_assay"))
-            .args(["--json", "model", "pull"])
-            .env("ASSAY_HOME", &home)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let pulled: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        open(&PathBuf::from(pulled["path"].as_str().unwrap()))
-    }))
+    Arc::clone(ARTIFACT.get_or_init(|| open(&common::model())))
 }
 
 fn open(path: &std::path::Path) -> Arc<Artifact> {
@@ -307,7 +295,7 @@ fn replay_rejects_every_kind_of_lie() {
     let artifact = artifact();
     let processor = processor(&artifact);
     let weak = {
-        let path = artifact_path();
+        let path = common::model();
         let bytes = std::fs::read(path).unwrap();
         let weak = assay_model::weaken(&bytes).unwrap();
         Arc::new(Artifact::parse(Arc::new(weak)).unwrap())
@@ -333,7 +321,7 @@ fn replay_rejects_every_kind_of_lie() {
 
 #[test]
 fn one_changed_weight_changes_the_model_id_and_is_found() {
-    let mut bytes = std::fs::read(artifact_path()).unwrap();
+    let mut bytes = std::fs::read(common::model()).unwrap();
     let honest = Artifact::parse(Arc::new(bytes.clone())).unwrap();
     honest.verify(&mut |_, _| {}).unwrap();
     let place = bytes.len() / 2;
@@ -344,11 +332,6 @@ fn one_changed_weight_changes_the_model_id_and_is_found() {
         "a changed weight must not pass for the model {}",
         honest.id()
     );
-}
-
-fn artifact_path() -> PathBuf {
-    artifact();
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("home/models/smollm2-135m-instruct.assay")
 }
 
 /// The engine's own comparison names the first token that differs.

@@ -55,6 +55,7 @@ fn row(gateway: &Gateway, entry: &Entry, audits: &[AuditRow]) -> Value {
         "worker": entry.worker,
         "operator": entry.worker.and_then(|worker| gateway.operator_of(&worker)),
         "receipt_hash": entry.receipt_hash,
+        "bill": entry.bill,
         "attempts": entry.attempts.len(),
         "error": entry.error,
         "audits": audits.iter().map(AuditSummary::from).collect::<Vec<_>>(),

@@ -139,6 +139,7 @@ pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, E
         settled_at_ms: None,
         worker: None,
         receipt_hash: None,
+        bill: None,
         error: None,
         request: job.request.clone(),
     };

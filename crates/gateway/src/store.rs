@@ -85,9 +85,21 @@ pub(crate) struct Entry {
     pub(crate) settled_at_ms: Option<u64>,
     pub(crate) worker: Option<Address>,
     pub(crate) receipt_hash: Option<Bytes32>,
+    /// What the accepted receipt bills.
+    pub(crate) bill: Option<Bill>,
     /// Why it failed, in a sentence.
     pub(crate) error: Option<String>,
     pub(crate) request: Request,
+}
+
+/// What a receipt bills.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bill {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) completion_tokens: u32,
+    /// In 10^-18 OPG.
+    #[serde(with = "crate::config::decimal_u128")]
+    pub(crate) price: u128,
 }
 
 /// Something that came back and is not part of the accepted answer.
@@ -276,6 +288,11 @@ impl Store {
                 entry.settled_at_ms = Some(at_ms);
                 entry.worker = Some(receipt.worker);
                 entry.receipt_hash = Some(receipt_hash);
+                entry.bill = Some(Bill {
+                    prompt_tokens: receipt.prompt_tokens,
+                    completion_tokens: receipt.completion_tokens,
+                    price: receipt.price,
+                });
                 entry.error = None;
                 key.clone_from(&entry.key);
                 model.clone_from(&entry.model_name);

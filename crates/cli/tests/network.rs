@@ -1,0 +1,224 @@
+//! `assay up --with-cheater` as a user runs it: real processes, the real model, every command of the terminal, `kill -9`
+//! of any process, and a cheater that is caught.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A network of its own folder and port; everything is stopped when it goes out of scope.
+struct Network {
+    home: tempfile::TempDir,
+    url: String,
+    up: Child,
+}
+
+impl Network {
+    /// Starts the network and waits until it has caught its cheater; returns what it printed about that.
+    fn with_a_caught_cheater() -> (Self, Value) {
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let home = tempfile::Builder::new().permissions(private).tempdir().unwrap();
+        let model = common::model();
+        let models = home.path().join("models");
+        std::fs::create_dir(&models).unwrap();
+        let here = models.join(model.file_name().unwrap());
+        if std::fs::hard_link(&model, &here).is_err() {
+            std::fs::copy(&model, &here).unwrap();
+        }
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut up = assay(home.path())
+            .args(["--json", "up", "--with-cheater", "--port", &port.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = up.stdout.take().unwrap();
+        let network = Self { home, url: format!("http://127.0.0.1:{port}"), up };
+        let mut documents = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
+        let started = documents.next().expect("it says where it listens").unwrap();
+        assert_eq!(started["url"], json!(network.url));
+        let caught = documents.next().expect("it catches the cheater").unwrap();
+        (network, caught)
+    }
+
+    /// Runs a command of the terminal against this network.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = assay(self.home.path());
+        command.args(arguments);
+        if ["chat", "receipts", "audit", "incident", "doctor"].iter().any(|name| arguments.contains(name)) {
+            command.args(["--gateway", &self.url]);
+        }
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[&["--json"], arguments].concat());
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{arguments:?}: {stdout} {}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn ask(&self, question: &str) -> Value {
+        self.json(&["chat", question, "--max-tokens", "12", "--temperature", "0"])
+    }
+
+    fn request_ids(&self) -> Vec<String> {
+        let list = self.json(&["receipts", "--limit", "1000"]);
+        let rows = list["receipts"].as_array().unwrap();
+        rows.iter().map(|row| row["request_id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Process ids of the supervised processes whose configuration lies in this folder.
+    fn pids(&self, name: &str) -> Vec<u32> {
+        let config = self.home.path().join("up").join(name).join("config.toml").display().to_string();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == config.as_bytes())
+        })
+        .collect()
+    }
+
+    /// Kills a process without warning and waits until the supervisor has started another.
+    fn kill_and_wait(&self, name: &str) {
+        let before = self.pids(name);
+        assert_eq!(before.len(), 1, "{name} runs once");
+        signal(before[0], "-KILL");
+        until(|| {
+            let now = self.pids(name);
+            now.len() == 1 && now != before
+        });
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // After a panic nothing may be left behind; after a stop there is nothing to kill.
+        let _ = self.up.kill();
+        let _ = self.up.wait();
+    }
+}
+
+fn assay(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_assay"));
+    command.env("ASSAY_HOME", home).env_remove("ASSAY_API_KEY").current_dir(home);
+    command
+}
+
+fn signal(pid: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+fn until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never happened");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn save(path: PathBuf, value: &Value) -> String {
+    std::fs::write(&path, serde_json::to_vec(value).unwrap()).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_network_answers_proves_survives_and_catches() {
+    let (network, caught) = Network::with_a_caught_cheater();
+    let folder = network.home.path();
+
+    // The cheater: which worker, which request, which token, and what it costs.
+    let caught = &caught["caught"];
+    assert_eq!(caught["operator"], "operator-cheap");
+    let lie = &caught["suspended"];
+    assert_ne!(lie["expected"], lie["claimed"]);
+    assert_eq!(lie["auditors"].as_array().unwrap().len(), 2, "a second auditor confirmed it");
+    assert!(caught["withheld"].as_str().unwrap().parse::<u128>().unwrap() > 0);
+    let request = lie["request_id"].as_str().unwrap();
+    let incident = network.json(&["incident", request]);
+    assert_eq!(incident["state"], "mismatch");
+    let evidence = save(folder.join("lie.json"), &incident["bundle"]);
+    let verified = network.run(&["verify", &evidence]);
+    assert_eq!(verified.status.code(), Some(1), "{}", stderr(&verified));
+    let replayed = network.run(&["verify", &evidence, "--replay", "smollm2-135m-instruct"]);
+    assert_eq!(replayed.status.code(), Some(1), "{}", stderr(&replayed));
+
+    // An honest answer: no further requests go to the cheater, and every worker gives the same bits.
+    let first = network.ask("What is the capital of France?");
+    let text = first["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert!(text.contains("Paris"), "{text}");
+    assert_ne!(first["assay"]["operator"], "operator-cheap");
+    for _ in 0..3 {
+        assert_eq!(network.ask("What is the capital of France?")["choices"][0]["message"]["content"], text);
+    }
+
+    // Its receipt: saved, checked offline, repeated here, and rejected after any change.
+    let id = first["assay"]["request_id"].as_str().unwrap().to_owned();
+    assert!(network.run(&["receipts", &id, "--out", "receipt.json"]).status.success());
+    let report = network.json(&["verify", "receipt.json"]);
+    assert!(report["state"] == "signed" || report["state"] == "replayed", "{report}");
+    let report = network.json(&["verify", "receipt.json", "--replay", "smollm2-135m-instruct"]);
+    assert_eq!(report["state"], "replayed");
+    let bundle: Value = serde_json::from_slice(&std::fs::read(folder.join("receipt.json")).unwrap()).unwrap();
+    let mut lied = bundle.clone();
+    lied["output"]["text"] = json!("Lyon.");
+    let mut stolen = bundle.clone();
+    stolen["receipt"]["statement"]["price"] = json!("999");
+    for (name, tampered) in [("text.json", lied), ("price.json", stolen)] {
+        let output = network.run(&["verify", &save(folder.join(name), &tampered)]);
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", stderr(&output));
+    }
+    let foreign =
+        network.run(&["verify", "receipt.json", "--signer", "0x0000000000000000000000000000000000000001"]);
+    assert!(!foreign.status.success(), "a list of workers that somebody else signed does not count");
+
+    // An audit on demand.
+    let audited = network.json(&["audit", &id]);
+    assert_eq!(audited["state"], "replayed");
+    assert_eq!(network.json(&["verify", "receipt.json"])["state"], report_before_audit(&bundle));
+    let findings = network.json(&["doctor"]);
+    assert_eq!(findings.as_array().unwrap().len(), 6);
+
+    // kill -9 of any process, one after the other: it comes back, and no receipt is lost.
+    let before = network.request_ids();
+    assert!(before.contains(&id) && before.contains(&request.to_owned()));
+    for name in ["gateway", "worker-1", "worker-2", "worker-3"] {
+        network.kill_and_wait(name);
+        until(|| network.run(&["receipts"]).status.success());
+        assert_eq!(network.ask("What is the capital of France?")["choices"][0]["message"]["content"], text);
+        let after = network.request_ids();
+        assert!(before.iter().all(|id| after.contains(id)), "after killing {name}");
+    }
+    let again = network.json(&["receipts", &id]);
+    assert_eq!(again["receipt"], bundle["receipt"], "the same signed statement");
+
+    // An interrupt stops everything.
+    signal(network.up.id(), "-INT");
+    let mut network = network;
+    let mut rest = String::new();
+    let status = network.up.wait().unwrap();
+    if let Some(mut stderr) = network.up.stderr.take() {
+        stderr.read_to_string(&mut rest).unwrap();
+    }
+    assert!(status.success(), "{status} {rest}");
+    for name in ["gateway", "worker-1", "worker-2", "worker-3", "cheater"] {
+        assert_eq!(network.pids(name), Vec::<u32>::new(), "{name} is gone");
+    }
+}
+
+/// What a file that was saved earlier says of itself: audits made later are not in it.
+fn report_before_audit(bundle: &Value) -> &'static str {
+    if bundle["audits"].as_array().is_some_and(|audits| !audits.is_empty()) { "replayed" } else { "signed" }
+}
