@@ -200,10 +200,11 @@ pub fn model(artifact: &Path, prompt_price: u128, completion_price: u128) -> Mod
     }
 }
 
-/// A random model with a context of 4,096 tokens, so that answers can be long.
+/// A random model whose text varies (that of the tied tiny one repeats itself), with a context of 4,096 tokens, so that
+/// answers can be long.
 pub fn tiny(seed: u64) -> Vec<u8> {
-    let mut gguf = tiny_gguf(Architecture::Llama, seed);
-    let key = b"llama.context_length";
+    let mut gguf = tiny_gguf(Architecture::Qwen3, seed);
+    let key = b"qwen3.context_length";
     let at = gguf.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
     gguf[at..at + 4].copy_from_slice(&4096_u32.to_le_bytes());
     import_gguf(&gguf, &mut |_, _| {}).unwrap()

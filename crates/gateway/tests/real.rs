@@ -1,0 +1,398 @@
+//! A gateway and its workers as processes that are killed: no caller loses an answer, and nobody a receipt.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "real/mod.rs"]
+mod network;
+
+use assay_receipt::{AnyStatement, Bytes32, Domain, Verdict};
+use assay_verify::check_sequence;
+use network::{Answer, CHAT, Network, TEXT, Worker, endless, wait};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Not a test by itself: the processes that the tests below start and kill.
+#[test]
+fn child() {
+    network::child();
+}
+
+/// Waits until a worker has made some tokens of the request that it is at.
+async fn in_the_middle(worker: &Worker, before: f64) {
+    wait("a worker makes tokens", async || {
+        let tokens = worker.metric(TOKENS).await?;
+        (tokens > before + 50.0).then_some(())
+    })
+    .await;
+}
+
+const TOKENS: &str = "assay_worker_completion_tokens_total{model=\"tiny\"}";
+
+/// Whatever is done to the worker in the middle of an answer, the caller receives exactly the text of an undisturbed run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_or_hangs_in_mid_stream_is_not_noticed() {
+    let network = Network::start(3, false, |config| config.workers.between_tokens_ms = 3_000).await;
+    for (number, (path, stream, hang)) in [
+        (CHAT, true, false),
+        (CHAT, false, false),
+        (TEXT, true, false),
+        (TEXT, false, false),
+        (CHAT, true, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = endless(path, 2_500, number as u64, stream);
+        let undisturbed = network.send(path, &body).await.unwrap().whole().await.unwrap();
+        assert_eq!(undisturbed.usage["completion_tokens"], 2_500);
+        assert_eq!(undisturbed.finish_reason, "length");
+        assert!(
+            undisturbed.text.chars().collect::<std::collections::HashSet<_>>().len() > 20,
+            "text that tells apart"
+        );
+        // A machine that is fast enough may be done before the blow; then it is struck again.
+        let mut struck = false;
+        for _ in 0..20 {
+            let (disturbed, victim) = disturb(&network, path, &body, hang).await;
+            assert_eq!(disturbed.text, undisturbed.text, "{path}, streams {stream}, hangs {hang}");
+            assert_eq!(disturbed.finish_reason, undisturbed.finish_reason);
+            assert_eq!(disturbed.usage, undisturbed.usage);
+            let id = disturbed.assay["request_id"].as_str().unwrap();
+            let bundle = network.bundle(id).await;
+            assert_eq!(bundle.output.text, undisturbed.text, "the receipt covers the whole answer");
+            assert_eq!(json!(bundle.receipt.hash(&Domain::default())), disturbed.assay["receipt_hash"]);
+            if hang {
+                victim.signal("-CONT");
+            } else {
+                victim.kill();
+                victim.revive().await;
+            }
+            if disturbed.assay["attempts"] != json!(1) {
+                assert_ne!(disturbed.assay["worker"], json!(victim.member.worker));
+                let incident = network.get(&format!("/assay/incident/{id}")).await;
+                let kinds: Vec<&str> = incident["evidence"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|item| item["kind"].as_str().unwrap())
+                    .collect();
+                assert!(kinds.contains(&"chunks") && kinds.contains(&"fault"), "{kinds:?}");
+                let resumed = &incident["request"]["attempts"][1]["resumed_tokens"];
+                assert!(resumed.as_u64().unwrap() > 0, "another worker went on: {resumed}");
+                struck = true;
+                break;
+            }
+        }
+        assert!(struck, "the worker was always done before it was struck");
+    }
+    for row in network.settled().await {
+        assert_eq!(row["state"], "signed", "{row}");
+        network.bundle(row["request_id"].as_str().unwrap()).await;
+    }
+}
+
+/// Strikes the worker that answers a request in the middle of its answer.
+async fn disturb<'a>(network: &'a Network, path: &str, body: &Value, hang: bool) -> (Answer, &'a Worker) {
+    let mut before = HashMap::new();
+    for worker in &network.workers {
+        before.insert(worker.member.worker, worker.metric(TOKENS).await.unwrap_or(0.0));
+    }
+    let strike = async {
+        let worker = network.busy().await;
+        in_the_middle(worker, before[&worker.member.worker]).await;
+        if hang {
+            worker.signal("-STOP");
+        } else {
+            worker.kill();
+        }
+        worker
+    };
+    let ask = async { network.send(path, body).await.unwrap().whole().await.unwrap() };
+    tokio::join!(ask, strike)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_may_be_killed_in_one_stream() {
+    let network = Network::start(3, false, |_| {}).await;
+    let body = endless(CHAT, 3_500, 5, true);
+    let undisturbed = network.send(CHAT, &body).await.unwrap().whole().await.unwrap();
+    for _ in 0..20 {
+        let mut reading = network.send(CHAT, &body).await.unwrap();
+        reading.until(2_000).await.unwrap();
+        let first = network.busy().await;
+        first.kill();
+        let second = wait("another worker goes on", async || {
+            let busy = network.busy().await;
+            (busy.member.worker != first.member.worker).then_some(busy)
+        });
+        let (second, disturbed) = tokio::join!(
+            async {
+                // When the stream was over already, nobody else gets busy.
+                let second = tokio::time::timeout(std::time::Duration::from_secs(5), second).await.ok()?;
+                second.kill();
+                Some(second)
+            },
+            reading.whole()
+        );
+        let disturbed = disturbed.unwrap();
+        assert_eq!(disturbed.text, undisturbed.text);
+        assert_eq!(disturbed.usage, undisturbed.usage);
+        network.bundle(disturbed.assay["request_id"].as_str().unwrap()).await;
+        first.revive().await;
+        if let Some(second) = second {
+            second.revive().await;
+        }
+        if disturbed.assay["attempts"] == json!(3) {
+            return;
+        }
+    }
+    panic!("the second worker was always done before it was killed");
+}
+
+/// Callers that ask until they are told to stop, and what receipts they saw.
+struct Callers {
+    stop: Arc<AtomicBool>,
+    /// Request id and hash of the receipt.
+    seen: Arc<Mutex<Vec<(String, Value)>>>,
+    lanes: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Callers {
+    /// `resilient`: the gateway stays, so every request must be answered. Otherwise they stop at the first error.
+    fn start(network: &Network, resilient: bool) -> Callers {
+        let (stop, seen): (Arc<AtomicBool>, Arc<Mutex<Vec<_>>>) = Default::default();
+        let lanes = (0..4_u64).map(|lane| {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            let (http, url) = (network.http.clone(), network.url.clone());
+            tokio::spawn(async move {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let tokens = 20 + 60 * (number % 4);
+                    let body = endless(CHAT, tokens, lane, false);
+                    let answer = async {
+                        let response = http.post(format!("{url}{CHAT}")).json(&body).send().await?;
+                        let response = response.error_for_status()?;
+                        response.json::<Value>().await
+                    };
+                    match answer.await {
+                        Ok(answer) => {
+                            assert_eq!(answer["usage"]["completion_tokens"], tokens);
+                            let assay = &answer["assay"];
+                            let id = assay["request_id"].as_str().unwrap().to_owned();
+                            seen.lock().unwrap().push((id, assay["receipt_hash"].clone()));
+                        }
+                        Err(error) if resilient => panic!("{error:?}"),
+                        Err(_) => return,
+                    }
+                }
+            })
+        });
+        Callers { lanes: lanes.collect(), stop, seen }
+    }
+
+    /// Waits until so many more answers were seen.
+    async fn progress(&self, more: usize) {
+        let goal = self.seen.lock().unwrap().len() + more;
+        wait("callers get answers", async || (self.seen.lock().unwrap().len() >= goal).then_some(())).await;
+    }
+
+    async fn end(self) -> Vec<(String, Value)> {
+        self.stop.store(true, Ordering::Relaxed);
+        for lane in self.lanes {
+            lane.await.unwrap();
+        }
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+}
+
+/// The receipts that a worker signed, by nonce. Its log must be whole.
+fn receipts(worker: &Worker) -> HashMap<Bytes32, Bytes32> {
+    let statements = worker.statements();
+    for report in check_sequence(&Domain::default(), &statements) {
+        assert_eq!(report.statements, statements.len());
+        assert!(report.forks.is_empty() && report.broken.is_empty() && report.gaps.is_empty(), "{report:?}");
+    }
+    let receipts = statements.iter().filter_map(|statement| match statement {
+        AnyStatement::Receipt(receipt) => Some((receipt.statement.nonce, receipt.hash(&Domain::default()))),
+        _ => None,
+    });
+    receipts.collect()
+}
+
+/// After each `kill -9` of the gateway every receipt that a caller saw is there, and so is every other receipt that a
+/// worker signed for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_loses_no_receipt_when_it_is_killed() {
+    let mut network = Network::start(3, false, |_| {}).await;
+    let mut seen = Vec::new();
+    for round in 0..4 {
+        let callers = Callers::start(&network, false);
+        callers.progress(8 + 3 * round).await;
+        network.kill_gateway();
+        seen.extend(callers.end().await);
+        network.start_gateway().await;
+    }
+    let rows = network.settled().await;
+    let by_id: HashMap<&str, &Value> =
+        rows.iter().map(|row| (row["request_id"].as_str().unwrap(), row)).collect();
+    assert!(seen.len() >= 40);
+    for (id, receipt) in &seen {
+        assert_eq!(by_id[&**id]["receipt_hash"], *receipt);
+        assert_eq!(json!(network.bundle(id).await.receipt.hash(&Domain::default())), *receipt);
+    }
+    let usage = network.get("/assay/usage").await;
+    assert_eq!(usage["usage"][0]["requests"], json!(rows.len()), "each is counted once");
+    for worker in &network.workers {
+        worker.kill();
+        for (nonce, receipt) in receipts(worker) {
+            let id = format!("chatcmpl-{}", &nonce.to_string()[2..34]);
+            assert_eq!(by_id[&*id]["receipt_hash"], json!(receipt), "{id}");
+        }
+    }
+}
+
+/// An answer that was complete at the worker when the gateway was killed is fetched after the restart, also when the
+/// worker was killed as well and comes back later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_the_gateway_missed_is_recovered() {
+    const ANSWERS: &str = "assay_worker_answers_total{model=\"tiny\"}";
+    let mut network = Network::start(1, false, |_| {}).await;
+    let body = endless(TEXT, 100, 3, false);
+    for kill_worker in [false, true] {
+        let known = network.send(TEXT, &body).await.unwrap().whole().await.unwrap();
+        // The worker only sees the request once the gateway does not read any more. Whether the request has left the
+        // gateway by then cannot be seen from outside, so it is tried until it has.
+        let mut recovered = false;
+        for _ in 0..20 {
+            let worker = &network.workers[0];
+            let before = worker.metric(ANSWERS).await.unwrap();
+            worker.signal("-STOP");
+            let (http, url, body) = (network.http.clone(), network.url.clone(), body.clone());
+            let caller =
+                tokio::spawn(async move { http.post(format!("{url}{TEXT}")).json(&body).send().await });
+            let id = wait("the request is under way", async || {
+                let rows = network.get("/assay/receipts?limit=1").await;
+                let row = &rows["receipts"][0];
+                let sent = row["state"] == "running" && row["attempts"] == json!(1);
+                sent.then(|| row["request_id"].as_str().unwrap().to_owned())
+            })
+            .await;
+            network.signal_gateway("-STOP");
+            worker.signal("-CONT");
+            let done = async {
+                wait("the worker is done", async || (worker.metric(ANSWERS).await? > before).then_some(()))
+                    .await;
+            };
+            let done = tokio::time::timeout(std::time::Duration::from_secs(3), done).await.is_ok();
+            if !done {
+                network.signal_gateway("-CONT");
+                assert!(caller.await.unwrap().unwrap().status().is_success());
+                continue;
+            }
+            if kill_worker {
+                worker.kill();
+            }
+            network.kill_gateway();
+            caller.await.unwrap().unwrap_err();
+            network.start_gateway().await;
+            if kill_worker {
+                let rows = network.get("/assay/receipts?limit=1").await;
+                assert_eq!(
+                    rows["receipts"][0]["state"], "running",
+                    "nothing is given up while a worker is away"
+                );
+                network.workers[0].revive().await;
+            }
+            let rows = network.settled().await;
+            assert_eq!((&rows[0]["request_id"], &rows[0]["state"]), (&json!(id), &json!("signed")));
+            let bundle = network.bundle(&id).await;
+            assert_eq!(bundle.output.text, known.text);
+            assert!(!bundle.chunks.is_empty(), "with its chunks");
+            recovered = true;
+            break;
+        }
+        assert!(recovered);
+    }
+}
+
+/// Workers that are killed again and again lose nothing that they signed and callers saw, and every caller is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_lose_no_receipt_when_they_are_killed() {
+    let network = Network::start(3, false, |config| config.workers.attempts_max = 8).await;
+    let callers = Callers::start(&network, true);
+    for round in 0..6 {
+        callers.progress(3 + round).await;
+        let victim = &network.workers[round % 3];
+        victim.kill();
+        callers.progress(2).await;
+        victim.revive().await;
+    }
+    let seen = callers.end().await;
+    network.settled().await;
+    let mut bundles = Vec::new();
+    for (id, hash) in &seen {
+        let bundle = network.bundle(id).await;
+        assert_eq!(json!(bundle.receipt.hash(&Domain::default())), *hash);
+        bundles.push(bundle);
+    }
+    for worker in &network.workers {
+        worker.kill();
+    }
+    let logs: HashMap<_, _> =
+        network.workers.iter().map(|worker| (worker.member.worker, receipts(worker))).collect();
+    for bundle in bundles {
+        let receipt = &bundle.receipt;
+        let logged = logs[&receipt.statement.worker].get(&receipt.statement.nonce);
+        assert_eq!(logged, Some(&receipt.hash(&Domain::default())));
+    }
+}
+
+/// A worker that serves a weakened model under the honest model's id is caught by a sampled audit, and the record shows
+/// where.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_weakened_weights_is_caught() {
+    let network = Network::start(2, true, |config| config.sampling.share_new_ppm = 1_000_000).await;
+    let cheater = &network.workers[2];
+    let body = endless(CHAT, 200, 1, false);
+    let answer = network.send(CHAT, &body).await.unwrap().whole().await.unwrap();
+    assert_eq!(answer.assay["worker"], json!(cheater.member.worker), "the cheapest is asked first");
+    assert_eq!(answer.assay["state"], "pending");
+    let suspension = wait("the cheater is suspended", async || {
+        let suspended = network.record(cheater).await["suspended"].clone();
+        suspended.is_object().then_some(suspended)
+    })
+    .await;
+    let id = answer.assay["request_id"].as_str().unwrap();
+    assert_eq!(suspension["request_id"], id);
+    assert_eq!(suspension["receipt"], answer.assay["receipt_hash"]);
+    assert_eq!(suspension["field"], "tokens");
+    assert_eq!(suspension["auditors"].as_array().unwrap().len(), 2, "a second auditor confirmed it");
+    let bundle = network.bundle(id).await;
+    let position = usize::try_from(suspension["position"].as_u64().unwrap()).unwrap();
+    assert_eq!(suspension["claimed"], json!(bundle.output.tokens[position]));
+    assert_eq!(bundle.audits.len(), 2);
+    for audit in &bundle.audits {
+        assert_eq!(audit.statement.verdict, Verdict::Differs);
+        assert_eq!(json!(audit.statement.expected), suspension["expected"]);
+    }
+    // What an honest worker says instead has the expected token there.
+    let honest = network.send(CHAT, &body).await.unwrap().whole().await.unwrap();
+    assert_ne!(honest.assay["worker"], json!(cheater.member.worker), "it gets no more requests");
+    let honest = network.bundle(honest.assay["request_id"].as_str().unwrap()).await;
+    assert_eq!(json!(honest.output.tokens[position]), suspension["expected"]);
+    assert_eq!(honest.output.tokens[..position], bundle.output.tokens[..position]);
+    let record = network.record(cheater).await;
+    assert_eq!((&record["earned"], &record["withheld"]), (&json!("0"), &answer.assay["price"]));
+    let incident = network.get(&format!("/assay/incident/{id}")).await;
+    assert_eq!(incident["state"], "mismatch");
+    let summary = incident["summary"].to_string();
+    assert!(summary.contains(&format!("differs in tokens at position {position}")), "{summary}");
+    // The honest ones are in good standing.
+    for worker in &network.workers[..2] {
+        assert!(network.record(worker).await["suspended"].is_null());
+    }
+}
