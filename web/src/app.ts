@@ -70,6 +70,8 @@ export class App {
   roster: Roster | null = null;
   pinned: string | null = pinStore.get();
   workers: Standing[] | null = null;
+  /** Why the workers' records could not be read. */
+  workersTrouble: string | null = null;
   /** Why the gateway's lists could not be read. */
   trouble: string | null = null;
   panel: Panel = null;
@@ -455,11 +457,11 @@ export class App {
     const { bundle, text } = filed;
     const started = performance.now();
     const members = roster.members.statement.members;
-    const report = verify(bundle, { domain: roster.domain, workers: members, model: asked.modelId, nonce: turn.nonce ?? null });
+    const report = verify.check(bundle, { domain: roster.domain, workers: members, model: asked.modelId, nonce: turn.nonce ?? null });
     const now = Date.now();
     const messages = messagesBefore(conversation.turns, index, asked.system);
     const own = [
-      ...rosterChecks(roster, this.pinned, now),
+      ...rosterChecks(roster, signerOf(verify, roster), this.pinned, now),
       ...pageChecks(bundle, { requestId, asked, messages, shown: turn.text, finish: turn.finish ?? null }),
     ];
     const checkMs = performance.now() - started;
@@ -545,8 +547,9 @@ export class App {
   async readWorkers(): Promise<void> {
     try {
       this.workers = await this.#gateway.workers();
+      this.workersTrouble = null;
     } catch (error) {
-      if (this.panel?.kind === "workers" && this.workers === null) this.notify(say(error));
+      this.workersTrouble = say(error);
     }
     this.#changed();
   }
@@ -638,6 +641,15 @@ class Sentences {
   }
 }
 
+/** Who signed a list of workers, or why that cannot be said. */
+function signerOf(verify: Verifier, roster: Roster): string | Error {
+  try {
+    return verify.signer(roster.domain, roster.members);
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
+}
+
 function readTheme(): App["theme"] {
   const theme = themeStore.get();
   return theme === "light" || theme === "dark" ? theme : "system";
@@ -669,7 +681,8 @@ export function download(name: string, text: string): void {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** Puts the cursor where one writes, once the page is drawn. */
+/** Puts the cursor where one writes, once the page is drawn. Not on phones, where the keyboard would cover the page. */
 export function focusComposer(): void {
+  if (matchMedia("(hover: none) and (pointer: coarse)").matches) return;
   setTimeout(() => document.getElementById("composer")?.focus({ preventScroll: true }), 0);
 }

@@ -104,10 +104,21 @@ export function pageChecks(bundle: Bundle, seen: Seen): Check[] {
   return checks;
 }
 
-/** Checks on the list of workers: it has not expired, and its signer is the one that this browser met first. */
-export function rosterChecks(roster: Roster, pinned: string | null, nowMs: number): Check[] {
+/** Checks on the list of workers: its signature holds, it has not expired, and its signer is the one that this browser
+ * met first. `signer` is who signed it, as the verifier found, or why that cannot be said. */
+export function rosterChecks(roster: Roster, signer: string | Error, pinned: string | null, nowMs: number): Check[] {
   const list: Members = roster.members.statement;
+  const named = roster.signer.toLowerCase();
   return [
+    result(
+      "list_signature",
+      typeof signer === "string" && signer.toLowerCase() === named,
+      `the list of workers is signed by ${short(roster.signer)}`,
+      () =>
+        typeof signer === "string"
+          ? `the list of workers is signed by ${short(signer)}, not by ${short(roster.signer)}, or was altered after it was signed`
+          : `the list of workers cannot be read: ${signer.message}`,
+    ),
     result(
       "list_current",
       nowMs < list.expires_at_s * 1_000,
@@ -176,8 +187,9 @@ export function judge(bundle: Bundle, report: Report, own: Check[], members: Mem
   }
   const failed = [...report.checks, ...own].filter((check) => check.outcome === "failed");
   if (report.state === "rejected" || failed.length > 0) {
-    const first = failed[0]?.detail ?? "the evidence was rejected";
-    return { ...base, state: "failed", summary: `Nothing is proven: ${tidy(first)}.` };
+    const first = failed[0];
+    const why = first ? `${checkTitle(first.name)}: ${tidy(first.detail)}` : "The evidence was rejected";
+    return { ...base, state: "failed", summary: `Nothing is proven. ${why}.` };
   }
   const audits = bundle.audits.map((signed) => signed.statement);
   const differs = audits.filter((audit) => audit.verdict === "differs");
@@ -318,6 +330,7 @@ const TITLES: Record<string, string> = {
   page_answer: "Text on your screen",
   page_model: "Model you chose",
   page_finish: "How it ended",
+  list_signature: "List's signature",
   list_current: "List is current",
   list_signer: "List's signer",
 };

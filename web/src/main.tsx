@@ -33,9 +33,12 @@ function Page({ app }: { app: App }): JSX.Element {
         <header class="top">
           <IconButton icon="menu" label="Conversations" class="narrow-only" expanded={app.sidebar} onClick={() => app.toggleSidebar()} />
           <h1 class="top-title">{app.conversation.turns.length === 0 ? "Assay" : app.conversation.title}</h1>
-          <button type="button" class={`ghost ${caught > 0 ? "bad-text" : ""}`} onClick={() => app.show(app.panel?.kind === "workers" ? null : { kind: "workers" })} aria-expanded={app.panel?.kind === "workers"}>
+          <button type="button" class={`ghost ${caught > 0 ? "bad-text" : ""}`} onClick={() => app.show(app.panel?.kind === "workers" ? null : { kind: "workers" })} aria-expanded={app.panel?.kind === "workers"} aria-label={caught > 0 ? `Workers: ${caught} caught` : undefined}>
             <Icon name="people" />
-            <span>{caught > 0 ? `Workers: ${caught} caught` : "Workers"}</span>
+            <span>
+              {caught > 0 && <span class="wide-only">Workers: </span>}
+              {caught > 0 ? `${caught} caught` : "Workers"}
+            </span>
           </button>
           <ThemeButton app={app} />
         </header>
@@ -53,7 +56,7 @@ function Page({ app }: { app: App }): JSX.Element {
         {app.announcement}
       </div>
       {app.toast && (
-        <div class="toast">
+        <div class="toast" role="region" aria-label="Message">
           <span>{app.toast.text}</span>
           {app.toast.undo && (
             <button type="button" class="ghost" onClick={() => { app.toast?.undo?.(); app.dismiss(); }}>

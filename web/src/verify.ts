@@ -41,8 +41,13 @@ export interface Expected {
   cap?: string | null;
 }
 
-/** Checks a receipt bundle. Throws an `Error` when the bundle cannot be read. */
-export type Verifier = (bundle: object, expected: Expected) => Report;
+/** The verifier, once it is loaded. Its methods throw an `Error` when what they get cannot be read. */
+export interface Verifier {
+  /** Checks a receipt bundle. */
+  check(bundle: object, expected: Expected): Report;
+  /** The address whose key signed a list of workers. */
+  signer(domain: Expected["domain"], members: object): string;
+}
 
 interface Exports {
   memory: WebAssembly.Memory;
@@ -64,8 +69,8 @@ export async function loadVerifier(): Promise<Verifier> {
 export async function verifierFromBytes(bytes: BufferSource): Promise<Verifier> {
   const { instance } = await WebAssembly.instantiate(bytes, {});
   const { memory, alloc, free, check } = instance.exports as unknown as Exports;
-  return (bundle, expected) => {
-    const call = new TextEncoder().encode(JSON.stringify({ bundle: { bundle, expected } }));
+  const ask = (question: object): unknown => {
+    const call = new TextEncoder().encode(JSON.stringify(question));
     const input = alloc(call.length) >>> 0;
     new Uint8Array(memory.buffer, input, call.length).set(call);
     const packed = BigInt.asUintN(64, check(input, call.length));
@@ -74,10 +79,12 @@ export async function verifierFromBytes(bytes: BufferSource): Promise<Verifier> 
     // `check` may have grown the memory, so the view must be made after it.
     const answer = new TextDecoder().decode(new Uint8Array(memory.buffer, output, length));
     free(output, length);
-    const report = JSON.parse(answer) as Report | { error: string };
-    if ("error" in report) {
-      throw new Error(report.error);
-    }
-    return report;
+    const found = JSON.parse(answer) as object;
+    if ("error" in found) throw new Error(String(found.error));
+    return found;
+  };
+  return {
+    check: (bundle, expected) => ask({ bundle: { bundle, expected } }) as Report,
+    signer: (domain, members) => (ask({ members: { domain, members } }) as { signer: string }).signer,
   };
 }

@@ -15,7 +15,7 @@ import { chain, commitment, digest, hashedAudit, hashedMembers, hashedOutput, ha
 
 const DIST = fileURLToPath(new URL("../dist/", import.meta.url));
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".wasm": "application/wasm" };
-const CSP = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+const CSP = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const ZERO = `0x${"0".repeat(64)}`;
 const MODEL = `0x${"5a".repeat(32)}`;
 const MODEL_OTHER = `0x${"6b".repeat(32)}`;

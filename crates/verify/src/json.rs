@@ -1,6 +1,6 @@
 //! The checks as one function from JSON to JSON, for callers that are not written in Rust.
 
-use assay_receipt::{AnyStatement, Bundle, Domain, Failure, Signed, limits};
+use assay_receipt::{AnyStatement, Bundle, Domain, Failure, Members, Signed, limits};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -21,6 +21,11 @@ enum Call<'a> {
         evidence: Option<Box<FailureEvidence>>,
         expected: Box<Expected>,
     },
+    Members {
+        domain: Domain,
+        #[serde(borrow)]
+        members: &'a RawValue,
+    },
     Sequence {
         domain: Domain,
         statements: Vec<AnyStatement>,
@@ -29,7 +34,8 @@ enum Call<'a> {
 
 /// Answers one call, JSON in and JSON out: `{"bundle": {"bundle", "expected"}}` or
 /// `{"failure": {"failure", "evidence", "expected"}}` give a report, `{"sequence": {"domain", "statements"}}` gives
-/// the sequence reports of the workers. Whatever cannot be read gives `{"error": "..."}`.
+/// the sequence reports of the workers, and `{"members": {"domain", "members"}}` gives `{"signer"}`, the address whose
+/// key signed this very list of workers; the caller compares it with the one that it believes in. Whatever cannot be read gives `{"error": "..."}`.
 ///
 /// ```
 /// let answer = assay_verify::answer(b"{}");
@@ -48,6 +54,14 @@ pub fn answer(call: &[u8]) -> String {
         Ok(Call::Failure { failure, evidence, expected }) => {
             json!(check_failure(&failure, evidence.as_deref(), &expected))
         }
+        Ok(Call::Members { domain, members }) => {
+            let signer = Signed::<Members>::from_json(members.get().as_bytes())
+                .and_then(|members| members.signer(&domain));
+            match signer {
+                Ok(signer) => json!({ "signer": signer }),
+                Err(error) => json!({ "error": error.to_string() }),
+            }
+        }
         Ok(Call::Sequence { domain, statements }) => json!(check_sequence(&domain, &statements)),
         Err(error) => json!({ "error": error.to_string() }),
     };
@@ -56,6 +70,9 @@ pub fn answer(call: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use assay_receipt::{Domain, Key, Members, Signed};
+    use serde_json::json;
+
     use super::answer;
 
     #[test]
@@ -63,6 +80,27 @@ mod tests {
         for call in ["", "{}", "[]", r#"{"bundle":{"bundle":{}}}"#, r#"{"other":{}}"#] {
             assert!(answer(call.as_bytes()).starts_with(r#"{"error":"#), "{call}");
         }
+    }
+
+    #[test]
+    fn a_changed_list_of_workers_has_another_signer() {
+        let key = Key::from_bytes([7; 32]).unwrap();
+        let domain = Domain::default();
+        let list = Members { serial: 3, issued_at_s: 1, expires_at_s: 2, members: Vec::new() };
+        let signed = Signed::sign(&key, &domain, list);
+        let signer = |members: &Signed<Members>, domain: &Domain| {
+            super::answer(json!({"members": {"domain": domain, "members": members}}).to_string().as_bytes())
+        };
+        let right = json!({"signer": key.address()}).to_string();
+        assert_eq!(signer(&signed, &domain), right);
+        let mut later = signed.clone();
+        later.statement.expires_at_s += 1;
+        assert_ne!(signer(&later, &domain), right);
+        let elsewhere = Domain { chain_id: domain.chain_id + 1, ..domain };
+        assert_ne!(signer(&signed, &elsewhere), right);
+        let mut void = signed;
+        void.statement.expires_at_s = 0;
+        assert!(signer(&void, &domain).starts_with(r#"{"error":"#), "limits are checked as well");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
-import type { App } from "../app";
+import { type App, focusComposer } from "../app";
 import type { Turn } from "../conversation";
 import { Icon, Mark } from "./icons";
 import { CopyButton, IconButton, Markdown } from "./parts";
@@ -216,7 +216,7 @@ function Answer({ app, turn }: { app: App; turn: Turn }): JSX.Element {
         {!streaming && (
           <div class="actions">
             {turn.text !== "" && <CopyButton text={turn.text} label="Copy the answer" plain />}
-            <IconButton icon="again" label="Regenerate" disabled={app.busy} onClick={() => app.regenerate(turn.id)} />
+            {turn.state !== "error" && <IconButton icon="again" label="Regenerate" disabled={app.busy} onClick={() => app.regenerate(turn.id)} />}
           </div>
         )}
       </div>
@@ -228,7 +228,7 @@ function Composer({ app }: { app: App }): JSX.Element {
   const [text, setText] = useState("");
   const area = useRef<HTMLTextAreaElement>(null);
   useLayoutEffect(() => grow(area.current, 220), [text]);
-  useEffect(() => area.current?.focus(), []);
+  useEffect(() => focusComposer(), []);
   const { replayable } = app;
   const submit = () => {
     if (app.busy || text.trim() === "" || app.settings.model === "") return;
@@ -302,12 +302,12 @@ function Composer({ app }: { app: App }): JSX.Element {
               onChange={(event) => app.set({ level: event.currentTarget.value as App["settings"]["level"] })}
               title="When another operator repeats the answer"
             >
-              <option value="sampled">{replayable ? "Signed, a sample is replayed" : "Signed, cannot be replayed"}</option>
+              <option value="sampled">{replayable ? "Replay a sample" : "Signed only"}</option>
               <option value="before_end" disabled={!replayable}>
-                Replayed before the end
+                Replay before the end
               </option>
               <option value="before_first_token" disabled={!replayable}>
-                Replayed before it is shown
+                Replay before showing
               </option>
             </select>
           </label>

@@ -1,5 +1,5 @@
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 
 import { blocks } from "../markdown";
 import { Icon, type IconName } from "./icons";
@@ -70,9 +70,11 @@ async function copyText(text: string): Promise<boolean> {
 
 /** An answer. */
 export function Markdown({ text }: { text: string }): JSX.Element {
+  // A stream redraws the page often, and a long conversation has many answers that did not change.
+  const parts = useMemo(() => blocks(text), [text]);
   return (
     <div class="markdown">
-      {blocks(text).map((block, index) =>
+      {parts.map((block, index) =>
         block.kind === "code" ? (
           <figure class="code" key={index}>
             <figcaption>

@@ -129,15 +129,16 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
   const checks = [...own, ...report.checks.filter((check) => check.name !== "nonce" || check.outcome !== "skipped")];
   const failed = checks.filter((check) => check.outcome === "failed").length;
   const passed = checks.filter((check) => check.outcome === "passed").length;
+  const proven = report.state !== "rejected" && failed === 0;
   const fileName = `receipt-${turn.requestId ?? "unknown"}.json`;
   return (
     <>
       <section aria-labelledby="proves">
         <h3 id="proves">What this proves</h3>
-        <ul class="plain-list ticks">
-          {report.proves.map((line) => (
+        <ul class={`plain-list ${proven ? "ticks" : "crosses"}`}>
+          {(proven ? report.proves : ["Nothing: a check failed, so the receipt cannot be relied on."]).map((line) => (
             <li key={line}>
-              <Icon name={report.state === "rejected" ? "cross" : "check"} size={16} />
+              <Icon name={proven ? "check" : "cross"} size={16} />
               <span>{tidy(line)}</span>
             </li>
           ))}
@@ -146,7 +147,7 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
       <section aria-labelledby="trusted">
         <h3 id="trusted">Whom you still trust</h3>
         <ul class="plain-list">
-          {report.trusted.map((line) => (
+          {proven && report.trusted.map((line) => (
             <li key={line}>
               <Icon name="people" size={16} />
               <span>{tidy(line)}</span>
@@ -195,7 +196,7 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
         </table>
       </section>
       <section aria-labelledby="facts">
-        <h3 id="facts">What was signed</h3>
+        <h3 id="facts">{proven ? "What was signed" : "What the receipt says"}</h3>
         <table class="facts">
           <tbody>
             <tr>

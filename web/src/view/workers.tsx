@@ -22,7 +22,13 @@ export function WorkersPanel({ app }: { app: App }): JSX.Element {
           Who answers, and how often others repeated their answers and got the same. A worker that is caught is suspended at
           once and not paid for what it was caught with.
         </p>
-        {workers === null && (
+        {app.workersTrouble && (
+          <div class="notice bad" role="alert">
+            <Icon name="warning" />
+            <p>{workers ? `These records are old. ${app.workersTrouble}` : app.workersTrouble}</p>
+          </div>
+        )}
+        {workers === null && !app.workersTrouble && (
           <p class="quiet">
             <span class="spinner" aria-hidden="true" /> Reading the records…
           </p>
@@ -105,24 +111,36 @@ function Row({ app, worker }: { app: App; worker: Standing }): JSX.Element {
           <span class={`chip tone-${tone}`}>
             <Icon name={suspended ? "cross" : worker.resting ? "clock" : "check"} size={13} /> {state}
           </span>
-          {worker.firstTokenMs !== null && (
-            <span class="latency">
-              {duration(worker.firstTokenMs)} to the first token{worker.tokenMs !== null && worker.tokenMs > 0 ? `, then ${(1_000 / worker.tokenMs).toFixed(0)} a second` : ""}
-            </span>
-          )}
         </th>
         <td class="number">{worker.served}</td>
         <td class="number">{worker.agreed}</td>
         <td class={`number ${worker.differed > 0 ? "bad-text" : ""}`}>{worker.differed}</td>
       </tr>
-      {(suspended || worker.failures > 0 || worker.disputed > 0) && (
+      {(suspended || worker.firstTokenMs !== null || worker.failures > 0 || worker.disputed > 0) && (
         <tr class={suspended ? "caught note" : "note"}>
           <td colSpan={4}>
+            {worker.firstTokenMs !== null && !suspended && (
+              <p>
+                {duration(worker.firstTokenMs)} to the first token
+                {worker.tokenMs !== null && worker.tokenMs > 0 ? `, then ${(1_000 / worker.tokenMs).toFixed(0)} tokens a second` : ""}
+              </p>
+            )}
             {suspended && (
               <p>
                 Caught {moment(suspended.at_ms)} by {suspended.auditors.map((auditor) => app.operatorOf(auditor)).join(" and ") || "an auditor"} at{" "}
                 {place(suspended.field, suspended.position)}: claimed {found(suspended.field, suspended.claimed)}, the model gives{" "}
-                {found(suspended.field, suspended.expected)}. Not paid: <strong>{opg(worker.withheld)}</strong>. Earned before: {opg(worker.earned)}.
+                {found(suspended.field, suspended.expected)}. Not paid: <strong>{opg(worker.withheld)}</strong>. Earned with other
+                answers: {opg(worker.earned)}.
+              </p>
+            )}
+            {suspended && (
+              <p class="row case">
+                <span>
+                  Request <code class="break">{suspended.request_id}</code>
+                </span>
+                <button type="button" class="small-button" onClick={() => void app.saveIncident(suspended.request_id)}>
+                  <Icon name="save" size={15} /> Incident file
+                </button>
               </p>
             )}
             {worker.failures > 0 && (

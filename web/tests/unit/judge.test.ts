@@ -41,7 +41,7 @@ type Case = Awaited<ReturnType<typeof answer>>;
 
 function verdict({ bundle, seen }: Case) {
   const members = roster.members.statement.members;
-  const report = verify(bundle, { domain: roster.domain, workers: members, model: seen.asked.modelId });
+  const report = verify.check(bundle, { domain: roster.domain, workers: members, model: seen.asked.modelId });
   return judge(bundle, report, pageChecks(bundle, seen), members, seen.shown, 1);
 }
 
@@ -95,7 +95,7 @@ describe("one thing altered, and the verdict is failed", () => {
     const auditor = one.bundle.audits[0]?.statement.auditor;
     const members = structuredClone(roster.members.statement.members);
     for (const member of members) if (member.worker === auditor) member.operator = "north";
-    const report = verify(one.bundle, { domain: roster.domain, workers: members });
+    const report = verify.check(one.bundle, { domain: roster.domain, workers: members });
     expect(judge(one.bundle, report, [], members, one.seen.shown, 1).state).toBe("failed");
   });
 });
@@ -103,11 +103,25 @@ describe("one thing altered, and the verdict is failed", () => {
 describe("the list of workers", () => {
   it("must be current and by the remembered signer", () => {
     const now = roster.members.statement.issued_at_s * 1_000 + 1;
-    const outcome = (pinned: string | null, at: number) => rosterChecks(roster, pinned, at).map((check) => check.outcome);
-    expect(outcome(null, now)).toEqual(["passed", "passed"]);
-    expect(outcome(pin(roster), now)).toEqual(["passed", "passed"]);
-    expect(outcome("other", now)).toEqual(["passed", "failed"]);
-    expect(outcome(pin(roster), roster.members.statement.expires_at_s * 1_000)).toEqual(["failed", "passed"]);
+    const signer = (list: Roster) => verify.signer(list.domain, list.members);
+    const outcome = (pinned: string | null, at: number) => rosterChecks(roster, signer(roster), pinned, at).map((check) => check.outcome);
+    expect(outcome(null, now)).toEqual(["passed", "passed", "passed"]);
+    expect(outcome(pin(roster), now)).toEqual(["passed", "passed", "passed"]);
+    expect(outcome("other", now)).toEqual(["passed", "passed", "failed"]);
+    expect(outcome(pin(roster), roster.members.statement.expires_at_s * 1_000)).toEqual(["passed", "failed", "passed"]);
+  });
+  it("checks who signed the list of workers", () => {
+    const now = roster.members.statement.issued_at_s * 1_000 + 1;
+    const altered = structuredClone(roster);
+    const member = altered.members.statement.members[0];
+    if (member) member.operator = "somebody else";
+    const signer = verify.signer(altered.domain, altered.members);
+    expect(signer).not.toBe(roster.signer);
+    expect(rosterChecks(altered, signer, pin(roster), now)[0]).toMatchObject({ name: "list_signature", outcome: "failed" });
+    const claimed = { ...altered, signer };
+    expect(rosterChecks(claimed, signer, pin(roster), now).map((check) => check.outcome)).toEqual(["passed", "passed", "failed"]);
+    expect(() => verify.signer(roster.domain, { statement: {}, signature: "0x" })).toThrow();
+    expect(rosterChecks(roster, new Error("no list"), pin(roster), now)[0]?.outcome).toBe("failed");
   });
   it("gives the models, those that can be replayed first", () => {
     const models = modelsOf(roster.members.statement.members);
