@@ -25,6 +25,8 @@ export default defineConfig({
   server: { proxy: { "/v1": gateway(), "/assay": gateway() } },
 });
 
-function gateway(): string {
-  return process.env.ASSAY_URL ?? "http://127.0.0.1:8600";
+// The gateway refuses pages of other origins, which the page of this development server is.
+function gateway(): { target: string; changeOrigin: boolean; headers: { origin: string } } {
+  const target = process.env.ASSAY_URL ?? "http://127.0.0.1:8600";
+  return { target, changeOrigin: true, headers: { origin: target } };
 }

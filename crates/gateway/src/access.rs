@@ -3,7 +3,7 @@
 use crate::config::{Config, parse_sha256};
 use crate::error::ApiError;
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, TRANSFER_ENCODING};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,11 +17,30 @@ const CALLERS_MAX: usize = 10_000;
 /// Name under which usage is counted when no keys are configured.
 const ANYBODY: &str = "anybody";
 
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// Name of the API key.
+    pub(crate) key: String,
+    /// Whether it may see the requests of all keys and lift suspensions. Without keys, everybody who reaches the
+    /// loopback address may.
+    pub(crate) admin: bool,
+}
+
+impl Caller {
+    /// The key whose requests it may see; `None`: those of all.
+    pub(crate) fn sees(&self) -> Option<&str> {
+        (!self.admin).then_some(&*self.key)
+    }
+}
+
 /// The rules for callers.
 pub(crate) struct Access {
-    keys: Vec<(String, [u8; 32])>,
+    keys: Vec<(Caller, [u8; 32])>,
     /// Host names that are accepted; `None` where the gateway is meant to be reached from elsewhere.
     hosts: Option<Vec<String>>,
+    /// Origins of pages that may call, besides those that come from here.
+    origins: Vec<String>,
     per_minute: f64,
     burst: f64,
     buckets: Mutex<HashMap<String, Bucket>>,
@@ -37,7 +56,11 @@ impl Access {
     /// The rules of a configuration that was checked.
     pub(crate) fn new(config: &Config) -> Access {
         let keys = config.api_keys.iter();
-        let keys = keys.filter_map(|key| Some((key.name.clone(), parse_sha256(&key.sha256)?))).collect();
+        let keys = keys.filter_map(|key| {
+            let caller = Caller { key: key.name.clone(), admin: key.admin };
+            Some((caller, parse_sha256(&key.sha256)?))
+        });
+        let keys = keys.collect();
         let hosts = config.listen.ip().is_loopback().then(|| {
             let own = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
             let ip = match config.listen.ip() {
@@ -50,6 +73,7 @@ impl Access {
         Access {
             keys,
             hosts,
+            origins: config.cors_origins.clone(),
             per_minute: config.requests_per_minute.into(),
             burst: config.requests_burst.into(),
             buckets: Mutex::default(),
@@ -61,12 +85,12 @@ impl Access {
         !self.keys.is_empty()
     }
 
-    /// The name of the caller's key.
+    /// The caller, known by its key.
     ///
     /// Hashes are compared, all of them and in constant time, so that the time taken says nothing about any key.
-    pub(crate) fn key(&self, headers: &HeaderMap) -> Result<String, ApiError> {
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.keys.is_empty() {
-            return Ok(ANYBODY.to_owned());
+            return Ok(Caller { key: ANYBODY.to_owned(), admin: true });
         }
         let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let key = value.and_then(|value| {
@@ -82,7 +106,7 @@ impl Access {
             found.conditional_assign(&(index as u64 + 1), equal);
         }
         match (found as usize).checked_sub(1).and_then(|index| self.keys.get(index)) {
-            Some((name, _)) => Ok(name.clone()),
+            Some((caller, _)) => Ok(caller.clone()),
             None => Err(ApiError::unauthorized("The API key is not valid")),
         }
     }
@@ -138,6 +162,36 @@ impl Access {
             ))
         }
     }
+
+    /// Refuses what a foreign web page may make a browser send without asking: a request that changes something, from
+    /// another origin or with a body of a type that forms can send.
+    pub(crate) fn write(&self, headers: &HeaderMap, authority: Option<&str>) -> Result<(), ApiError> {
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or(""));
+        if let Some(origin) = text(ORIGIN) {
+            let host = text(HOST).or(authority).unwrap_or("");
+            let site = origin.split_once("://").map_or("", |(_, site)| site);
+            let own = !host.is_empty() && site.eq_ignore_ascii_case(host);
+            if !own && !self.origins.iter().any(|known| known.eq_ignore_ascii_case(origin)) {
+                return Err(ApiError::forbidden(
+                    "The Origin header names a foreign page; add it to `cors_origins` to let it call",
+                ));
+            }
+        }
+        let empty = text(CONTENT_LENGTH).is_none_or(|length| length == "0")
+            && !headers.contains_key(TRANSFER_ENCODING);
+        match text(CONTENT_TYPE) {
+            None if empty => Ok(()),
+            Some(kind)
+                if kind
+                    .split(';')
+                    .next()
+                    .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) =>
+            {
+                Ok(())
+            }
+            _ => Err(ApiError::unsupported_media_type()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,8 +203,8 @@ mod tests {
     fn with_key(key: &str) -> Access {
         let digest = Sha256::digest(key.as_bytes());
         let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let other = ApiKey { name: "other".into(), sha256: "0".repeat(64) };
-        let api_keys = vec![other, ApiKey { name: "mine".into(), sha256 }];
+        let other = ApiKey { name: "other".into(), sha256: "0".repeat(64), admin: true };
+        let api_keys = vec![other, ApiKey { name: "mine".into(), sha256, admin: false }];
         Access::new(&Config { api_keys, ..Config::default() })
     }
 
@@ -161,17 +215,18 @@ mod tests {
     #[test]
     fn only_the_right_key_gets_in() {
         let access = with_key("sk-1");
-        assert_eq!(access.key(&header(AUTHORIZATION, "Bearer sk-1")).unwrap(), "mine");
-        assert_eq!(access.key(&header(AUTHORIZATION, "bearer  sk-1")).unwrap(), "mine");
+        let mine = Caller { key: "mine".into(), admin: false };
+        assert_eq!(access.caller(&header(AUTHORIZATION, "Bearer sk-1")).unwrap(), mine);
+        assert_eq!(access.caller(&header(AUTHORIZATION, "bearer  sk-1")).unwrap(), mine);
         for wrong in ["Bearer sk-2", "Bearer ", "Basic sk-1", "sk-1", "Bearer sk-1x"] {
             assert_eq!(
-                access.key(&header(AUTHORIZATION, wrong)).unwrap_err().status.as_u16(),
+                access.caller(&header(AUTHORIZATION, wrong)).unwrap_err().status.as_u16(),
                 401,
                 "{wrong}"
             );
         }
-        assert_eq!(access.key(&HeaderMap::new()).unwrap_err().status.as_u16(), 401);
-        assert_eq!(Access::new(&Config::default()).key(&HeaderMap::new()).unwrap(), ANYBODY);
+        assert_eq!(access.caller(&HeaderMap::new()).unwrap_err().status.as_u16(), 401);
+        assert_eq!(Access::new(&Config::default()).caller(&HeaderMap::new()).unwrap().key, ANYBODY);
     }
 
     #[test]
@@ -196,5 +251,31 @@ mod tests {
         }
         let public = Access::new(&Config { listen: "0.0.0.0:1".parse().unwrap(), ..Config::default() });
         public.host(&header(HOST, "gateway.example"), None).unwrap();
+    }
+
+    #[test]
+    fn foreign_pages_change_nothing() {
+        let access =
+            Access::new(&Config { cors_origins: vec!["https://chat.example".into()], ..Config::default() });
+        let send = |origin: Option<&str>, kind: Option<&str>, length: &str| {
+            let mut headers = header(HOST, "127.0.0.1:8600");
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_str(length).unwrap());
+            for (name, value) in [(ORIGIN, origin), (CONTENT_TYPE, kind)] {
+                headers.extend(value.map(|value| (name, HeaderValue::from_str(value).unwrap())));
+            }
+            access.write(&headers, None).map_err(|error| error.status.as_u16())
+        };
+        let json = Some("application/json; charset=utf-8");
+        for origin in [None, Some("http://127.0.0.1:8600"), Some("https://chat.example")] {
+            assert_eq!(send(origin, json, "2"), Ok(()), "{origin:?}");
+            assert_eq!(send(origin, None, "0"), Ok(()), "{origin:?}");
+            assert_eq!(send(origin, None, "2"), Err(415), "{origin:?}");
+        }
+        for foreign in ["https://evil.example", "null", "", "http://127.0.0.1:8601", "http://127.0.0.1"] {
+            assert_eq!(send(Some(foreign), json, "2"), Err(403), "{foreign}");
+        }
+        for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
+            assert_eq!(send(None, Some(kind), "2"), Err(415), "{kind}");
+        }
     }
 }

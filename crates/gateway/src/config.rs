@@ -63,6 +63,10 @@ pub struct ApiKey {
     pub name: String,
     /// SHA-256 of the key in 64 hex digits; the key itself is not written anywhere.
     pub sha256: String,
+    /// Whether its holder runs this gateway: it sees the requests of every key and may lift suspensions. Other keys see
+    /// their own requests only.
+    #[serde(default)]
+    pub admin: bool,
 }
 
 /// Which level an answer gets and when.
@@ -299,7 +303,7 @@ mod tests {
         config.check().unwrap();
         config.listen = "0.0.0.0:8600".parse().unwrap();
         assert!(matches!(config.check(), Err(Error::OpenWithoutKeys(_))));
-        config.api_keys = vec![ApiKey { name: "a".into(), sha256: "0".repeat(64) }];
+        config.api_keys = vec![ApiKey { name: "a".into(), sha256: "0".repeat(64), admin: false }];
         config.check().unwrap();
         config.api_keys[0].sha256 = "zz".into();
         assert!(matches!(config.check(), Err(Error::Config { key: "api_keys.sha256", .. })));

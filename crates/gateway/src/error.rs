@@ -163,6 +163,15 @@ impl ApiError {
         )
     }
 
+    /// 415: the body is not announced as JSON.
+    pub fn unsupported_media_type() -> ApiError {
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "The body must be JSON; send it with 'Content-Type: application/json'",
+        )
+    }
+
     /// 413: the body is too large.
     pub fn too_large(limit_bytes: usize) -> ApiError {
         ApiError::new(

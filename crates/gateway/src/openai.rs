@@ -1,5 +1,6 @@
 //! `/v1/models`, `/v1/chat/completions`, `/v1/completions` and what they share.
 
+use crate::access::Caller;
 use crate::ask::{Ask, Bounds};
 use crate::clock::now_ms;
 use crate::error::ApiError;
@@ -24,10 +25,6 @@ use tokio::time::timeout;
 const QUIET: Duration = Duration::from_secs(8);
 /// Pause after which an idle stream sends a comment, so that nobody in between gives up on it.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// Name of the caller's API key, put there by the check at the door.
-#[derive(Clone)]
-pub(crate) struct KeyName(pub(crate) String);
 
 /// A parsed request and the answers on their way, one for each choice.
 pub(crate) struct Started {
@@ -307,11 +304,11 @@ pub(crate) fn model_names(gateway: &Gateway, members: &assay_receipt::Members) -
 /// `POST /v1/chat/completions`
 pub(crate) async fn chat(
     State(gateway): State<Arc<Gateway>>,
-    Extension(KeyName(key)): Extension<KeyName>,
+    Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let ask = Ask::chat(&body, bounds(&gateway))?;
-    let started = start(&gateway, ask, &key, "chatcmpl-").await?;
+    let started = start(&gateway, ask, &caller.key, "chatcmpl-").await?;
     let model = started_model(&gateway, &started)?;
     let spelling = Spelling::new(&gateway, model);
     if started.ask.logprobs.is_some() {
@@ -473,11 +470,11 @@ fn lines(
 /// `POST /v1/completions`
 pub(crate) async fn completions(
     State(gateway): State<Arc<Gateway>>,
-    Extension(KeyName(key)): Extension<KeyName>,
+    Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let ask = Ask::completion(&body, bounds(&gateway))?;
-    let started = start(&gateway, ask, &key, "cmpl-").await?;
+    let started = start(&gateway, ask, &caller.key, "cmpl-").await?;
     let model = started_model(&gateway, &started)?;
     let spelling = Spelling::new(&gateway, model);
     if started.ask.logprobs.is_some() {

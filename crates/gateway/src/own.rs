@@ -1,5 +1,6 @@
 //! Assay's own endpoints: receipts, audits, incidents, workers, members.
 
+use crate::access::Caller;
 use crate::audit::{self, Found};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
@@ -7,7 +8,7 @@ use crate::openai::model_names;
 use crate::serve::AuditSummary;
 use crate::store::{AuditRow, Dossier, Entry, Evidence, State as RequestState};
 use assay_receipt::Verdict;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -65,10 +66,11 @@ fn row(gateway: &Gateway, entry: &Entry, audits: &[AuditRow]) -> Value {
 /// `GET /assay/receipts`
 pub(crate) async fn receipts(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
     Query(page): Query<Page>,
 ) -> Result<Response, ApiError> {
     let limit = page.limit.unwrap_or(50).min(ROWS_MAX);
-    let rows = gateway.store.list(limit, page.before_ms.unwrap_or(u64::MAX)).await?;
+    let rows = gateway.store.list(limit, page.before_ms.unwrap_or(u64::MAX), caller.sees()).await?;
     let rows: Vec<Value> = rows.iter().map(|(entry, audits)| row(&gateway, entry, audits)).collect();
     Ok(axum::Json(json!({"receipts": rows})).into_response())
 }
@@ -83,20 +85,23 @@ fn id_bytes(id: &str) -> Option<[u8; 16]> {
     Some(number.to_be_bytes())
 }
 
-async fn dossier(gateway: &Gateway, id: &str) -> Result<Dossier, ApiError> {
+/// A request, if there is one that the caller may see: what others asked is as unknown to it as what nobody asked.
+async fn dossier(gateway: &Gateway, caller: &Caller, id: &str) -> Result<Dossier, ApiError> {
     let bytes = id_bytes(id).ok_or_else(|| {
         ApiError::invalid("request_id", "A request id ends in 32 hex digits, such as chatcmpl-00ff..")
     })?;
     let found = gateway.store.dossier(bytes).await?;
+    let found = found.filter(|dossier| caller.sees().is_none_or(|key| key == dossier.entry.key));
     found.ok_or_else(|| ApiError::not_found(format!("No request {id} is known here")))
 }
 
 /// `GET /assay/receipts/{request_id}`: the bundle that `assay verify` reads.
 pub(crate) async fn bundle(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let dossier = dossier(&gateway, &id).await?;
+    let dossier = dossier(&gateway, &caller, &id).await?;
     let bundle = dossier.bundle.ok_or_else(|| {
         ApiError::not_found("This request has no receipt; /assay/incident/ID says what became of it")
     })?;
@@ -106,9 +111,10 @@ pub(crate) async fn bundle(
 /// `POST /assay/audit/{request_id}`: has an answer replayed now.
 pub(crate) async fn audit(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let before = dossier(&gateway, &id).await?;
+    let before = dossier(&gateway, &caller, &id).await?;
     let subject = audit::subject_of(&gateway, &before)?;
     let found = audit::examine(&gateway, &subject).await?;
     gateway.store.audit_done(subject.nonce).await?;
@@ -117,7 +123,7 @@ pub(crate) async fn audit(
             ApiError::unavailable("No worker of another operator could replay this answer").about(&id)
         );
     }
-    let after = dossier(&gateway, &id).await?;
+    let after = dossier(&gateway, &caller, &id).await?;
     let new: Vec<&AuditRow> = after.audits.iter().skip(before.audits.len()).collect();
     Ok(axum::Json(json!({
         "request_id": after.entry.request_id,
@@ -139,9 +145,10 @@ pub(crate) async fn audit(
 /// `GET /assay/incident/{request_id}`: everything signed about a request in one file.
 pub(crate) async fn incident(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let dossier = dossier(&gateway, &id).await?;
+    let dossier = dossier(&gateway, &caller, &id).await?;
     let signed = Arc::clone(&gateway.members_signed.borrow());
     let Dossier { entry, bundle, audits, evidence } = &dossier;
     let body = json!({
@@ -297,8 +304,13 @@ pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Respon
 }
 
 /// `GET /assay/usage`
-pub(crate) async fn usage(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
-    Ok(axum::Json(json!({"usage": gateway.store.usage().await?})).into_response())
+pub(crate) async fn usage(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, ApiError> {
+    let mut rows = gateway.store.usage().await?;
+    rows.retain(|row| caller.sees().is_none_or(|key| key == row.key));
+    Ok(axum::Json(json!({"usage": rows})).into_response())
 }
 
 /// `GET /health`

@@ -1,12 +1,12 @@
 //! `/v1/responses`, as far as the official clients use it: text, tools and structured output, streamed or whole.
 //! Nothing is stored for later turns.
 
+use crate::access::Caller;
 use crate::ask::Ask;
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::openai::{
-    KeyName, Spelling, Started, bounds, collect, complete, events, first_event, server_sent, start,
-    tool_calls,
+    Spelling, Started, bounds, collect, complete, events, first_event, server_sent, start, tool_calls,
 };
 use crate::serve::{Answer, Event};
 use assay_receipt::{FinishReason, Output, TokenLogprob};
@@ -28,7 +28,7 @@ struct Echo {
 /// `POST /v1/responses`
 pub(crate) async fn responses(
     State(gateway): State<Arc<Gateway>>,
-    Extension(KeyName(key)): Extension<KeyName>,
+    Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let ask = Ask::response(&body, bounds(&gateway))?;
@@ -38,7 +38,8 @@ pub(crate) async fn responses(
     if ask.logprobs.is_some() {
         gateway.vocabularies.load(&gateway, model).await;
     }
-    let Started { ask, id, created_s, seed, running, place } = start(&gateway, ask, &key, "resp_").await?;
+    let Started { ask, id, created_s, seed, running, place } =
+        start(&gateway, ask, &caller.key, "resp_").await?;
     let echo = Echo { id: id.clone(), created_s, body: sent, seed };
     let spelling = Spelling::new(&gateway, model);
     let logprobs = ask.logprobs.is_some();

@@ -6,7 +6,6 @@ use crate::config::Config;
 use crate::error::{ApiError, Error};
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
-use crate::openai::KeyName;
 use crate::record::Records;
 use crate::store::Store;
 use crate::{members, openai, own, page, recovery, responses};
@@ -110,10 +109,14 @@ fn router(gateway: &Arc<Gateway>) -> Router {
     app
 }
 
-/// For every request: the Host header, and the form of errors that the framework makes by itself.
+/// For every request: the Host header, for those that change something also where they come from, and the form of errors that the framework makes by itself.
 async fn door(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
     if let Err(error) = gateway.access.host(request.headers(), authority.as_deref()) {
+        return error.into_response();
+    }
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !reads && let Err(error) = gateway.access.write(request.headers(), authority.as_deref()) {
         return error.into_response();
     }
     let response = next.run(request).await;
@@ -137,16 +140,16 @@ async fn door(State(gateway): State<Arc<Gateway>>, request: Request, next: Next)
 async fn caller(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let ip = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     let ip = ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let allowed = gateway.access.key(request.headers()).and_then(|key| {
+    let allowed = gateway.access.caller(request.headers()).and_then(|caller| {
         // Only what costs something is limited.
         if request.method() == Method::POST {
-            gateway.access.allow(&key, ip)?;
+            gateway.access.allow(&caller.key, ip)?;
         }
-        Ok(key)
+        Ok(caller)
     });
     match allowed {
-        Ok(key) => {
-            request.extensions_mut().insert(KeyName(key));
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(error) => {

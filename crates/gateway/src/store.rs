@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 const REQUESTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("requests");
 /// Order of arrival: (milliseconds since 1970, nonce).
 const BY_TIME: TableDefinition<'_, (u64, [u8; 32]), ()> = TableDefinition::new("by_time");
+/// The same for each API key: (name of the key, milliseconds since 1970, nonce).
+const BY_KEY: TableDefinition<'_, (&str, u64, [u8; 32]), ()> = TableDefinition::new("by_key");
 /// First 16 bytes of the nonce, as they stand in a request id, to the nonce.
 const BY_ID: TableDefinition<'_, [u8; 16], [u8; 32]> = TableDefinition::new("by_id");
 /// Requests that are not settled, for recovery after a crash.
@@ -190,6 +192,7 @@ impl Store {
         let transaction = database.begin_write().map_err(failed)?;
         transaction.open_table(REQUESTS).map_err(failed)?;
         transaction.open_table(BY_TIME).map_err(failed)?;
+        transaction.open_table(BY_KEY).map_err(failed)?;
         transaction.open_table(BY_ID).map_err(failed)?;
         transaction.open_table(PENDING).map_err(failed)?;
         transaction.open_table(DUE).map_err(failed)?;
@@ -248,8 +251,10 @@ impl Store {
     /// Stores the intent to send a request, before anything is sent.
     pub(crate) async fn begin(&self, entry: &Entry) -> Result<(), Error> {
         let (nonce, created) = (entry.nonce.0, entry.created_at_ms);
-        let bytes = encode(entry)?;
+        let (bytes, key) = (encode(entry)?, entry.key.clone());
         self.write(move |transaction| {
+            let mut by_key = transaction.open_table(BY_KEY).map_err(failed)?;
+            by_key.insert((&*key, created, nonce), ()).map_err(failed)?;
             transaction.open_table(REQUESTS).map_err(failed)?.insert(nonce, &*bytes).map_err(failed)?;
             transaction.open_table(BY_TIME).map_err(failed)?.insert((created, nonce), ()).map_err(failed)?;
             transaction.open_table(BY_ID).map_err(failed)?.insert(id_of(&nonce), nonce).map_err(failed)?;
@@ -453,18 +458,31 @@ impl Store {
         .await
     }
 
-    /// The latest requests, newest first, from before `before_ms`.
+    /// The latest requests, newest first, from before `before_ms`; those of one API key, or of all.
     pub(crate) async fn list(
         &self,
         limit: usize,
         before_ms: u64,
+        key: Option<&str>,
     ) -> Result<Vec<(Entry, Vec<AuditRow>)>, Error> {
+        let key = key.map(str::to_owned);
         self.read(move |transaction| {
-            let by_time = transaction.open_table(BY_TIME).map_err(failed)?;
             let requests = transaction.open_table(REQUESTS).map_err(failed)?;
+            let nonces: Vec<[u8; 32]> = match &key {
+                None => {
+                    let table = transaction.open_table(BY_TIME).map_err(failed)?;
+                    let found = table.range(..(before_ms, [0; 32])).map_err(failed)?.rev().take(limit);
+                    found.map(|row| Ok(row.map_err(failed)?.0.value().1)).collect::<Result<_, Error>>()?
+                }
+                Some(key) => {
+                    let table = transaction.open_table(BY_KEY).map_err(failed)?;
+                    let range = (&**key, 0, [0; 32])..(&**key, before_ms, [0; 32]);
+                    let found = table.range(range).map_err(failed)?.rev().take(limit);
+                    found.map(|row| Ok(row.map_err(failed)?.0.value().2)).collect::<Result<_, Error>>()?
+                }
+            };
             let mut rows = Vec::new();
-            for row in by_time.range(..(before_ms, [0; 32])).map_err(failed)?.rev().take(limit) {
-                let nonce = row.map_err(failed)?.0.value().1;
+            for nonce in nonces {
                 if let Some(bytes) = requests.get(nonce).map_err(failed)? {
                     rows.push((decode(bytes.value())?, rows_of(transaction, AUDITS, &nonce)?));
                 }

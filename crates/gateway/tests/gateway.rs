@@ -507,7 +507,8 @@ async fn wrong_requests_get_openai_errors() {
         assert_eq!((found, &answer["error"]["param"]), (status, &param), "{path}: {answer}");
         assert!(answer["error"]["message"].is_string());
     }
-    let broken = net.http.post(format!("{}/v1/chat/completions", net.url)).body("{").send().await.unwrap();
+    let broken = net.http.post(format!("{}/v1/chat/completions", net.url)).body("{");
+    let broken = broken.header("content-type", "application/json").send().await.unwrap();
     assert_eq!(broken.status().as_u16(), 400);
     assert_eq!(net.get("/v1/models/gpt-9").await.0, 404);
     assert_eq!(net.get("/v1/models").await.1["data"][0]["id"], NAME);
@@ -521,7 +522,7 @@ async fn keys_rates_and_hosts_are_enforced() {
     let digest = sha2::Sha256::digest(b"sk-test");
     let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let net = Net::start(&[Fault::None], |config| {
-        config.api_keys = vec![ApiKey { name: "tester".into(), sha256 }];
+        config.api_keys = vec![ApiKey { name: "tester".into(), sha256, admin: false }];
         config.requests_per_minute = 1;
         config.requests_burst = 2;
     })
@@ -538,6 +539,60 @@ async fn keys_rates_and_hosts_are_enforced() {
     assert_eq!(usage.json::<Value>().await.unwrap()["usage"][0]["key"], "tester");
     let rebound = net.http.get(&net.url).header("host", "evil.example").send().await.unwrap();
     assert_eq!(rebound.status().as_u16(), 403);
+}
+
+fn key(name: &str, secret: &str, admin: bool) -> ApiKey {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(secret.as_bytes());
+    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    ApiKey { name: name.into(), sha256, admin }
+}
+
+/// A key sees its own requests and no others; what others asked is as unknown to it as what nobody asked.
+#[tokio::test]
+async fn a_key_sees_its_own_requests_only() {
+    let net = Net::start(&[Fault::None, Fault::None], |config| {
+        config.api_keys =
+            vec![key("one", "sk-1", false), key("two", "sk-2", false), key("boss", "sk-3", true)];
+    })
+    .await;
+    let send = async |method: &str, path: &str, secret: &str, body: &Value| {
+        let method = method.parse().unwrap();
+        let request = net.http.request(method, format!("{}{path}", net.url)).bearer_auth(secret);
+        let response = request.json(body).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    let (_, answer) = send("POST", "/v1/chat/completions", "sk-1", &chat(&json!({}))).await;
+    let id = answer["id"].as_str().unwrap();
+    for (secret, status, rows) in [("sk-1", 200, 1), ("sk-2", 404, 0), ("sk-3", 200, 1)] {
+        for (method, path) in [("GET", "receipts"), ("GET", "incident"), ("POST", "audit")] {
+            let found = send(method, &format!("/assay/{path}/{id}"), secret, &json!({})).await;
+            assert_eq!(found.0, status, "{secret} {path}: {}", found.1);
+        }
+        let (_, list) = send("GET", "/assay/receipts", secret, &Value::Null).await;
+        assert_eq!(list["receipts"].as_array().unwrap().len(), rows, "{secret}");
+        let (_, usage) = send("GET", "/assay/usage", secret, &Value::Null).await;
+        assert_eq!(usage["usage"].as_array().unwrap().len(), rows, "{secret}");
+    }
+}
+
+/// A web page of another origin cannot make its visitor's browser spend money here.
+#[tokio::test]
+async fn foreign_pages_cannot_ask() {
+    let net =
+        Net::start(&[Fault::None], |config| config.cors_origins = vec!["https://chat.example".into()]).await;
+    let text = chat(&json!({})).to_string();
+    let send = async |origin: &str, kind: &str| {
+        let request = net.http.post(format!("{}/v1/chat/completions", net.url));
+        let request = request.header("origin", origin).header("content-type", kind).body(text.clone());
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(send("https://evil.example", "text/plain").await, 403);
+    assert_eq!(send("https://evil.example", "application/json").await, 403);
+    assert_eq!(send(&net.url, "text/plain").await, 415);
+    assert!(net.workers[0].calls.lock().unwrap().is_empty());
+    assert_eq!(send(&net.url, "application/json").await, 200);
+    assert_eq!(send("https://chat.example", "application/json").await, 200);
 }
 
 #[tokio::test]
