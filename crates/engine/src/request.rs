@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use assay_model::template::python_json;
 use assay_model::{Artifact, ChatTemplate, Conversation, TemplateError, Tokenizer, TokenizerError};
-use assay_receipt::{Constraint, Message, Output, Prompt, Request, TokenLogprob, keccak256};
+use assay_receipt::{Audit, Constraint, Message, Output, Prompt, Request, TokenLogprob, keccak256};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -138,6 +138,29 @@ pub struct Prepared {
     /// What the engine is to generate.
     pub generation: Generation,
     assembler: Assembler,
+    vocabulary: usize,
+}
+
+/// Tokens to resume from that cannot be the beginning of this model's answer, whatever the model computes.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ResumeError {
+    /// A token id lies outside the vocabulary.
+    #[error("token {token} at position {position} is not in the vocabulary; ask without tokens to resume from")]
+    UnknownToken {
+        /// Index of the token.
+        position: usize,
+        /// Its id.
+        token: u32,
+    },
+    /// The answer had ended before: by an end token, a stop string, the only call allowed or its length.
+    #[error("the answer ends before position {position}, where {token} stands; ask without tokens to resume from")]
+    AfterEnd {
+        /// Index of the first token after the end.
+        position: usize,
+        /// Its id.
+        token: u32,
+    },
 }
 
 /// Whether a claimed output follows from the request and its tokens.
@@ -145,12 +168,12 @@ pub struct Prepared {
 pub enum OutputVerdict {
     /// Every field is the one that follows.
     Agrees,
-    /// A field is not; the first in the order prompt_tokens, completion_tokens, tokens, logprobs, text, tool_calls,
-    /// finish_reason.
+    /// A field is not; the first in the order request, prompt_tokens, completion_tokens, tokens, logprobs, text,
+    /// tool_calls, finish_reason, constraint. What they mean is in `docs/receipt.md`.
     Differs {
         /// Name of the field.
         field: &'static str,
-        /// Index of the token or of the byte that differs; 0 for numbers.
+        /// Index of the token, of the byte or of the log-probabilities' entry that differs; 0 for numbers.
         position: u64,
         /// The value that follows from the request: a number, a token id, a byte or the magnitude of a
         /// log-probability; [`NOTHING`] for none.
@@ -161,7 +184,7 @@ pub enum OutputVerdict {
 }
 
 /// Stands in an [`OutputVerdict`] for the absence of a token or byte.
-pub const NOTHING: u64 = u64::MAX;
+pub const NOTHING: u64 = Audit::NOTHING;
 
 /// How tools are used in one request.
 struct Tools {
@@ -302,7 +325,29 @@ impl Processor {
                 logprobs: request.logprobs,
             },
             assembler,
+            vocabulary: self.vocabulary,
         })
+    }
+
+    /// The half of a replay that needs no engine: [`Self::prepare`] and [`Prepared::check`]. The prepared request is
+    /// for the engine's replay; the verdict, which is never [`OutputVerdict::Agrees`], is final.
+    ///
+    /// To refuse a request is a pure function of the model and the request. So an answer to a request that this model
+    /// refuses is not the model's: it differs in the field `request`.
+    ///
+    /// # Errors
+    /// The verdict, where none but this half is needed.
+    pub fn examine(&self, request: &Request, claimed: &Output) -> Result<Prepared, OutputVerdict> {
+        let prepared = self.prepare(request).map_err(|_| OutputVerdict::Differs {
+            field: "request",
+            position: 0,
+            expected: NOTHING,
+            claimed: claimed.completion_tokens.into(),
+        })?;
+        match prepared.check(claimed) {
+            OutputVerdict::Agrees => Ok(prepared),
+            differs => Err(differs),
+        }
     }
 
     fn known(&self, field: &'static str, ids: impl Iterator<Item = u32>) -> Result<(), RequestError> {
@@ -358,6 +403,26 @@ impl Prepared {
     /// Number of tokens in the prompt.
     pub fn prompt_tokens(&self) -> u32 {
         u32::try_from(self.generation.prompt.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Sets the tokens that were shown to the caller before and must come out again first.
+    ///
+    /// # Errors
+    /// [`ResumeError`] when they cannot be the beginning of this model's answer. Whether they are is found by the
+    /// engine.
+    pub fn resume(&mut self, tokens: &[u32]) -> Result<(), ResumeError> {
+        let mut assembler = self.assembler();
+        for (position, &token) in tokens.iter().enumerate() {
+            if token as usize >= self.vocabulary {
+                return Err(ResumeError::UnknownToken { position, token });
+            }
+            if assembler.is_complete() || position >= self.generation.max_tokens as usize {
+                return Err(ResumeError::AfterEnd { position, token });
+            }
+            assembler.push(token, None);
+        }
+        self.generation.resume = tokens.to_vec();
+        Ok(())
     }
 
     /// An assembler at the beginning of the answer.
@@ -455,32 +520,19 @@ impl Prepared {
     }
 }
 
-/// Why an output could not be replayed. None of these says that it is wrong.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ReplayError {
-    /// The request cannot be run on this model.
-    #[error("the request cannot be repeated: {0}")]
-    Request(#[from] RequestError),
-    /// The engine refuses the sequence or failed.
-    #[error("the answer cannot be repeated: {0}")]
-    Engine(#[from] crate::Error),
-}
-
 /// Repeats an answer on this machine: re-derives every field from the request alone and names the first that differs.
 ///
 /// Cheap checks come first: an output that contradicts itself is found without running the model.
 ///
 /// # Errors
-/// [`ReplayError`] when the answer cannot be repeated here; that is no statement about it.
+/// [`crate::Error`] when the answer cannot be repeated here, for lack of cache say; that is no statement about it.
 ///
 /// ```
-/// use assay_engine::{Engine, request::{OutputVerdict, Processor, ReplayError, replay_output}};
+/// use assay_engine::{Engine, Error, request::{OutputVerdict, Processor, replay_output}};
 /// use assay_receipt::{Output, Request};
 ///
-/// fn honest(engine: &mut Engine, request: &Request, output: &Output) -> Result<bool, ReplayError> {
-///     let processor = Processor::from_artifact(engine.artifact())?;
-///     Ok(replay_output(engine, &processor, request, output)? == OutputVerdict::Agrees)
+/// fn honest(engine: &mut Engine, processor: &Processor, request: &Request, output: &Output) -> Result<bool, Error> {
+///     Ok(replay_output(engine, processor, request, output)? == OutputVerdict::Agrees)
 /// }
 /// ```
 pub fn replay_output(
@@ -488,26 +540,33 @@ pub fn replay_output(
     processor: &Processor,
     request: &Request,
     claimed: &Output,
-) -> Result<OutputVerdict, ReplayError> {
-    let prepared = processor.prepare(request)?;
-    match prepared.check(claimed) {
-        OutputVerdict::Agrees => {}
-        differs => return Ok(differs),
-    }
-    let replay = match engine.replay(&prepared.generation, &claimed.tokens) {
-        // A token that the model does not have is a claim that is wrong, not a replay that is impossible.
-        Err(crate::Error::UnknownToken { token, .. }) if claimed.tokens.contains(&token) => {
-            let position = claimed.tokens.iter().take_while(|&&other| other != token).count() as u64;
-            return Ok(OutputVerdict::Differs {
-                field: "tokens",
-                position,
-                expected: NOTHING,
-                claimed: token.into(),
-            });
-        }
-        other => other?,
+) -> Result<OutputVerdict, crate::Error> {
+    let prepared = match processor.examine(request, claimed) {
+        Ok(prepared) => prepared,
+        Err(verdict) => return Ok(verdict),
     };
-    Ok(judge(&replay, claimed))
+    match engine.replay(&prepared.generation, &claimed.tokens) {
+        Ok(replay) => Ok(judge(&replay, claimed)),
+        Err(error) => judge_error(error, claimed),
+    }
+}
+
+/// What an engine that could not go on with a replay says about the output.
+///
+/// # Errors
+/// The error again, when it is about this engine and not about the output.
+pub fn judge_error(error: crate::Error, claimed: &Output) -> Result<OutputVerdict, crate::Error> {
+    let (field, position) = match error {
+        // A token that the model does not have.
+        crate::Error::UnknownToken { token, .. } if claimed.tokens.contains(&token) => {
+            ("tokens", claimed.tokens.iter().take_while(|&&other| other != token).count())
+        }
+        // The grammar's limits are counts of work, the same everywhere: no honest worker got past this token.
+        crate::Error::Constraint { position, .. } => ("constraint", position as usize),
+        other => return Err(other),
+    };
+    let claimed = claimed.tokens.get(position).map_or(NOTHING, |&token| token.into());
+    Ok(OutputVerdict::Differs { field, position: position as u64, expected: NOTHING, claimed })
 }
 
 /// What the engine's replay says about the tokens and log-probabilities of an output that [`Prepared::check`] agrees

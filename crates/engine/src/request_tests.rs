@@ -471,3 +471,98 @@ fn whole_answers_replay_and_every_change_is_found() {
     };
     assert_eq!(claimed, expected + 1);
 }
+
+#[test]
+fn tokens_to_resume_from_end_where_the_answer_does() {
+    let processor = processor();
+    let base = Request { max_tokens: 6, ..Request::from_text(Bytes32([0; 32]), "x", 6) };
+    let encode = |text: &str| processor.tokenizer.encode(text, false).unwrap();
+    let resume = |request: &Request, tokens: &[u32]| processor.prepare(request).unwrap().resume(tokens);
+    let letters = encode("abcdef");
+    assert_eq!(letters.len(), 6);
+    resume(&base, &letters).unwrap();
+    assert_eq!(
+        resume(&base, &encode("abcdefg")),
+        Err(ResumeError::AfterEnd { position: 6, token: encode("g")[0] })
+    );
+    // Past a stop string, past an end token, past the only call allowed.
+    let stop = Request { stop: vec!["cd".into()], ..base.clone() };
+    resume(&stop, &letters[..4]).unwrap();
+    assert_eq!(
+        resume(&stop, &letters[..5]),
+        Err(ResumeError::AfterEnd { position: 4, token: letters[4] })
+    );
+    let end = processor.end_tokens[0];
+    resume(&base, &[letters[0], end]).unwrap();
+    assert!(matches!(
+        resume(&base, &[letters[0], end, letters[1]]),
+        Err(ResumeError::AfterEnd { position: 2, .. })
+    ));
+    let mut call = Request { max_tokens: 500, ..chat(vec![user("x")], Some(TOOLS), "auto") };
+    if let Prompt::Chat { parallel_tool_calls, .. } = &mut call.prompt {
+        *parallel_tool_calls = false;
+    }
+    let written = encode("<tool_call>{\"name\": \"now\"}</tool_call>");
+    resume(&call, &written).unwrap();
+    let more = [written.clone(), vec![letters[0]]].concat();
+    assert!(matches!(resume(&call, &more), Err(ResumeError::AfterEnd { .. })));
+    assert_eq!(
+        resume(&base, &[letters[0], u32::MAX]),
+        Err(ResumeError::UnknownToken { position: 1, token: u32::MAX })
+    );
+}
+
+#[test]
+fn an_answer_to_what_the_model_must_refuse_is_not_the_models() {
+    let artifact = Arc::new(artifact());
+    let processor = Processor::from_artifact(&artifact).unwrap();
+    let context = artifact.config().context;
+    let mut engine = Engine::new(artifact, crate::Config { threads: 1, ..crate::Config::default() }).unwrap();
+    let good = Request::from_text(Bytes32([0; 32]), "x", 4);
+    let output = generate(&mut engine, &processor.prepare(&good).unwrap());
+    let refused = [
+        Request { constraint: Constraint::Regex("(".into()), ..good.clone() },
+        Request { prompt: Prompt::Tokens(vec![5; context]), ..good.clone() },
+        Request { prompt: Prompt::Tokens(vec![u32::MAX]), ..good.clone() },
+        chat(vec![user("x")], Some("[{}]"), "auto"),
+    ];
+    for request in refused {
+        assert!(processor.prepare(&request).is_err());
+        assert_eq!(
+            replay_output(&mut engine, &processor, &request, &output).unwrap(),
+            OutputVerdict::Differs {
+                field: "request",
+                position: 0,
+                expected: NOTHING,
+                claimed: output.completion_tokens.into()
+            }
+        );
+    }
+}
+
+#[test]
+fn an_answer_past_a_grammar_that_is_stuck_is_not_the_models() {
+    let artifact = Arc::new(artifact());
+    let processor = Processor::from_artifact(&artifact).unwrap();
+    let mut engine = Engine::new(artifact, crate::Config { threads: 1, ..crate::Config::default() }).unwrap();
+    // Ambiguous, so that the work for a mask grows with the text until it is over the limit.
+    let rules: String = (0..60).map(|n| format!("r{n}: \"a\" start start | \"a\" start | \"a\"\n")).collect();
+    let names = (0..60).map(|n| format!("r{n}")).collect::<Vec<_>>().join(" | ");
+    let grammar = format!("start: {names}\n{rules}");
+    let request = Request {
+        constraint: Constraint::Grammar(grammar),
+        ..Request::from_text(Bytes32([0; 32]), "x", 400)
+    };
+    let prepared = processor.prepare(&request).unwrap();
+    let a = processor.tokenizer.encode("a", false).unwrap()[0];
+    let mut matcher = prepared.generation.constraint.clone().unwrap();
+    assert!((0..400).any(|_| matcher.mask().is_err() || matcher.advance(a).is_err()));
+    let mut assembler = prepared.assembler();
+    (0..400).for_each(|_| _ = assembler.push(a, None));
+    let forged = assembler.finish().output;
+    let verdict = replay_output(&mut engine, &processor, &request, &forged).unwrap();
+    assert!(
+        matches!(verdict, OutputVerdict::Differs { field: "constraint", expected: NOTHING, .. }),
+        "{verdict:?}"
+    );
+}

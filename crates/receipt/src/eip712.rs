@@ -41,12 +41,12 @@ const DOMAIN_TYPE: &str =
 impl Domain {
     /// EIP-712 domain separator.
     pub fn separator(&self) -> Bytes32 {
-        let mut words = Words(keccak256(DOMAIN_TYPE).0.to_vec());
+        let mut words = Words::of(DOMAIN_TYPE);
         words.string("name", "Assay");
         words.string("version", "1");
         words.uint("chainId", 256, self.chain_id.into());
         words.address("verifyingContract", &self.contract);
-        keccak256(words.0)
+        words.hash()
     }
 
     /// Digest that is signed for a value: `keccak256(0x1901 || separator || hashStruct(value))`.
@@ -74,9 +74,9 @@ pub trait Typed: sealed::Sealed {
 
     /// EIP-712 `hashStruct`.
     fn struct_hash(&self) -> Bytes32 {
-        let mut words = Words(keccak256(Self::TYPES.concat()).0.to_vec());
+        let mut words = Words::of(&Self::TYPES.concat());
         self.fields(&mut words);
-        keccak256(words.0)
+        words.hash()
     }
 }
 
@@ -111,38 +111,50 @@ pub trait Fields {
     fn many<T: Typed>(&mut self, name: &'static str, values: &[T]);
 }
 
-/// The words of `encodeData`.
-struct Words(Vec<u8>);
+/// The hash of the words of `encodeData`, which are never held together: a list of small numbers takes eight times the
+/// memory as words.
+struct Words(Keccak256);
 
 impl Words {
+    fn of(types: &str) -> Words {
+        let mut words = Words(Keccak256::new());
+        words.put(&keccak256(types).0);
+        words
+    }
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+    fn hash(self) -> Bytes32 {
+        Bytes32(self.0.finalize().into())
+    }
     fn array_of(&mut self, fill: impl FnOnce(&mut Words)) {
-        let mut inner = Words(Vec::new());
+        let mut inner = Words(Keccak256::new());
         fill(&mut inner);
-        self.0.extend(keccak256(inner.0).0);
+        self.put(&inner.hash().0);
     }
 }
 
 impl Fields for Words {
     fn uint(&mut self, _: &'static str, _: u16, value: u128) {
-        self.0.extend([0; 16]);
-        self.0.extend(value.to_be_bytes());
+        self.put(&[0; 16]);
+        self.put(&value.to_be_bytes());
     }
     fn bool(&mut self, name: &'static str, value: bool) {
         self.uint(name, 8, value.into());
     }
     fn int32(&mut self, _: &'static str, value: i32) {
-        self.0.extend([if value < 0 { 0xff } else { 0 }; 28]);
-        self.0.extend(value.to_be_bytes());
+        self.put(&[if value < 0 { 0xff } else { 0 }; 28]);
+        self.put(&value.to_be_bytes());
     }
     fn address(&mut self, _: &'static str, value: &Address) {
-        self.0.extend([0; 12]);
-        self.0.extend(value.0);
+        self.put(&[0; 12]);
+        self.put(&value.0);
     }
     fn bytes32(&mut self, _: &'static str, value: &Bytes32) {
-        self.0.extend(value.0);
+        self.put(&value.0);
     }
     fn string(&mut self, _: &'static str, value: &str) {
-        self.0.extend(keccak256(value).0);
+        self.put(&keccak256(value).0);
     }
     fn strings<'a>(&mut self, name: &'static str, values: impl Iterator<Item = &'a str>) {
         self.array_of(|inner| values.for_each(|value| inner.string(name, value)));
@@ -151,10 +163,10 @@ impl Fields for Words {
         self.array_of(|inner| values.for_each(|value| inner.uint(name, bits, value.into())));
     }
     fn one<T: Typed>(&mut self, _: &'static str, value: &T) {
-        self.0.extend(value.struct_hash().0);
+        self.put(&value.struct_hash().0);
     }
     fn many<T: Typed>(&mut self, _: &'static str, values: &[T]) {
-        self.array_of(|inner| values.iter().for_each(|value| inner.0.extend(value.struct_hash().0)));
+        self.array_of(|inner| values.iter().for_each(|value| inner.put(&value.struct_hash().0)));
     }
 }
 

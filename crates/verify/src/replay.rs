@@ -33,9 +33,9 @@ pub enum ReplayError {
         /// Version of this software.
         given: u32,
     },
-    /// The request does not fit the model, or the engine cannot run it.
-    #[error(transparent)]
-    Engine(#[from] assay_engine::request::ReplayError),
+    /// The engine cannot run it.
+    #[error("the answer cannot be repeated: {0}")]
+    Engine(#[from] assay_engine::Error),
 }
 
 /// [`check`], and then repeats the answer on this machine. A bundle that fails its checks is not replayed.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use assay_engine::request::OutputVerdict;
 use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, Receipt, Verdict, limits};
 use axum::body::Body;
 use axum::extract::State;
@@ -106,18 +107,17 @@ fn check(shared: &Shared, bundle: &Bundle) -> Result<(), &'static str> {
 /// What the receipt itself claims beyond the output that it commits to.
 fn contradiction(bundle: &Bundle) -> Option<Finding> {
     let (receipt, output) = (&bundle.receipt.statement, &bundle.output);
-    let usage = |position, expected: u32, claimed: u32| Finding {
-        field: "usage".to_owned(),
-        position,
+    let differs = |field: &str, expected: u32, claimed: u32| Finding {
+        field: field.to_owned(),
         expected: expected.into(),
         claimed: claimed.into(),
         ..Finding::new(Verdict::Differs)
     };
     if receipt.prompt_tokens != output.prompt_tokens {
-        return Some(usage(0, output.prompt_tokens, receipt.prompt_tokens));
+        return Some(differs("prompt_tokens", output.prompt_tokens, receipt.prompt_tokens));
     }
     if receipt.completion_tokens != output.completion_tokens {
-        return Some(usage(1, output.completion_tokens, receipt.completion_tokens));
+        return Some(differs("completion_tokens", output.completion_tokens, receipt.completion_tokens));
     }
     (receipt.model != bundle.request.model)
         .then(|| Finding { field: "model".to_owned(), ..Finding::new(Verdict::Differs) })
@@ -151,8 +151,13 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
     let replayed = local.replay(bundle.request, bundle.output).await;
     tracing::debug!(waited = ?started.elapsed(), "audit replayed");
     let finding = match replayed {
-        Replayed::Agrees { compute_ms } => Finding { compute_ms, ..Finding::new(Verdict::Agrees) },
-        Replayed::Differs { field, position, expected, claimed, compute_ms } => Finding {
+        Replayed::Judged { verdict: OutputVerdict::Agrees, compute_ms } => {
+            Finding { compute_ms, ..Finding::new(Verdict::Agrees) }
+        }
+        Replayed::Judged {
+            verdict: OutputVerdict::Differs { field, position, expected, claimed },
+            compute_ms,
+        } => Finding {
             verdict: Verdict::Differs,
             field: field.to_owned(),
             position,

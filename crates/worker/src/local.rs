@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
-use assay_engine::request::{NOTHING, OutputVerdict, Parts, Prepared, Processor, RequestError};
+use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, judge, judge_error};
 use assay_engine::{Engine, Event, SequenceId};
 use assay_model::Artifact;
 use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
@@ -62,9 +62,14 @@ enum Progress {
 
 /// What a replay found.
 pub(crate) enum Replayed {
-    Agrees { compute_ms: u64 },
-    Differs { field: &'static str, position: u64, expected: u64, claimed: u64, compute_ms: u64 },
-    Unable { field: &'static str },
+    Judged {
+        verdict: OutputVerdict,
+        compute_ms: u64,
+    },
+    /// A limit or fault of this worker, which says nothing about the answer.
+    Unable {
+        field: &'static str,
+    },
 }
 
 impl Local {
@@ -78,16 +83,8 @@ impl Local {
         let artifact = Artifact::parse(files::map(path)?).map_err(|fault| refused(fault.to_string()))?;
         artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
         let artifact = Arc::new(artifact);
-        let manifest = artifact.manifest();
-        let processor = Processor::new(Parts {
-            tokenizer_json: artifact.tokenizer_json(),
-            chat_template: manifest.chat_template.as_deref(),
-            bos: manifest.tokens.bos,
-            end_tokens: &manifest.tokens.end,
-            vocabulary: artifact.config().vocab,
-            context: artifact.config().context,
-        })
-        .map_err(|fault| refused(fault.to_string()))?;
+        let processor =
+            Processor::from_artifact(&artifact).map_err(|fault| refused(fault.to_string()))?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -131,7 +128,9 @@ impl Local {
 
     /// Turns a call into tokens and checks that it fits: context, cache, cap.
     pub(crate) async fn prepare(&self, call: &GenerateCall, offer: &Offer) -> Result<Prepared, Trouble> {
-        let mut prepared = self.tokens(call.request.clone()).await?.map_err(|fault| {
+        let request = call.request.clone();
+        let prepared = self.beside(move |processor| processor.prepare(&request)).await?;
+        let mut prepared = prepared.map_err(|fault| {
             let code = match fault {
                 RequestError::ContextExceeded { .. } => FailureCode::ContextExceeded,
                 _ => FailureCode::BadRequest,
@@ -162,20 +161,20 @@ impl Local {
                 ),
             ));
         }
-        if call.resume.len() > most as usize {
-            return Err(Trouble::new(
-                FailureCode::BadRequest,
-                "There are more tokens to resume from than max_tokens.",
-            ));
-        }
-        prepared.generation.resume.clone_from(&call.resume);
+        // Before the first chunk: whoever made these tokens did not take them from this model.
+        prepared.resume(&call.resume).map_err(|fault| {
+            Trouble::new(FailureCode::ResumeMismatch, format!("The answer cannot be resumed: {fault}."))
+        })?;
         Ok(prepared)
     }
 
     /// Tokenising and compiling a grammar may take long, so it runs beside the async threads.
-    async fn tokens(&self, request: Request) -> Result<Result<Prepared, RequestError>, Trouble> {
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Processor) -> T + Send + 'static,
+    ) -> Result<T, Trouble> {
         let processor = self.processor.clone();
-        tokio::task::spawn_blocking(move || processor.prepare(&request)).await.map_err(|fault| {
+        tokio::task::spawn_blocking(move || work(&processor)).await.map_err(|fault| {
             tracing::error!(%fault, "preparing a request failed");
             Trouble::new(FailureCode::Internal, "The worker failed to read this request: report it.")
         })
@@ -236,7 +235,7 @@ impl Local {
                 None
             };
             // The first chunk holds all the tokens that were resumed from.
-            if done || tokens.len() >= resumed {
+            if done || assembler.tokens().len() >= resumed {
                 let pieces =
                     (std::mem::take(&mut text), std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
                 if let Some(line) = answer.chunk(pieces.0, pieces.1, pieces.2)? {
@@ -251,21 +250,15 @@ impl Local {
 
     /// Repeats an answer and compares it.
     pub(crate) async fn replay(&self, request: Request, output: Output) -> Replayed {
-        let prepared = match self.tokens(request).await {
-            Ok(Ok(prepared)) => prepared,
-            // The worker answered what this model refuses; that is for people to look at, not proof of a lie.
-            Ok(Err(_)) => return Replayed::Unable { field: "request" },
+        // Everything but the tokens follows from the tokens; that needs no engine.
+        let examined = self
+            .beside(move |processor| processor.examine(&request, &output).map(|prepared| (prepared, output)))
+            .await;
+        let (prepared, output) = match examined {
+            Ok(Ok(open)) => open,
+            Ok(Err(verdict)) => return Replayed::Judged { verdict, compute_ms: 0 },
             Err(_) => return Replayed::Unable { field: "internal" },
         };
-        // Everything but the tokens follows from the tokens; that needs no engine.
-        if let OutputVerdict::Differs { field, position, expected, claimed } = prepared.check(&output) {
-            let (field, position) = match field {
-                "prompt_tokens" => ("usage", 0),
-                "completion_tokens" => ("usage", 1),
-                field => (field, position),
-            };
-            return Replayed::Differs { field, position, expected, claimed, compute_ms: 0 };
-        }
         let (reply, answer) = oneshot::channel();
         let replay = Replay { generation: prepared.generation, output, arrived: Instant::now(), reply };
         if self.jobs.try_send(Job::Audit(Box::new(replay))).is_err() {
@@ -410,20 +403,9 @@ impl Runner {
                     self.audits.push_front(replay);
                     return false;
                 }
-                Err(assay_engine::Error::UnknownToken { token, .. }) => {
-                    let position =
-                        replay.output.tokens.iter().position(|&claimed| claimed == token).unwrap_or(0);
-                    let _ = replay.reply.send(Replayed::Differs {
-                        field: "tokens",
-                        position: position as u64,
-                        expected: NOTHING,
-                        claimed: token.into(),
-                        compute_ms: 0,
-                    });
-                }
-                Err(fault) => {
-                    tracing::info!(%fault, "an audit cannot be replayed here");
-                    let _ = replay.reply.send(Replayed::Unable { field: "engine" });
+                Err(error) => {
+                    let replayed = settled(judge_error(error, &replay.output), Duration::ZERO);
+                    let _ = replay.reply.send(replayed);
                 }
             }
         }
@@ -446,8 +428,11 @@ impl Runner {
                 self.tell(id, Progress::Mismatch(fault), true);
             }
             Event::Stuck { id, position, reason } => {
-                if let Some((_, replay, _)) = self.replaying.take_if(|(replaying, _, _)| *replaying == id) {
-                    let _ = replay.reply.send(Replayed::Unable { field: "constraint" });
+                if let Some((_, replay, compute)) =
+                    self.replaying.take_if(|(replaying, _, _)| *replaying == id)
+                {
+                    let error = assay_engine::Error::Constraint { position, reason };
+                    let _ = replay.reply.send(settled(judge_error(error, &replay.output), compute));
                 } else {
                     let fault = format!(
                         "The constraint cannot be followed at token {position} ({reason}): simplify it."
@@ -460,7 +445,7 @@ impl Runner {
                     self.replaying.take_if(|(replaying, _, _)| *replaying == id)
                 {
                     self.metrics.audit.observe(compute.as_secs_f64());
-                    let _ = replay.reply.send(judge(result, &replay.output, compute));
+                    let _ = replay.reply.send(settled(Ok(judge(&result, &replay.output)), compute));
                 }
             }
         }
@@ -486,36 +471,16 @@ impl Runner {
     }
 }
 
-/// Compares what the replay gave with what was claimed.
-fn judge(result: assay_engine::Replay, output: &Output, compute: Duration) -> Replayed {
-    let compute_ms = u64::try_from(compute.as_millis()).unwrap_or(u64::MAX);
-    match result {
-        assay_engine::Replay::Differs { position, expected, claimed } => Replayed::Differs {
-            field: "tokens",
-            position: position.into(),
-            expected: expected.map_or(NOTHING, u64::from),
-            claimed: claimed.into(),
-            compute_ms,
+/// A verdict with the time that it took, or why there is none.
+fn settled(verdict: Result<OutputVerdict, assay_engine::Error>, compute: Duration) -> Replayed {
+    match verdict {
+        Ok(verdict) => Replayed::Judged {
+            verdict,
+            compute_ms: u64::try_from(compute.as_millis()).unwrap_or(u64::MAX),
         },
-        assay_engine::Replay::Agrees { logprobs, .. } => {
-            let first = (0..logprobs.len().max(output.logprobs.len()))
-                .find(|&index| logprobs.get(index) != output.logprobs.get(index));
-            match first {
-                None => Replayed::Agrees { compute_ms },
-                Some(index) => {
-                    // The bits of the two's complement, as the audit's fields are unsigned.
-                    let bits = |entry: Option<&TokenLogprob>| {
-                        entry.map_or(NOTHING, |entry| u64::from(entry.logprob_q16.cast_unsigned()))
-                    };
-                    Replayed::Differs {
-                        field: "logprobs",
-                        position: index as u64,
-                        expected: bits(logprobs.get(index)),
-                        claimed: bits(output.logprobs.get(index)),
-                        compute_ms,
-                    }
-                }
-            }
+        Err(fault) => {
+            tracing::info!(%fault, "an audit cannot be replayed here");
+            Replayed::Unable { field: "engine" }
         }
     }
 }
