@@ -1,13 +1,15 @@
 //! `assay chat`: a conversation in the terminal, or one answer for one prompt.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
 
+use assay_receipt::Bundle;
+use assay_verify::State;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::client::Gateway;
 use crate::error::{Error, Result};
-use crate::{client, models, ui};
+use crate::{client, models, ui, verify};
 
 /// Largest prompt read from standard input: 1 MiB, more than any context holds.
 const PROMPT_BYTES_MAX: u64 = 1 << 20;
@@ -60,11 +62,10 @@ pub(crate) async fn run(args: ChatArgs, json: bool) -> Result<()> {
         }
         return turn(&gateway, &args, &messages).await.map(drop);
     }
-    println!("{}", ui::dim("Ask anything; an empty line or Ctrl-D ends the conversation."));
+    ui::say!("{}", ui::dim("Ask anything; an empty line or Ctrl-D ends the conversation."));
     let mut lines = std::io::stdin().lock().lines();
     loop {
-        print!("{} ", ui::bold(">"));
-        flush();
+        ui::write_out(&format!("{} ", ui::bold(">")));
         let line = match lines.next() {
             Some(Ok(line)) if !line.trim().is_empty() => line,
             Some(Err(error)) => return Err(Error::said(format!("the terminal cannot be read: {error}"))),
@@ -88,11 +89,6 @@ fn read_stdin() -> Result<String> {
         .read_to_string(&mut prompt)
         .map_err(|error| Error::said(format!("standard input is not readable as text: {error}")))?;
     Ok(prompt.trim_end().to_owned())
-}
-
-fn flush() {
-    // A closed standard output ends the program at the next print anyway.
-    let _ = std::io::stdout().flush();
 }
 
 fn body(args: &ChatArgs, messages: &[Value]) -> Value {
@@ -120,8 +116,7 @@ async fn turn(gateway: &Gateway, args: &ChatArgs, messages: &[Value]) -> Result<
     gateway
         .stream("/v1/chat/completions", &body(args, messages), &mut |event| {
             if let Some(text) = event.pointer("/choices/0/delta/content").and_then(Value::as_str) {
-                print!("{text}");
-                flush();
+                ui::write_out(text);
                 answer.push_str(text);
             }
             if let Some(assay) = event.get("assay").filter(|assay| assay.is_object()) {
@@ -129,14 +124,38 @@ async fn turn(gateway: &Gateway, args: &ChatArgs, messages: &[Value]) -> Result<
             }
         })
         .await?;
-    println!();
+    ui::say!("");
     let field = |name: &str| reference.get(name).and_then(Value::as_str).unwrap_or("-");
     let state = match field("state") {
         "replayed" => ui::green("✓ replayed bit for bit by another worker"),
         "mismatch" => ui::red("✗ another worker came to a different answer"),
-        "-" => ui::red("no receipt came with this answer"),
-        _ => ui::dim("✓ signed"),
+        "-" => ui::red("✗ no receipt came with this answer"),
+        "signed" => ui::green("✓ signed"),
+        other => ui::red(&format!("✗ {other}")),
     };
-    println!("{state} {}", ui::dim(&format!("· worker {} · {}", field("worker"), field("request_id"))));
+    let state = match check_here(gateway, field("request_id"), &answer).await? {
+        Some(true) => format!("{state}, receipt checked here"),
+        Some(false) => {
+            ui::red("✗ the receipt does not support this answer: run `assay receipts` and `assay verify`")
+        }
+        None => state,
+    };
+    ui::say!("{state} {}", ui::dim(&format!("· worker {} · {}", field("worker"), field("request_id"))));
     Ok(answer)
+}
+
+/// Whether the receipt of an answer holds, checked by this program; `None` where the workers are not those of the
+/// network on this machine, so that their keys are not known.
+async fn check_here(gateway: &Gateway, request_id: &str, answer: &str) -> Result<Option<bool>> {
+    if request_id == "-" {
+        return Ok(None);
+    }
+    let value = gateway.get(&format!("/assay/receipts/{request_id}")).await?;
+    let bytes = value.to_string();
+    let bundle = Bundle::from_json(bytes.as_bytes())
+        .map_err(|error| Error::said(format!("the gateway's receipt cannot be read: {error}")))?;
+    let report = verify::check_locally(&bundle);
+    Ok(report.map(|report| {
+        matches!(report.state, State::Signed | State::Replayed) && bundle.output.text == answer
+    }))
 }

@@ -1,6 +1,5 @@
 //! The one configuration file, and `assay config show`, which prints every key with its documentation.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,12 @@ pub(crate) fn default_path() -> Result<PathBuf> {
 
 /// Reads and checks a configuration file.
 pub(crate) fn read(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::said(format!(
+            "cannot read {}: {error}; `assay config show` prints one to start from",
+            path.display()
+        ))
+    })?;
     toml::from_str(&text).map_err(|error| {
         Error::said(format!(
             "{} is not a valid configuration: {error}`assay config show` lists every key",
@@ -43,161 +47,145 @@ pub(crate) fn write(path: &Path, file: &File) -> Result<()> {
     home::write_atomically(path, text.as_bytes(), 0o600)
 }
 
-/// The sources of the two sections: their doc comments are the documentation, so the two can't differ.
-const SOURCES: [(&str, &str); 2] = [
-    ("worker", include_str!("../../worker/src/config.rs")),
-    ("gateway", include_str!("../../gateway/src/config.rs")),
-];
+/// Every key with its documentation: a file that both roles accept as it is. Tests hold it to the code.
+const SAMPLE: &str = include_str!("config.toml");
 
-/// One documented key: section path such as `gateway.sampling`, key, documentation lines.
-struct Key {
-    section: String,
-    name: String,
-    doc: Vec<String>,
-    kind: String,
+/// One key of the sample.
+struct Key<'a> {
+    /// The table that it is in, such as `gateway.sampling`.
+    section: &'a str,
+    name: &'a str,
+    doc: Vec<&'a str>,
+    /// Its default or an example, in TOML.
+    value: &'a str,
+    /// Left out unless somebody sets it.
+    optional: bool,
 }
 
-/// Reads the documented public fields of every struct that is reachable from `Config` in a configuration source.
-fn keys(section: &str, source: &str, of: &str, out: &mut Vec<Key>) {
-    let Some(start) = source.find(&format!("pub struct {of} {{")) else { return };
-    let body = &source[start..];
-    let body = &body[..body.find("\n}").unwrap_or(body.len())];
-    let mut doc = Vec::new();
-    let mut nested = Vec::new();
-    for line in body.lines().skip(1).map(str::trim) {
-        if let Some(text) = line.strip_prefix("/// ") {
-            doc.push(text.to_owned());
-        } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|field| field.split_once(": "))
-        {
-            let kind = kind.trim_end_matches(',').to_owned();
-            let inner = kind
-                .trim_start_matches("Vec<")
-                .trim_start_matches("Option<")
-                .trim_end_matches('>')
-                .to_owned();
-            if source.contains(&format!("pub struct {inner} {{")) {
-                let path = if kind.starts_with("Vec<") {
-                    format!("[[{section}.{name}]]")
-                } else {
-                    format!("[{section}.{name}]")
-                };
-                nested.push((path, inner, std::mem::take(&mut doc)));
-            } else {
-                out.push(Key {
-                    section: format!("[{section}]"),
-                    name: name.to_owned(),
-                    doc: std::mem::take(&mut doc),
-                    kind,
-                });
+/// The keys of the sample in order.
+fn keys() -> Vec<Key<'static>> {
+    let (mut keys, mut doc, mut section) = (Vec::new(), Vec::new(), "");
+    for line in SAMPLE.lines() {
+        let bare = line.strip_prefix("# ").unwrap_or(line);
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
+        };
+        match bare.split_once(" = ").filter(|(name, _)| is_name(name)) {
+            Some((name, value)) => {
+                let doc = std::mem::take(&mut doc);
+                keys.push(Key { section, name, doc, value, optional: line.starts_with('#') });
             }
-        }
-    }
-    for (path, inner, doc) in nested {
-        let bare = path.trim_matches(['[', ']']).to_owned();
-        let from = out.len();
-        keys(&bare, source, &inner, out);
-        for key in &mut out[from..] {
-            if key.section == format!("[{bare}]") {
-                key.section.clone_from(&path);
+            None if bare.starts_with('[') => {
+                section = bare.trim_matches(['[', ']']);
+                doc.clear();
             }
-        }
-        if let Some(first) = out.get_mut(from) {
-            first.doc.splice(0..0, doc.into_iter().map(|line| format!("({line})")));
+            None if line.starts_with("# ") => doc.push(bare),
+            None => doc.clear(),
         }
     }
+    keys
 }
 
-fn all_keys() -> Vec<Key> {
-    let mut out = Vec::new();
-    for (section, source) in SOURCES {
-        keys(section, source, "Config", &mut out);
-    }
-    out
-}
-
-/// Prints every key with its documentation and its default, as a valid TOML file whose keys are commented out.
-pub(crate) fn show(json: bool) -> Result<()> {
-    let mut defaults = toml::Table::new();
-    let say = |error: toml::ser::Error| Error::said(format!("the defaults cannot be shown: {error}"));
-    defaults
-        .insert("worker".into(), toml::Value::try_from(assay_worker::Config::new("worker")).map_err(say)?);
-    defaults.insert("gateway".into(), toml::Value::try_from(assay_gateway::Config::default()).map_err(say)?);
-    let keys = all_keys();
+/// Prints every key with its documentation and its default.
+pub(crate) fn show(json: bool) {
     if json {
-        let list: Vec<_> = keys
-            .iter()
-            .map(|key| serde_json::json!({ "section": key.section, "key": key.name, "type": key.kind, "doc": key.doc.join(" ") }))
+        let keys: Vec<_> = keys()
+            .into_iter()
+            .map(|key| {
+                serde_json::json!({
+                    "section": key.section, "key": key.name, "doc": key.doc.join(" "), "value": key.value,
+                    "optional": key.optional,
+                })
+            })
             .collect();
-        crate::ui::print_json(&list);
-        return Ok(());
+        crate::ui::print_json(&keys);
+    } else {
+        crate::ui::write_out(SAMPLE);
     }
-    let path = default_path()?;
-    let mut text =
-        format!("# Assay configuration; this file is read from {} or --config FILE.\n", path.display());
-    let mut section = String::new();
-    for key in keys {
-        if key.section != section {
-            section.clone_from(&key.section);
-            // Writing to a String cannot fail.
-            let _ = write!(text, "\n{}{section}\n", if section.starts_with("[[") { "# " } else { "" });
-        }
-        for line in &key.doc {
-            let _ = writeln!(text, "# {line}");
-        }
-        let value = section
-            .trim_matches(['[', ']'])
-            .split('.')
-            .try_fold(&defaults, |table, name| table.get(name).and_then(toml::Value::as_table))
-            .and_then(|table| table.get(&key.name));
-        match value {
-            Some(value) => {
-                let _ = writeln!(text, "# {} = {value}", key.name);
-            }
-            None => {
-                let _ = writeln!(text, "# {} =   # {}", key.name, key.kind);
-            }
-        }
-    }
-    print!("{text}");
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The sample with its optional keys switched on.
+    fn everything() -> String {
+        let mut text = String::new();
+        for line in SAMPLE.lines() {
+            let bare = line.strip_prefix("# ").unwrap_or(line);
+            let key =
+                bare.split_once(" = ").is_some_and(|(name, _)| keys().iter().any(|key| key.name == name));
+            text.push_str(if key || bare.starts_with('[') { bare } else { line });
+            text.push('\n');
+        }
+        text
+    }
+
     #[test]
-    fn every_key_of_the_defaults_is_documented() {
-        let keys = all_keys();
-        let known = |section: &str, name: &str| {
-            keys.iter().any(|key| {
-                key.section.trim_matches(['[', ']']) == section && key.name == name && !key.doc.is_empty()
-            })
-        };
-        fn walk(
-            section: &str,
-            table: &toml::Table,
-            known: &dyn Fn(&str, &str) -> bool,
-            missing: &mut Vec<String>,
-        ) {
-            for (name, value) in table {
-                match value {
-                    toml::Value::Table(inner) if !known(section, name) => {
-                        walk(&format!("{section}.{name}"), inner, known, missing);
-                    }
-                    toml::Value::Array(list) if list.is_empty() => {}
-                    _ if known(section, name) => {}
-                    _ => missing.push(format!("{section}.{name}")),
-                }
+    fn the_sample_is_a_valid_file_with_and_without_its_optional_keys() {
+        for text in [SAMPLE.to_owned(), everything()] {
+            let file: File = toml::from_str(&text).unwrap();
+            file.worker.unwrap().check().unwrap();
+            file.gateway.unwrap();
+        }
+        let all: File = toml::from_str(&everything()).unwrap();
+        assert_eq!(all.worker.unwrap().forward.len(), 1);
+        assert_eq!(all.gateway.unwrap().api_keys.len(), 1);
+    }
+
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let sample: toml::Table = toml::from_str(SAMPLE).unwrap();
+        let required = ["data_dir", "models", "members_signer"];
+        let mut worker = assay_worker::Config::new("d");
+        worker.models.clear();
+        for (section, defaults) in [
+            ("worker", toml::Table::try_from(worker).unwrap()),
+            ("gateway", toml::Table::try_from(assay_gateway::Config::default()).unwrap()),
+        ] {
+            let shown = sample[section].as_table().unwrap();
+            for (name, value) in shown.iter().filter(|(name, _)| !required.contains(&name.as_str())) {
+                assert_eq!(Some(value), defaults.get(name), "{section}.{name}");
             }
         }
-        let mut missing = Vec::new();
-        let worker = toml::Value::try_from(assay_worker::Config::new("worker")).unwrap();
-        let gateway = toml::Value::try_from(assay_gateway::Config::default()).unwrap();
-        walk("worker", worker.as_table().unwrap(), &known, &mut missing);
-        walk("gateway", gateway.as_table().unwrap(), &known, &mut missing);
-        assert!(missing.is_empty(), "without documentation: {missing:?}");
-        assert!(keys.len() > 20);
+    }
+
+    /// The code's own list of the keys of a table: what it says when it meets one that it does not know.
+    fn known_to_the_code(section: &str) -> Vec<String> {
+        let mut file: toml::Table = toml::from_str(&everything()).unwrap();
+        let mut table = &mut file;
+        for name in section.split('.') {
+            let value = table.get_mut(name).unwrap();
+            table = match value {
+                toml::Value::Array(list) => list[0].as_table_mut().unwrap(),
+                value => value.as_table_mut().unwrap(),
+            };
+        }
+        table.insert("no_such_key".to_owned(), toml::Value::Boolean(true));
+        let error = file.try_into::<File>().err().expect("unknown keys are refused").to_string();
+        let (_, list) =
+            error.split_once("no_such_key`, expected").unwrap_or_else(|| panic!("{section}: {error}"));
+        let names = list.lines().next().unwrap().split('`').skip(1).step_by(2);
+        names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_that_the_code_knows_is_documented() {
+        let keys = keys();
+        let mut sections: Vec<&str> = keys.iter().map(|key| key.section).collect();
+        sections.dedup();
+        assert!(sections.len() >= 7, "{sections:?}");
+        for section in &sections {
+            for name in known_to_the_code(section) {
+                let nested = format!("{section}.{name}");
+                let key = keys.iter().find(|key| key.section == *section && key.name == name);
+                assert!(
+                    key.is_some_and(|key| !key.doc.is_empty()) || sections.contains(&nested.as_str()),
+                    "{nested} is not in the sample"
+                );
+            }
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: DoctorArgs, json: bool) -> Result<()> {
     } else {
         for finding in &findings {
             let mark = if finding.fine { ui::green("✓") } else { ui::red("✗") };
-            println!("{mark} {:10} {}", finding.what, finding.detail);
+            ui::say!("{mark} {:10} {}", finding.what, finding.detail);
         }
     }
     if bad > 0 {

@@ -34,6 +34,21 @@ pub(crate) fn create_private(folder: &Path) -> Result<()> {
         .map_err(Error::file("create", folder))
 }
 
+/// Reads a file of at most `max` bytes.
+pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let file = std::fs::File::open(path).map_err(Error::file("read", path))?;
+    let mut bytes = Vec::new();
+    file.take(max + 1).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
+    if bytes.len() as u64 > max {
+        return Err(Error::said(format!(
+            "{} is larger than {max} bytes, which no valid file of its kind is",
+            path.display()
+        )));
+    }
+    Ok(bytes)
+}
+
 /// Writes a file so that a reader sees the old or the new content, never half of it, and a crash keeps one of them.
 pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     use std::io::Write as _;
@@ -48,7 +63,12 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result
             .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, path)?;
+        // The new name itself must survive a loss of power.
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => std::fs::File::open(parent)?.sync_all(),
+            None => std::fs::File::open(".")?.sync_all(),
+        }
     };
     write().map_err(|source| {
         // The write failed already; a leftover temporary file is not worth a second error.

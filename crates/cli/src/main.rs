@@ -4,6 +4,8 @@
 //! This crate is a shell: it parses arguments, reads and writes files, starts processes and prints. What a worker, a
 //! gateway or a verifier does is in the crates of those names.
 
+#![deny(clippy::print_stdout)]
+
 mod bench;
 mod chat;
 mod client;
@@ -11,6 +13,7 @@ mod config;
 mod doctor;
 mod error;
 mod home;
+mod members;
 mod models;
 mod records;
 mod ui;
@@ -51,6 +54,9 @@ enum Command {
     /// Fetch, import and inspect models
     #[command(subcommand)]
     Model(models::ModelCommand),
+    /// Sign and inspect the list of workers
+    #[command(subcommand)]
+    Members(members::MembersCommand),
     /// Check a receipt offline
     Verify(verify::VerifyArgs),
     /// List receipts, or save one
@@ -108,10 +114,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let json = cli.json;
     match runtime.block_on(Box::pin(run(cli))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{} {error}", ui::red("assay:"));
+            if json {
+                ui::print_json(&serde_json::json!({ "error": error.to_string() }));
+            } else {
+                eprintln!("{} {error}", ui::red("assay:"));
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -138,15 +149,21 @@ async fn run(cli: Cli) -> Result<()> {
                 .map_err(|error| Error::said(error.to_string()))
         }
         Command::Model(command) => models::run(command, json),
+        Command::Members(command) => members::run(command, json),
         Command::Verify(args) => verify::run(args, json),
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Audit(args) => records::audit(args, json).await,
         Command::Incident(args) => records::incident(args, json).await,
         Command::Bench(command) => bench::run(command, json).await,
         Command::Doctor(args) => doctor::run(args, json).await,
-        Command::Config(ConfigCommand::Show) => config::show(json),
+        Command::Config(ConfigCommand::Show) => {
+            config::show(json);
+            Ok(())
+        }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "assay", &mut script);
+            ui::write_out(&String::from_utf8_lossy(&script));
             Ok(())
         }
     }
@@ -183,19 +200,22 @@ async fn stop_signal() {
 
 /// Resolves when this process is told to finish: by a signal or, when supervised, by its standard input closing.
 async fn until_told(supervised: bool) {
-    let (closed_sender, closed) = tokio::sync::oneshot::channel::<()>();
-    if supervised {
+    let closed = async {
+        if !supervised {
+            return std::future::pending().await;
+        }
+        let (sender, closed) = tokio::sync::oneshot::channel::<()>();
         // A plain thread: it may stay blocked in its read when the process ends for another reason.
         std::thread::spawn(move || {
             use std::io::Read as _;
             while matches!(std::io::stdin().read(&mut [0]), Ok(1)) {}
-            drop(closed_sender);
+            drop(sender);
         });
-    } else {
-        std::mem::forget(closed_sender);
-    }
+        // The sender never sends; that it is gone is the news.
+        let _ = closed.await;
+    };
     tokio::select! {
         () = stop_signal() => {}
-        _ = closed => {}
+        () = closed => {}
     }
 }

@@ -6,6 +6,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use assay_model::Artifact;
@@ -106,7 +107,7 @@ fn announce(path: &Path, json: bool) -> Result<()> {
     if json {
         ui::print_json(&serde_json::json!({ "name": name_of(&path), "id": id, "path": path }));
     } else {
-        println!("{} {}\n{}", ui::bold(&name_of(&path)), id, ui::dim(&path.display().to_string()));
+        ui::say!("{} {}\n{}", ui::bold(&name_of(&path)), id, ui::dim(&path.display().to_string()));
     }
     Ok(())
 }
@@ -114,7 +115,13 @@ fn announce(path: &Path, json: bool) -> Result<()> {
 fn list(json: bool) -> Result<()> {
     let mut rows = Vec::new();
     for path in artifacts()? {
-        let (path, artifact) = open(&path.display().to_string())?;
+        let artifact = match map(&path) {
+            Ok(artifact) => artifact,
+            Err(error) => {
+                eprintln!("{error}");
+                continue;
+            }
+        };
         let bytes = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
         rows.push((name_of(&path), artifact.id().to_string(), bytes, path));
     }
@@ -125,13 +132,13 @@ fn list(json: bool) -> Result<()> {
             .collect();
         ui::print_json(&models);
     } else if rows.is_empty() {
-        println!("No model has been imported yet; `assay model pull` fetches the default one.");
+        ui::say!("No model has been imported yet; `assay model pull` fetches the default one.");
     } else {
         let rows: Vec<_> = rows
             .into_iter()
             .map(|(name, id, bytes, _)| vec![name, format!("{:.0} MB", bytes as f64 / 1e6), id])
             .collect();
-        print!("{}", ui::table(&["model", "size", "id"], &rows));
+        ui::say!("{}", ui::table(&["model", "size", "id"], &rows));
     }
     Ok(())
 }
@@ -147,7 +154,7 @@ fn verify(model: &str, json: bool) -> Result<()> {
     let id = artifact.id().to_string();
     match outcome {
         Ok(()) if json => ui::print_json(&serde_json::json!({ "id": id, "path": path, "intact": true })),
-        Ok(()) => println!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
+        Ok(()) => ui::say!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
         Err(error) => {
             if json {
                 ui::print_json(
@@ -384,11 +391,8 @@ fn pull_hub(source: &str) -> Result<PathBuf> {
         return import(&remote.get(file).map_err(unreachable)?, &name);
     }
     let info = remote.info().map_err(unreachable)?;
-    let wanted = |name: &str| {
-        name.ends_with(".safetensors")
-            || ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"]
-                .contains(&name)
-    };
+    // Folders inside the repository hold the same weights in other forms.
+    let wanted = |name: &str| !name.contains('/') && assay_model::is_source(name);
     let mut folder = None;
     for sibling in info.siblings.iter().filter(|sibling| wanted(&sibling.rfilename)) {
         folder = remote.get(&sibling.rfilename).map_err(unreachable)?.parent().map(Path::to_owned);
@@ -407,9 +411,9 @@ pub(crate) fn import(path: &Path, name: &str) -> Result<PathBuf> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(path).map_err(Error::file("read", path))? {
             let file = entry.map_err(Error::file("read", path))?.path();
-            let keep =
-                file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
-            if keep && file.is_file() {
+            if file.is_file()
+                && file.file_name().and_then(|name| name.to_str()).is_some_and(assay_model::is_source)
+            {
                 let mapped =
                     assay_worker::files::map(&file).map_err(|error| Error::said(error.to_string()))?;
                 files.push((file.file_name().unwrap_or_default().to_string_lossy().into_owned(), mapped));
@@ -428,10 +432,23 @@ fn import_bytes(gguf: &[u8], name: &str) -> Result<PathBuf> {
     keep(name, |progress| assay_model::import_gguf(gguf, progress))
 }
 
+/// Where the artifact of this name is kept.
+fn target(name: &str) -> Result<PathBuf> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(Error::said(format!(
+            "\"{name}\" cannot be a model's name; use letters, digits, hyphens, underscores and dots, and give one with \
+             `assay model import --name NAME`"
+        )));
+    }
+    Ok(folder()?.join(format!("{name}.assay")))
+}
+
 fn keep(
     name: &str,
     import: impl FnOnce(&mut dyn FnMut(u64, u64)) -> std::result::Result<Vec<u8>, assay_model::Error>,
 ) -> Result<PathBuf> {
+    target(name)?;
     let bar = ui::bar(1, "importing", false);
     let made = import(&mut |done, total| {
         bar.set_length(total);
@@ -440,7 +457,18 @@ fn keep(
     bar.finish_and_clear();
     let artifact = made
         .map_err(|error| Error::said(format!("the model cannot be imported: {error}; nothing was kept")))?;
-    let target = folder()?.join(format!("{name}.assay"));
+    let target = target(name)?;
+    if target.is_file()
+        && let (Ok(former), Ok(new)) = (map(&target), Artifact::parse(Arc::new(artifact.clone())))
+        && former.id() != new.id()
+        && !KNOWN.iter().any(|known| known.name == name)
+    {
+        return Err(Error::said(format!(
+            "another model is already called \"{name}\"; it was kept, so give this one a name of its own with \
+             `assay model import --name NAME`, or remove {}",
+            target.display()
+        )));
+    }
     home::write_atomically(&target, &artifact, 0o644)?;
     Ok(target)
 }

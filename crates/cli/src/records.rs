@@ -73,7 +73,7 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
     }
     let rows = list.get("receipts").and_then(Value::as_array).cloned().unwrap_or_default();
     if rows.is_empty() {
-        println!("The gateway holds no receipts yet; `assay chat` makes one.");
+        ui::say!("The gateway holds no receipts yet; `assay chat` makes one.");
         return Ok(());
     }
     let columns = [
@@ -87,7 +87,7 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
     ];
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
-    print!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
+    ui::say!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
     Ok(())
 }
 
@@ -106,7 +106,7 @@ pub(crate) async fn audit(args: AuditArgs, json: bool) -> Result<()> {
     if json {
         ui::print_json(&outcome);
     } else if state == "replayed" {
-        println!("{} another worker repeated this answer bit for bit", ui::green("✓"));
+        ui::say!("{} another worker repeated this answer bit for bit", ui::green("✓"));
     }
     match state.as_str() {
         "replayed" => Ok(()),
@@ -133,7 +133,7 @@ fn save(value: &Value, path: PathBuf) -> Result<()> {
     let text = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::said(format!("it cannot be written as JSON: {error}")))?;
     home::write_atomically(&path, &text, 0o600)?;
-    println!("saved {}", path.display());
+    ui::say!("saved {}", path.display());
     Ok(())
 }
 

@@ -5,10 +5,28 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// Writes a line to standard output.
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::ui::write_out(&format!("{}\n", format_args!($($argument)*))) };
+}
+pub(crate) use say;
+
+/// Writes to standard output. When nobody reads it any more, as in `assay receipts | head`, the program ends quietly.
+pub(crate) fn write_out(text: &str) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("standard output cannot be written: {error}");
+        }
+        std::process::exit(if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { 2 });
+    }
+}
+
 /// Prints a value as JSON on standard output, for scripts.
 pub(crate) fn print_json(value: &impl serde::Serialize) {
     match serde_json::to_string_pretty(value) {
-        Ok(text) => println!("{text}"),
+        Ok(text) => say!("{text}"),
         Err(error) => eprintln!("this result cannot be written as JSON: {error}"),
     }
 }
@@ -39,7 +57,8 @@ pub(crate) fn spinner(what: &str) -> ProgressBar {
     bar
 }
 
-/// A table with a header row, columns as wide as their widest cell; the first column is left-aligned.
+/// A table with a header row, columns as wide as their widest cell; the first column is left-aligned. Without the last
+/// line's end.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
     let mut widths: Vec<usize> = header.iter().map(|cell| width(cell)).collect();
@@ -48,7 +67,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
             *have = (*have).max(width(cell));
         }
     }
-    let mut out = String::new();
+    let mut lines = Vec::new();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::from("|");
         for (index, (cell, have)) in cells.zip(&widths).enumerate() {
@@ -59,8 +78,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
                 text.push_str(&format!(" {pad}{cell} |"));
             }
         }
-        out.push_str(&text);
-        out.push('\n');
+        lines.push(text);
     };
     line(&mut header.iter().copied());
     let rules: Vec<String> = widths
@@ -74,12 +92,14 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     for row in rows {
         line(&mut row.iter().map(String::as_str));
     }
-    out
+    lines.join("\n")
 }
 
-/// Whether colours make sense on standard output.
+/// Whether colours make sense: on a terminal, whichever of the two streams the text goes to.
 fn coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    std::io::stdout().is_terminal()
+        && std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none()
 }
 
 fn paint(code: &str, text: &str) -> String {
@@ -108,6 +128,6 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let text =
             super::table(&["name", "n"], &[vec!["a".into(), "10".into()], vec!["longer".into(), "7".into()]]);
-        assert_eq!(text, "| name   |  n |\n| ------ | -: |\n| a      | 10 |\n| longer |  7 |\n");
+        assert_eq!(text, "| name   |  n |\n| ------ | -: |\n| a      | 10 |\n| longer |  7 |");
     }
 }

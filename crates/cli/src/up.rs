@@ -1,20 +1,19 @@
 //! `assay up`: a whole network on one machine. A gateway and several workers run as separate processes which this
 //! command starts, supervises and stops; it signs the members file with a key that is made on first use.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use assay_model::Tokenizer;
-use assay_receipt::{Bytes32, Domain, Key, Member, Members, Signed};
+use assay_receipt::{Bytes32, Member};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::client::Gateway;
 use crate::error::{Error, Result};
-use crate::{config, home, models, ui};
+use crate::{config, home, members, models, ui};
 
 /// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
 const READY_S: u64 = 60;
@@ -22,8 +21,12 @@ const READY_S: u64 = 60;
 const STOP_S: u64 = 25;
 /// A signed members file counts for this long, in seconds: 30 days; `assay up` signs a new one at every start.
 const MEMBERS_VALID_S: u64 = 30 * 24 * 3600;
+/// The name of the gateway's process.
+const GATEWAY: &str = "gateway";
 /// Restarts of one process in a row, without a minute of life in between, after which it is given up.
 const RESTARTS_MAX: u32 = 5;
+/// Largest log that is read for its last line, in bytes: that of a process which ended at its start is short.
+const LOG_BYTES_MAX: u64 = 1 << 20;
 /// Prices of the local network per prompt and completion token, in 10^-18 OPG: they make the accounts visible.
 const PROMPT_PRICE: u128 = 100_000_000_000;
 const COMPLETION_PRICE: u128 = 400_000_000_000;
@@ -53,7 +56,7 @@ pub(crate) struct UpArgs {
     #[arg(long)]
     with_cheater: bool,
     /// Port of the gateway on this machine
-    #[arg(long, default_value_t = 8600)]
+    #[arg(long, default_value_t = 8600, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Stop by itself once the network has answered one question (and caught the cheater, if there is one)
     #[arg(long)]
@@ -65,47 +68,72 @@ struct Process {
     name: String,
     arguments: Vec<String>,
     log: PathBuf,
-    child: Child,
+    child: Option<Child>,
     started: Instant,
-    restarts: u32,
+    /// Ends in a row, without a minute of life in between.
+    ends: u32,
+    /// When to start it again.
+    restart_at: Instant,
 }
 
 impl Process {
+    /// Starts a role of this program; what it says goes to `log`, that of the last run to `log.old`.
     fn start(name: &str, arguments: Vec<String>, log: PathBuf) -> Result<Self> {
-        let child = spawn(&arguments, &log)?;
-        Ok(Self { name: name.to_owned(), arguments, log, child, started: Instant::now(), restarts: 0 })
+        if log.is_file() {
+            std::fs::rename(&log, log.with_extension("old")).map_err(Error::file("move", &log))?;
+        }
+        let child = Some(spawn(&arguments, &log)?);
+        let now = Instant::now();
+        Ok(Self { name: name.to_owned(), arguments, log, child, started: now, ends: 0, restart_at: now })
     }
 
-    /// Starts the process again when it has ended; an error when it keeps ending.
+    /// Starts the process again when it has ended, later each time. A worker that keeps ending is left out, since the
+    /// others serve; a gateway that keeps ending is an error.
     fn tend(&mut self) -> Result<()> {
-        let ended = self
-            .child
+        let Some(child) = &mut self.child else {
+            if self.ends <= RESTARTS_MAX && Instant::now() >= self.restart_at {
+                self.child = Some(spawn(&self.arguments, &self.log)?);
+                self.started = Instant::now();
+            }
+            return Ok(());
+        };
+        let ended = child
             .try_wait()
             .map_err(|error| Error::said(format!("{} cannot be watched: {error}", self.name)))?;
         let Some(status) = ended else { return Ok(()) };
+        self.child = None;
         if self.started.elapsed() > Duration::from_secs(60) {
-            self.restarts = 0;
+            self.ends = 0;
         }
-        self.restarts += 1;
-        if self.restarts > RESTARTS_MAX {
-            return Err(Error::said(format!(
+        self.ends += 1;
+        if self.ends > RESTARTS_MAX {
+            let given_up = format!(
                 "{} ended {RESTARTS_MAX} times in a row ({status}); its log is {}",
                 self.name,
                 self.log.display()
-            )));
+            );
+            if self.name == GATEWAY {
+                return Err(Error::said(given_up));
+            }
+            eprintln!("{given_up}; the others go on without it");
+            return Ok(());
         }
         eprintln!("{} ended ({status}); starting it again", self.name);
-        self.child = spawn(&self.arguments, &self.log)?;
-        self.started = Instant::now();
+        self.restart_at = Instant::now() + Duration::from_millis(100 << (2 * (self.ends - 1)));
         Ok(())
     }
 }
 
 fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
+    use std::os::unix::fs::OpenOptionsExt as _;
     let program = std::env::current_exe()
         .map_err(|error| Error::said(format!("this program's path is unknown: {error}")))?;
-    let file =
-        std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(Error::file("write", log))?;
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log)
+        .map_err(Error::file("write", log))?;
     let errors = file.try_clone().map_err(Error::file("write", log))?;
     Command::new(program)
         .args(arguments)
@@ -130,7 +158,10 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     let folder = home::home()?.join("up");
     home::create_private(&folder)?;
     let _lock = lock(&folder)?;
-    let key = members_key(&folder.join("members.key"))?;
+    std::net::TcpListener::bind(("127.0.0.1", args.port)).map_err(|error| {
+        Error::said(format!("port {} cannot be used: {error}; choose another with --port", args.port))
+    })?;
+    let key = members::key_at(&folder.join("members.key"))?;
 
     let mut workers = Vec::new();
     for number in 1..=args.workers {
@@ -146,6 +177,11 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
                 .map_err(|error| Error::said(format!("the model cannot be weakened: {error}")))?;
             home::write_atomically(&weak, &made, 0o644)?;
             spinner.finish_and_clear();
+        }
+        // A new identity each time: what a former one did is known, and it would get no requests.
+        let former = folder.join("cheater");
+        if former.is_dir() {
+            std::fs::remove_dir_all(&former).map_err(Error::file("remove", &former))?;
         }
         workers.push(("cheater".to_owned(), "operator-cheap".to_owned(), weak, Some(model_id)));
     }
@@ -183,16 +219,11 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         processes.push(process);
     }
 
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let domain = Domain::default();
-    let list = Members { serial: now_s, issued_at_s: now_s, expires_at_s: now_s + MEMBERS_VALID_S, members };
-    let list = Signed::sign(&key, &domain, list);
     let members_file = folder.join("members.json");
-    let text = serde_json::to_vec_pretty(&list)
-        .map_err(|error| Error::said(format!("the members file cannot be written: {error}")))?;
-    home::write_atomically(&members_file, &text, 0o644)?;
+    keep_former(&members_file, &folder.join("members"))?;
+    let list = members::sign(&key, members, MEMBERS_VALID_S, &members_file)?;
 
-    let state_dir = folder.join("gateway");
+    let state_dir = folder.join(GATEWAY);
     home::create_private(&state_dir)?;
     let settings = assay_gateway::Config {
         listen: ([127, 0, 0, 1], args.port).into(),
@@ -205,13 +236,19 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     let path = state_dir.join("config.toml");
     config::write(&path, &config::File { worker: None, gateway: Some(settings) })?;
     let mut gateway_process = Process::start(
-        "gateway",
+        GATEWAY,
         vec!["gateway".into(), "--supervised".into(), "--config".into(), path.display().to_string()],
         state_dir.join("log"),
     )?;
     let url = format!("http://127.0.0.1:{}", args.port);
     let gateway = Gateway::new(&url)?;
     gateway_ready(&mut gateway_process, &gateway).await?;
+    let served = gateway.get("/assay/members").await?;
+    if served.pointer("/members/statement/serial") != Some(&json!(list.statement.serial)) {
+        return Err(Error::said(format!(
+            "something else than this network's gateway answers at {url}; choose another --port"
+        )));
+    }
     processes.push(gateway_process);
     spinner.finish_and_clear();
 
@@ -252,13 +289,13 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
 }
 
 fn banner(url: &str, model: &str, model_id: &Bytes32, workers: u16, folder: &Path) {
-    println!("{} {workers} workers serve {} behind one gateway\n", ui::green("●"), ui::bold(model));
-    println!("  chat page   {}", ui::bold(url));
-    println!("  API         {url}/v1  (OpenAI-compatible: change the base URL, nothing else)");
-    println!("  terminal    assay chat \"What is the capital of France?\"");
-    println!("  model id    {model_id}");
-    println!("  state       {}", folder.display());
-    println!(
+    ui::say!("{} {workers} workers serve {} behind one gateway\n", ui::green("●"), ui::bold(model));
+    ui::say!("  chat page   {}", ui::bold(url));
+    ui::say!("  API         {url}/v1  (OpenAI-compatible: change the base URL, nothing else)");
+    ui::say!("  terminal    assay chat \"What is the capital of France?\"");
+    ui::say!("  model id    {model_id}");
+    ui::say!("  state       {}", folder.display());
+    ui::say!(
         "\n{}",
         ui::dim(
             "Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."
@@ -281,24 +318,19 @@ fn lock(folder: &Path) -> Result<std::fs::File> {
     Ok(file)
 }
 
-/// The key that signs the members file, made on first use with mode 0600.
-fn members_key(path: &Path) -> Result<Key> {
-    let bad = |error: assay_receipt::Error| {
-        Error::said(format!("{} is not a key: {error}; remove it to make a new one", path.display()))
-    };
-    if path.is_file() {
-        let mut text = String::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(1024).read_to_string(&mut text))
-            .map_err(Error::file("read", path))?;
-        let secret: Bytes32 = text.trim().parse().map_err(bad)?;
-        return Key::from_bytes(secret.0).map_err(bad);
+/// Keeps the list of the last start: receipts of workers that are no longer there are checked against it.
+fn keep_former(list: &Path, folder: &Path) -> Result<()> {
+    if !list.is_file() {
+        return Ok(());
     }
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)
-        .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
-    home::write_atomically(path, Bytes32(secret).to_string().as_bytes(), 0o600)?;
-    Key::from_bytes(secret).map_err(bad)
+    let former = members::read(list)?;
+    if former.statement.expires_at_s < members::now_s() {
+        return Ok(());
+    }
+    home::create_private(folder)?;
+    let target = folder.join(format!("{}.json", former.statement.serial));
+    std::fs::copy(list, &target).map_err(Error::file("write", &target))?;
+    Ok(())
 }
 
 /// A port that is free right now. The worker keeps it in its configuration, so that a restart comes back to it.
@@ -313,9 +345,7 @@ async fn descriptor_of(process: &mut Process, path: &Path) -> Result<Member> {
     let deadline = Instant::now() + Duration::from_secs(READY_S);
     while Instant::now() < deadline {
         if path.is_file() {
-            let text = std::fs::read(path).map_err(Error::file("read", path))?;
-            return serde_json::from_slice(&text)
-                .map_err(|error| Error::said(format!("{} describes itself wrongly: {error}", process.name)));
+            return members::descriptor(path);
         }
         not_ended(process)?;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -343,10 +373,12 @@ async fn gateway_ready(process: &mut Process, gateway: &Gateway) -> Result<()> {
 }
 
 fn not_ended(process: &mut Process) -> Result<()> {
-    match process.child.try_wait() {
+    let Some(child) = &mut process.child else { return Ok(()) };
+    match child.try_wait() {
         Ok(None) => Ok(()),
         Ok(Some(status)) => {
-            let log = std::fs::read_to_string(&process.log).unwrap_or_default();
+            let log = home::read_bounded(&process.log, LOG_BYTES_MAX).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
             let last = log.lines().last().unwrap_or("it said nothing").to_owned();
             Err(Error::said(format!(
                 "{} ended at once ({status}): {last}; its log is {}",
@@ -360,15 +392,17 @@ fn not_ended(process: &mut Process) -> Result<()> {
 
 /// Closes every process's standard input, which tells it to finish, and waits; what is left is killed.
 async fn stop(mut processes: Vec<Process>) {
-    for process in &mut processes {
-        drop(process.child.stdin.take());
+    let mut children: Vec<_> =
+        processes.iter_mut().filter_map(|process| Some((&process.name, process.child.as_mut()?))).collect();
+    for (_, child) in &mut children {
+        drop(child.stdin.take());
     }
     let deadline = tokio::time::Instant::now() + Duration::from_secs(STOP_S);
-    for process in &mut processes {
-        if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
-            eprintln!("{} did not finish within {STOP_S} s and was killed", process.name);
+    for (name, child) in children {
+        if tokio::time::timeout_at(deadline, child.wait()).await.is_err() {
+            eprintln!("{name} did not finish within {STOP_S} s and was killed");
             // It may have ended in this very moment, which is as good.
-            let _ = process.child.kill().await;
+            let _ = child.kill().await;
         }
     }
 }
@@ -386,7 +420,7 @@ async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
 /// Asks questions until a replay has caught the cheater, and shows who was caught with what and what it costs.
 async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer, json: bool) -> Result<()> {
     if !json {
-        println!(
+        ui::say!(
             "\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n"
         );
     }
@@ -395,7 +429,7 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer,
         let field = |pointer: &str| answer.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
         let text = field("/choices/0/message/content").replace('\n', " ");
         if !json {
-            println!(
+            ui::say!(
                 "  {question}\n  {} {}",
                 ui::dim(&text),
                 ui::dim(&format!("— {}", field("/assay/operator")))
@@ -434,8 +468,8 @@ fn report(worker: &Value, tokenizer: &Tokenizer, json: bool) {
         None => "-".to_owned(),
     };
     let request = text("/suspended/request_id");
-    println!("\n{} {}, worker {}", ui::red("✗ caught:"), ui::bold(&text("/operator")), text("/worker"));
-    println!("  request    {request}");
+    ui::say!("\n{} {}, worker {}", ui::red("✗ caught:"), ui::bold(&text("/operator")), text("/worker"));
+    ui::say!("  request    {request}");
     let value = |pointer: &str| {
         let token = worker.pointer(pointer).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         match token
@@ -445,7 +479,7 @@ fn report(worker: &Value, tokenizer: &Tokenizer, json: bool) {
             None => text(pointer),
         }
     };
-    println!(
+    ui::say!(
         "  lie        {}[{}] is {}, the worker signed {}",
         text("/suspended/field"),
         text("/suspended/position"),
@@ -455,14 +489,14 @@ fn report(worker: &Value, tokenizer: &Tokenizer, json: bool) {
     let auditors =
         worker.pointer("/suspended/auditors").and_then(Value::as_array).cloned().unwrap_or_default();
     for auditor in &auditors {
-        println!("  found by   {}", auditor.as_str().unwrap_or("-"));
+        ui::say!("  found by   {}", auditor.as_str().unwrap_or("-"));
     }
-    println!(
+    ui::say!(
         "  cost       {} of its earnings of {} are withheld (10^-18 OPG), and it gets no more requests",
         text("/withheld"),
         sum(&text("/earned"), &text("/withheld"))
     );
-    println!("  evidence   assay incident {request}");
+    ui::say!("  evidence   assay incident {request}");
 }
 
 /// The sum of two decimal amounts.

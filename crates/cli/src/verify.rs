@@ -6,21 +6,22 @@ use std::sync::Arc;
 use assay_engine::request::Processor;
 use assay_engine::{Config, Engine};
 use assay_model::Artifact;
-use assay_receipt::{Address, Bundle, Domain, Members, Signed};
+use assay_receipt::{Address, Bundle, Members, Signed};
 use assay_verify::{Expected, Outcome, Report, State};
 use clap::Args;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::{home, models, ui};
+use crate::{home, members, models, ui};
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
-    /// The file that `assay receipts REQUEST_ID` or the chat page saved
+    /// A receipt or an incident file, as `assay receipts`, `assay incident` or the chat page saved it
     receipt: PathBuf,
     /// The signed list of workers whose keys count; the local network's when left out
-    #[arg(long)]
+    #[arg(long, requires = "signer")]
     members: Option<PathBuf>,
-    /// The address that must have signed the list of workers; without it any signer is taken and named
+    /// The address that must have signed the list of workers; the local network's own when left out
     #[arg(long)]
     signer: Option<Address>,
     /// Also replay the answer here, with the imported model of this name, id or path
@@ -28,18 +29,21 @@ pub(crate) struct VerifyArgs {
     replay: Option<String>,
 }
 
-/// Largest receipt file that is read: what the decoder itself accepts.
-const RECEIPT_BYTES_MAX: u64 = assay_receipt::limits::BUNDLE_BYTES as u64;
+/// Largest file that is read: a bundle, or an incident file around one.
+const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
 pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
-    let bytes = read_bounded(&args.receipt, RECEIPT_BYTES_MAX)?;
-    let bundle = Bundle::from_json(&bytes)
-        .map_err(|error| Error::Rejected(format!("{} is not a receipt: {error}", args.receipt.display())))?;
-    let path = match args.members {
-        Some(path) => path,
-        None => home::home()?.join("up").join("members.json"),
+    let (bundle, own_list) = read(&args.receipt)?;
+    let signer = match args.signer {
+        Some(signer) => signer,
+        None => local_signer()?,
     };
-    let (members, signer) = members(&path, args.signer, &bundle.domain)?;
+    let list = match (&args.members, own_list) {
+        (Some(path), _) => vec![members::read(path)?],
+        (None, Some(list)) => vec![list],
+        (None, None) => local_lists()?,
+    };
+    let members = in_force(list, signer, &bundle)?;
     let expected = Expected::of_members(bundle.domain, &members.statement);
     let report = match &args.replay {
         None => assay_verify::check(&bundle, &expected),
@@ -54,7 +58,7 @@ pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
     if json {
         ui::print_json(&report);
     } else {
-        print(&report, &path, &signer);
+        print(&report, members.statement.serial, &signer);
     }
     match report.state {
         State::Signed | State::Replayed => Ok(()),
@@ -77,41 +81,92 @@ fn replay(bundle: &Bundle, expected: &Expected, artifact: Arc<Artifact>) -> Resu
     assay_verify::check_replayed(bundle, expected, &mut engine, &processor).map_err(|error| said(&error))
 }
 
-fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
-    use std::io::Read as _;
-    let file = std::fs::File::open(path).map_err(Error::file("read", path))?;
-    let mut bytes = Vec::new();
-    file.take(max + 1).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
-    if bytes.len() as u64 > max {
-        return Err(Error::said(format!(
-            "{} is larger than {max} bytes, which no valid file of its kind is",
+/// The bundle in a file, and the list of workers beside it when the file is an incident.
+fn read(path: &Path) -> Result<(Bundle, Option<Signed<Members>>)> {
+    let bytes = home::read_bounded(path, FILE_BYTES_MAX)?;
+    let invalid = |error: &dyn std::fmt::Display| {
+        Error::Rejected(format!("{} is not a receipt: {error}", path.display()))
+    };
+    let incident: Option<Incident> = serde_json::from_slice(&bytes).ok();
+    let Some(Incident { bundle, members }) = incident else {
+        return Ok((Bundle::from_json(&bytes).map_err(|error| invalid(&error))?, None));
+    };
+    let Some(bundle) = bundle else {
+        return Err(Error::Rejected(format!(
+            "{} tells of a request without an answer: there is no receipt to check in it",
             path.display()
         )));
-    }
-    Ok(bytes)
+    };
+    let bundle = Bundle::from_json(bundle.get().as_bytes()).map_err(|error| invalid(&error))?;
+    let members = Signed::<Members>::from_json(members.get().as_bytes()).map_err(|error| invalid(&error))?;
+    Ok((bundle, Some(members)))
 }
 
-/// Reads the members file and checks who signed it.
-fn members(path: &Path, signer: Option<Address>, domain: &Domain) -> Result<(Signed<Members>, Address)> {
-    let bytes = read_bounded(path, assay_receipt::limits::MEMBERS_BYTES as u64).map_err(|error| {
-        Error::said(format!(
-            "{error}; the list of workers is needed to know whose signatures count: name it with --members"
-        ))
-    })?;
-    let members = Signed::<Members>::from_json(&bytes)
-        .map_err(|error| Error::said(format!("{} is not a list of workers: {error}", path.display())))?;
-    let found = members.signer(domain).map_err(|error| {
-        Error::Rejected(format!("the list of workers {} is not properly signed: {error}", path.display()))
-    })?;
-    if let Some(wanted) = signer
-        && wanted != found
-    {
-        return Err(Error::Rejected(format!("the list of workers was signed by {found}, not by {wanted}")));
-    }
-    Ok((members, found))
+/// The parts of an incident file that are checked.
+#[derive(serde::Deserialize)]
+struct Incident {
+    bundle: Option<Box<RawValue>>,
+    members: Box<RawValue>,
 }
 
-fn print(report: &Report, members: &Path, signer: &Address) {
+/// Who signs the list of workers of the network that `assay up` runs here.
+fn local_signer() -> Result<Address> {
+    let path = home::home()?.join("up").join("members.key");
+    if !path.is_file() {
+        return Err(Error::said(
+            "nobody said whose list of workers counts: name the address that signs it with --signer, and the list with \
+             --members",
+        ));
+    }
+    Ok(members::key_at(&path)?.address())
+}
+
+/// The lists of workers of the network that `assay up` runs here, the newest first.
+fn local_lists() -> Result<Vec<Signed<Members>>> {
+    let folder = home::home()?.join("up");
+    let mut lists = vec![members::read(&folder.join("members.json"))?];
+    if let Ok(former) = std::fs::read_dir(folder.join("members")) {
+        // A file among the former lists that cannot be read is one list less, as if it had been removed.
+        lists.extend(former.flatten().filter_map(|entry| members::read(&entry.path()).ok()));
+    }
+    lists.sort_by_key(|list| std::cmp::Reverse(list.statement.serial));
+    Ok(lists)
+}
+
+/// The newest list that this signer made, that counted when the answer was finished, and that names its worker; or
+/// else the newest of all, against which the check will say what is wrong.
+fn in_force(mut lists: Vec<Signed<Members>>, signer: Address, bundle: &Bundle) -> Result<Signed<Members>> {
+    lists.retain(|list| list.signer(&bundle.domain).is_ok_and(|found| found == signer));
+    let finished_s = bundle.receipt.statement.finished_at_ms / 1_000;
+    let names_it = |list: &Signed<Members>| {
+        // A second of grace on both sides: clocks are read in milliseconds here and in seconds there.
+        let from = list.statement.issued_at_s.saturating_sub(1);
+        (from..=list.statement.expires_at_s + 1).contains(&finished_s)
+            && list.statement.member(&bundle.receipt.statement.worker).is_some()
+    };
+    let chosen = lists.iter().position(names_it).unwrap_or(0);
+    if lists.is_empty() {
+        return Err(Error::Rejected(format!(
+            "the list of workers was not signed by {signer}, so nothing is proved"
+        )));
+    }
+    let list = lists.swap_remove(chosen);
+    if finished_s > list.statement.expires_at_s + 1 {
+        return Err(Error::Rejected(
+            "the list of workers had expired when this answer was signed; name a newer one with --members"
+                .into(),
+        ));
+    }
+    Ok(list)
+}
+
+/// Checks a bundle against the local network's lists of workers; `None` where there is no such network.
+pub(crate) fn check_locally(bundle: &Bundle) -> Option<Report> {
+    let list = in_force(local_lists().ok()?, local_signer().ok()?, bundle).ok()?;
+    Some(assay_verify::check(bundle, &Expected::of_members(bundle.domain, &list.statement)))
+}
+
+fn print(report: &Report, serial: u64, signer: &Address) {
     for check in &report.checks {
         let (mark, detail) = match check.outcome {
             Outcome::Passed => (ui::green("✓"), check.detail.clone()),
@@ -119,7 +174,7 @@ fn print(report: &Report, members: &Path, signer: &Address) {
             Outcome::Skipped => (ui::dim("·"), ui::dim(&check.detail)),
         };
         let name = serde_json::to_value(check.name).ok().and_then(|name| name.as_str().map(str::to_owned));
-        println!("{mark} {:18} {detail}", name.unwrap_or_default());
+        ui::say!("{mark} {:18} {detail}", name.unwrap_or_default());
     }
     let state = match report.state {
         State::Signed => ui::green("SIGNED"),
@@ -127,16 +182,16 @@ fn print(report: &Report, members: &Path, signer: &Address) {
         State::Rejected => ui::red("REJECTED"),
         State::Mismatch => ui::red("MISMATCH"),
     };
-    println!(
+    ui::say!(
         "\n{state} by {} ({})",
         report.operator.as_deref().unwrap_or("an unknown operator"),
         report.worker
     );
     if !report.proves.is_empty() {
-        println!("\n{}", ui::bold("What this proves"));
-        report.proves.iter().for_each(|line| println!("  {line}"));
+        ui::say!("\n{}", ui::bold("What this proves"));
+        report.proves.iter().for_each(|line| ui::say!("  {line}"));
     }
-    println!("\n{}", ui::bold("What you still trust"));
-    report.trusted.iter().for_each(|line| println!("  {line}"));
-    println!("  The list of workers {}, signed by {signer}.", members.display());
+    ui::say!("\n{}", ui::bold("What you still trust"));
+    report.trusted.iter().for_each(|line| ui::say!("  {line}"));
+    ui::say!("  The list of workers, serial {serial}, signed by {signer}.");
 }

@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -152,10 +151,16 @@ fn a_network_answers_proves_survives_and_catches() {
     let evidence = save(folder.join("lie.json"), &incident["bundle"]);
     let verified = network.run(&["verify", &evidence]);
     assert_eq!(verified.status.code(), Some(1), "{}", stderr(&verified));
+    let verified = network.run(&["verify", &save(folder.join("incident.json"), &incident)]);
+    assert_eq!(verified.status.code(), Some(1), "{}", stderr(&verified));
     let replayed = network.run(&["verify", &evidence, "--replay", "smollm2-135m-instruct"]);
     assert_eq!(replayed.status.code(), Some(1), "{}", stderr(&replayed));
 
     // An honest answer: no further requests go to the cheater, and every worker gives the same bits.
+    let shown =
+        network.run(&["chat", "What is the capital of France?", "--max-tokens", "12", "--temperature", "0"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("Paris") && shown.contains("receipt checked here"), "{shown}");
     let first = network.ask("What is the capital of France?");
     let text = first["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert!(text.contains("Paris"), "{text}");
@@ -207,12 +212,8 @@ fn a_network_answers_proves_survives_and_catches() {
     // An interrupt stops everything.
     signal(network.up.id(), "-INT");
     let mut network = network;
-    let mut rest = String::new();
     let status = network.up.wait().unwrap();
-    if let Some(mut stderr) = network.up.stderr.take() {
-        stderr.read_to_string(&mut rest).unwrap();
-    }
-    assert!(status.success(), "{status} {rest}");
+    assert!(status.success(), "{status}");
     for name in ["gateway", "worker-1", "worker-2", "worker-3", "cheater"] {
         assert_eq!(network.pids(name), Vec::<u32>::new(), "{name} is gone");
     }

@@ -43,7 +43,7 @@ pub use gguf::import_gguf;
 pub use manifest::{
     Architecture, Config, Manifest, Section, SectionKind, Source, SourceFormat, SpecialTokens,
 };
-pub use safetensors::import_safetensors;
+pub use safetensors::{import_safetensors, is_source};
 pub use template::{ChatTemplate, Conversation, TemplateError};
 pub use tokenizer::{
     GgufTokenizer, Guard, StreamDecoder, Tokenizer, TokenizerError, tokenizer_json_from_gguf,

@@ -26,6 +26,11 @@ const MAX_TENSORS: usize = 1 << 16;
 /// The longest JSON file other than the tokenizer, in bytes.
 const MAX_JSON_BYTES: usize = 4 << 20;
 
+/// Whether [`import_safetensors`] reads a file of this name.
+pub fn is_source(name: &str) -> bool {
+    FILES.contains(&name) || name.ends_with(".safetensors")
+}
+
 /// Files that are read besides `*.safetensors`; others in the folder do not matter.
 const FILES: [&str; 6] = [
     "README.md",
@@ -203,11 +208,7 @@ pub fn import_safetensors(
     files: &[(&str, &[u8])],
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<u8>, Error> {
-    let mut used: Vec<(&str, &[u8])> = files
-        .iter()
-        .copied()
-        .filter(|(name, _)| FILES.contains(name) || name.ends_with(".safetensors"))
-        .collect();
+    let mut used: Vec<(&str, &[u8])> = files.iter().copied().filter(|(name, _)| is_source(name)).collect();
     used.sort_unstable_by_key(|(name, _)| *name);
     if let Some(pair) = used.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(bad(format!("the file {} is given twice", pair[0].0)));

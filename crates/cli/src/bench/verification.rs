@@ -121,7 +121,7 @@ fn print(sums: &Sums, args: &Args, json: bool) {
         }));
         return;
     }
-    println!(
+    ui::say!(
         "{count} requests, {} prompt tokens and {} answer tokens in all, {} threads; generating took {:.0} ms a request.\n",
         sums.prompt_tokens,
         sums.tokens,
@@ -150,7 +150,7 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             "one honest auditor, or nobody when replayed at home",
         ),
     ];
-    print!(
+    ui::say!(
         "{}",
         ui::table(
             &[
@@ -165,7 +165,7 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             &rows
         )
     );
-    println!(
+    ui::say!(
         "\nThe evidence is the whole bundle with request, answer and every signed chunk; the receipt alone has {} bytes.",
         sums.signed_bytes / count
     );
