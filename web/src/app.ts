@@ -457,7 +457,13 @@ export class App {
     const { bundle, text } = filed;
     const started = performance.now();
     const members = roster.members.statement.members;
-    const report = verify.check(bundle, { domain: roster.domain, workers: members, model: asked.modelId, nonce: turn.nonce ?? null });
+    let report: Report;
+    try {
+      report = verify.check(bundle, { domain: roster.domain, workers: members, model: asked.modelId, nonce: turn.nonce ?? null });
+    } catch (error) {
+      if (error instanceof WebAssembly.RuntimeError) this.#verifier = null; // It gave up half-way: the next check gets a fresh one.
+      throw error;
+    }
     const now = Date.now();
     const messages = messagesBefore(conversation.turns, index, asked.system);
     const own = [

@@ -33,10 +33,10 @@ export function duration(ms: number): string {
   return `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1_000)} s`;
 }
 
-/** A point in time, with the date unless it is today's. */
-export function moment(atMs: number, now = new Date()): string {
+/** A point in time, with the date unless it is today's, to the second or to the minute. */
+export function moment(atMs: number, precision: "second" | "minute" = "second", now = new Date()): string {
   const at = new Date(atMs);
-  const time = at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  const time = at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: precision === "second" ? "2-digit" : undefined });
   if (at.toDateString() === now.toDateString()) return time;
   return `${at.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" })} ${time}`;
 }

@@ -68,7 +68,8 @@ export async function loadVerifier(): Promise<Verifier> {
 /** The same from the bytes of the module. */
 export async function verifierFromBytes(bytes: BufferSource): Promise<Verifier> {
   const { instance } = await WebAssembly.instantiate(bytes, {});
-  const { memory, alloc, free, check } = instance.exports as unknown as Exports;
+  const { memory, alloc, free, check } = instance.exports as unknown as Partial<Exports>;
+  if (!memory || !alloc || !free || !check) throw new Error("the verifier that came is none: reload the page");
   const ask = (question: object): unknown => {
     const call = new TextEncoder().encode(JSON.stringify(question));
     const input = alloc(call.length) >>> 0;

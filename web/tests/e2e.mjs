@@ -54,7 +54,7 @@ await scene("ask, verify, look at the receipt, by mouse", async ({ page, shot, c
   await page.locator(".panel-body").evaluate((node) => node.scrollTo(0, node.scrollHeight));
   await shot("06-receipt-end");
   await page.getByRole("button", { name: /Close the receipt/ }).click();
-  assert.equal(await page.locator(".panel").count(), 0);
+  await page.locator(".panel").waitFor({ state: "detached" });
   // What the browser keeps outlives a reload.
   await page.reload();
   await page.locator(".entry-open").first().click();
@@ -75,7 +75,7 @@ await scene("everything by keyboard alone", async ({ page, shot, gateway }) => {
   await page.keyboard.press("ArrowUp");
   await page.locator(".editor textarea").waitFor();
   await page.keyboard.press("Escape");
-  assert.equal(await page.locator(".editor").count(), 0);
+  await page.locator(".editor").waitFor({ state: "detached" });
   await page.waitForFunction(() => document.activeElement?.id === "composer");
   await page.keyboard.press("ArrowUp");
   await page.locator(".editor textarea").waitFor();
@@ -102,7 +102,7 @@ await scene("everything by keyboard alone", async ({ page, shot, gateway }) => {
   await page.getByRole("heading", { name: "What this proves" }).waitFor();
   await tabTo(page, "Download");
   await page.keyboard.press("Escape");
-  assert.equal(await page.locator(".panel").count(), 0);
+  await page.locator(".panel").waitFor({ state: "detached" });
   await page.waitForFunction(() => document.activeElement?.id === "composer");
   // Workers.
   await page.keyboard.press("Alt+W");
@@ -115,7 +115,7 @@ await scene("everything by keyboard alone", async ({ page, shot, gateway }) => {
   await shot("08-shortcuts");
   await accessible(page);
   await page.keyboard.press("Escape");
-  assert.equal(await page.locator("dialog").count(), 0);
+  await page.locator("dialog").waitFor({ state: "detached" });
   // Settings: the system prompt arrives with the request and in the receipt.
   await page.waitForFunction(() => document.activeElement?.id === "composer");
   await page.keyboard.press("Alt+S");
@@ -124,7 +124,7 @@ await scene("everything by keyboard alone", async ({ page, shot, gateway }) => {
   await page.locator('textarea[placeholder*="should know"]').focus();
   await page.keyboard.type("Answer briefly.");
   await page.keyboard.press("Escape");
-  assert.equal(await page.locator("dialog").count(), 0);
+  await page.locator("dialog").waitFor({ state: "detached" });
   // A new conversation, then the badge reached by Tab.
   await page.keyboard.press(`${CONTROL}+K`);
   await page.waitForFunction(() => document.activeElement?.id === "composer" && document.querySelectorAll(".turn").length === 0);

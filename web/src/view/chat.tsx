@@ -30,6 +30,18 @@ export function Chat({ app }: { app: App }): JSX.Element {
     if (node && pinned.current) node.scrollTop = conversation.turns.length === 0 ? 0 : node.scrollHeight;
   }, [conversation.id, conversation.turns.length, last?.text.length, last?.state]);
 
+  // What changes the height otherwise: a panel that opens, a verdict that arrives.
+  useEffect(() => {
+    const node = scroller.current;
+    if (!node) return;
+    const observer = new ResizeObserver(() => {
+      if (pinned.current && node.querySelector(".turns")) node.scrollTop = node.scrollHeight;
+    });
+    observer.observe(node);
+    if (node.firstElementChild) observer.observe(node.firstElementChild);
+    return () => observer.disconnect();
+  }, [conversation.id, conversation.turns.length === 0]);
+
   const toEnd = () => {
     const node = scroller.current;
     if (node) node.scrollTop = node.scrollHeight;
@@ -203,7 +215,7 @@ function Answer({ app, turn }: { app: App; turn: Turn }): JSX.Element {
         </div>
       )}
       {turn.finish === "length" && !streaming && (
-        <p class="quiet small">It stopped at the limit of {turn.asked?.maxTokens} tokens; the settings can raise it.</p>
+        <p class="quiet small limit">It stopped at the limit of {turn.asked?.maxTokens} tokens; the settings can raise it.</p>
       )}
       <div class="foot">
         <StateBadge turn={turn} open={open} onOpen={show} />

@@ -29,7 +29,7 @@ export function stateText(turn: Turn): string {
       return `Signed by ${verdict?.operator ?? "the worker"}`;
     case "replayed":
       return `Replayed by ${verdict?.auditors.join(" and ") || "an auditor"}${
-        verdict?.auditedAtMs ? ` · ${moment(verdict.auditedAtMs)}` : ""
+        verdict?.auditedAtMs ? ` · ${moment(verdict.auditedAtMs, "minute")}` : ""
       }`;
     case "mismatch":
       return verdict?.difference

@@ -52,7 +52,7 @@ export function WorkersPanel({ app }: { app: App }): JSX.Element {
                 </tr>
               </thead>
               <tbody>
-                {workers.map((worker) => (
+                {workers.toSorted((a, b) => Number(b.suspended !== null) - Number(a.suspended !== null)).map((worker) => (
                   <Row key={worker.worker} app={app} worker={worker} />
                 ))}
               </tbody>
