@@ -191,7 +191,7 @@ export function judge(bundle: Bundle, report: Report, own: Check[], members: Mem
     const why = first ? `${checkTitle(first.name)}: ${tidy(first.detail)}` : "The evidence was rejected";
     return { ...base, state: "failed", summary: `Nothing is proven. ${why}.` };
   }
-  const audits = bundle.audits.map((signed) => signed.statement);
+  const audits = bundle.audits.filter((_, index) => report.counted.includes(index)).map((signed) => signed.statement);
   const differs = audits.filter((audit) => audit.verdict === "differs");
   if (report.state === "mismatch") {
     const audit = differs[0];

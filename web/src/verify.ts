@@ -11,7 +11,8 @@ export type Level = "signed" | "attested" | "replayed" | "proved";
 /** One named check and what it saw. */
 export interface Check {
   name: string;
-  outcome: "passed" | "failed" | "skipped";
+  /** `not_counted`: an audit's check that does not hold; that audit counts for nothing, and the receipt stands. */
+  outcome: "passed" | "failed" | "skipped" | "not_counted";
   detail: string;
 }
 
@@ -24,6 +25,8 @@ export interface Report {
   worker: string;
   operator: string | null;
   checks: Check[];
+  /** Indices of the bundle's audits that hold. */
+  counted: number[];
   /** What this proves, in plain sentences. */
   proves: string[];
   /** Who or what is still trusted, in plain sentences. */

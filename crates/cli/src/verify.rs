@@ -171,7 +171,7 @@ fn print(report: &Report, serial: u64, signer: &Address) {
         let (mark, detail) = match check.outcome {
             Outcome::Passed => (ui::green("✓"), check.detail.clone()),
             Outcome::Failed => (ui::red("✗"), ui::red(&check.detail)),
-            Outcome::Skipped => (ui::dim("·"), ui::dim(&check.detail)),
+            Outcome::Skipped | Outcome::NotCounted => (ui::dim("·"), ui::dim(&check.detail)),
         };
         let name = serde_json::to_value(check.name).ok().and_then(|name| name.as_str().map(str::to_owned));
         ui::say!("{mark} {:18} {detail}", name.unwrap_or_default());

@@ -146,7 +146,9 @@ pub struct Prepared {
 #[non_exhaustive]
 pub enum ResumeError {
     /// A token id lies outside the vocabulary.
-    #[error("token {token} at position {position} is not in the vocabulary; ask without tokens to resume from")]
+    #[error(
+        "token {token} at position {position} is not in the vocabulary; ask without tokens to resume from"
+    )]
     UnknownToken {
         /// Index of the token.
         position: usize,
@@ -154,7 +156,9 @@ pub enum ResumeError {
         token: u32,
     },
     /// The answer had ended before: by an end token, a stop string, the only call allowed or its length.
-    #[error("the answer ends before position {position}, where {token} stands; ask without tokens to resume from")]
+    #[error(
+        "the answer ends before position {position}, where {token} stands; ask without tokens to resume from"
+    )]
     AfterEnd {
         /// Index of the first token after the end.
         position: usize,

@@ -488,10 +488,7 @@ fn tokens_to_resume_from_end_where_the_answer_does() {
     // Past a stop string, past an end token, past the only call allowed.
     let stop = Request { stop: vec!["cd".into()], ..base.clone() };
     resume(&stop, &letters[..4]).unwrap();
-    assert_eq!(
-        resume(&stop, &letters[..5]),
-        Err(ResumeError::AfterEnd { position: 4, token: letters[4] })
-    );
+    assert_eq!(resume(&stop, &letters[..5]), Err(ResumeError::AfterEnd { position: 4, token: letters[4] }));
     let end = processor.end_tokens[0];
     resume(&base, &[letters[0], end]).unwrap();
     assert!(matches!(

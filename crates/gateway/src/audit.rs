@@ -6,7 +6,7 @@ use crate::gateway::{Gateway, dice};
 use crate::record::Suspension;
 use crate::store::{AuditRow, Dossier};
 use assay_receipt::{Address, Audit, Bundle, Bytes32, Member, Signed, Verdict};
-use assay_verify::{CheckKind, Expected};
+use assay_verify::Expected;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -165,14 +165,7 @@ async fn accept(
     bundle.audits = vec![audit];
     let failed = tokio::task::spawn_blocking(move || {
         let report = assay_verify::check(&bundle, &expected);
-        let about_audit = [
-            CheckKind::AuditorKnown,
-            CheckKind::AuditSignature,
-            CheckKind::AuditIndependent,
-            CheckKind::AuditSubject,
-            CheckKind::AuditVerdict,
-        ];
-        let failed = report.failed().filter(|check| about_audit.contains(&check.name));
+        let failed = report.not_counted();
         failed.map(|check| check.detail.clone()).collect::<Vec<_>>()
     })
     .await

@@ -98,26 +98,9 @@ fn accept(
     now_s: u64,
 ) -> Result<Signed<Members>, String> {
     let signed = Signed::<Members>::from_json(bytes).map_err(|error| error.to_string())?;
-    let found = signed.signer(domain).map_err(|error| error.to_string())?;
-    if found != *signer {
-        return Err(format!(
-            "it is signed by {found} and `members_signer` is {signer}; get the right file or correct the key"
-        ));
-    }
-    let members = &signed.statement;
-    if members.serial < serial_seen {
-        return Err(format!(
-            "its serial {} is older than {serial_seen}, which was seen before; get the newest file",
-            members.serial
-        ));
-    }
-    if is_expired(members, now_s) {
-        return Err(format!(
-            "it expired at {} (seconds since 1970); ask its signer for a new one",
-            members.expires_at_s
-        ));
-    }
-    for member in &members.members {
+    assay_verify::check_members(&signed, Some(signer), domain, now_s, serial_seen)
+        .map_err(|error| error.to_string())?;
+    for member in &signed.statement.members {
         if !member.url.starts_with("https://") {
             return Err(format!("worker {} has the URL {}, which is not https", member.worker, member.url));
         }
@@ -153,7 +136,7 @@ mod tests {
         let (bytes, signer) = signed(3, 100, 7);
         let (_, other) = signed(3, 100, 8);
         let domain = Domain::default();
-        assert!(accept(&bytes, &domain, &other, 0, 99).unwrap_err().contains("members_signer"));
+        assert!(accept(&bytes, &domain, &other, 0, 99).unwrap_err().contains("signed by"));
         assert!(accept(&bytes, &domain, &signer, 4, 99).unwrap_err().contains("serial"));
         assert!(accept(&bytes, &domain, &signer, 0, 100).unwrap_err().contains("expired"));
         let elsewhere = Domain { chain_id: 1, ..domain };

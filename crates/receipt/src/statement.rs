@@ -185,8 +185,8 @@ pub struct Audit {
     pub arithmetic: u32,
     /// What was found.
     pub verdict: Verdict,
-    /// Where it differs first: `tokens`, `text`, `tool_calls`, `finish_reason`, `usage` or `logprobs`. What stood in the
-    /// way when the auditor was unable. Else empty.
+    /// Where it differs first; the names are in `docs/receipt.md`. What stood in the way when the auditor was unable.
+    /// Else empty.
     pub field: String,
     /// Index of the first token, byte or entry that differs; else 0.
     pub position: u64,

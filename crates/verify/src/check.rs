@@ -117,11 +117,15 @@ pub fn check(bundle: &Bundle, expected: &Expected) -> Report {
 
     let mut agrees = Vec::new();
     let mut differs = Vec::new();
+    let mut counted = Vec::new();
     for (index, audit) in bundle.audits.iter().enumerate() {
         let holds = check_audit(&mut checks, index, audit, bundle, &hash, expected);
         let statement = &audit.statement;
         let auditor = expected.worker(&statement.auditor, statement.key_epoch);
         let operator = auditor.map_or("unknown", |member| member.operator.as_str());
+        if holds {
+            counted.push(index);
+        }
         match (holds, statement.verdict) {
             (true, Verdict::Agrees) => agrees.push(format!("{} of {operator}", statement.auditor)),
             (true, Verdict::Differs) => differs.push((operator, statement)),
@@ -174,7 +178,17 @@ pub fn check(bundle: &Bundle, expected: &Expected) -> Report {
             Some(Level::Signed)
         }
     };
-    Report { state, level, hash, worker: receipt.worker, operator, checks: checks.0, proves, trusted }
+    Report {
+        state,
+        level,
+        hash,
+        worker: receipt.worker,
+        operator,
+        checks: checks.0,
+        counted,
+        proves,
+        trusted,
+    }
 }
 
 /// Says where a replay and a claim differ.
@@ -365,6 +379,8 @@ pub(crate) fn place(sequence: u64, previous: &Bytes32) -> Result<String, String>
     )
 }
 
+/// Whether an audit counts. One that does not is named in the checks and has no further effect: whoever holds a bundle
+/// can add audits to it, and auditors leave the list and change their keys, and neither may destroy a valid receipt.
 fn check_audit(
     checks: &mut Checks,
     index: usize,
@@ -375,8 +391,9 @@ fn check_audit(
 ) -> bool {
     let (statement, receipt) = (&audit.statement, &bundle.receipt.statement);
     let mut add = |name, result: Result<String, String>| {
-        let label = |detail: String| format!("audit {index}: {detail}");
-        checks.add(name, result.map(label).map_err(label))
+        let passed = |detail: String| format!("audit {index}: {detail}");
+        let void = |detail: String| format!("audit {index} counts for nothing: {detail}");
+        checks.add_audit(name, result.map(passed).map_err(void))
     };
     let subject = compare("receipt", &statement.receipt, hash)
         .and_then(|_| compare("model", &statement.model, &receipt.model))

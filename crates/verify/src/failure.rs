@@ -102,6 +102,7 @@ pub fn check_failure(
         worker: statement.worker,
         operator,
         checks: checks.0,
+        counted: Vec::new(),
         proves,
         trusted,
     }

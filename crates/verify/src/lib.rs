@@ -3,7 +3,8 @@
 //! [`check`] takes a bundle and what the caller [`Expected`], recomputes every hash, recovers every signature and
 //! returns a [`Report`]: a list of named checks, the level that the evidence really supports, and in plain words what
 //! that proves and who is still trusted. The level is computed, never taken from a claim. [`check_failure`] does the
-//! same for refusals, and [`check_sequence`] finds workers that told different people different stories.
+//! same for refusals, [`check_members`] for the list of workers, and [`check_sequence`] finds workers that told different
+//! people different stories.
 //!
 //! With feature `replay` (the default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
 //! trust. Without it the crate compiles to WebAssembly and runs in the browser.
@@ -25,6 +26,7 @@
 mod check;
 mod failure;
 mod json;
+mod members;
 #[cfg(feature = "replay")]
 mod replay;
 mod report;
@@ -34,6 +36,7 @@ pub use assay_receipt::{Bundle, Level};
 pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
+pub use members::{MembersError, check_members};
 #[cfg(feature = "replay")]
 pub use replay::{ReplayError, check_replayed};
 pub use report::{Check, CheckKind, Outcome, Report, State};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// At least one check failed; nothing is proven.
+    /// A check of the receipt itself failed; nothing is proven.
     Rejected,
     /// The worker signed it; nobody independent has repeated it.
     Signed,
@@ -81,6 +81,8 @@ pub enum Outcome {
     Failed,
     /// The caller gave nothing to compare with.
     Skipped,
+    /// It is about an audit and does not hold: that audit counts for nothing, and the receipt stands without it.
+    NotCounted,
 }
 
 /// One check and what it saw.
@@ -109,6 +111,9 @@ pub struct Report {
     pub operator: Option<String>,
     /// Every check, in order.
     pub checks: Vec<Check>,
+    /// Which of the bundle's audits hold, by their index; the others count for nothing.
+    #[serde(default)]
+    pub counted: Vec<usize>,
     /// What this proves, in plain sentences.
     pub proves: Vec<String>,
     /// Who or what is still trusted, in plain sentences.
@@ -116,6 +121,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// What is wrong with audits that therefore count for nothing.
+    pub fn not_counted(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| check.outcome == Outcome::NotCounted)
+    }
+
     /// The checks that failed.
     pub fn failed(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.outcome == Outcome::Failed)
@@ -137,6 +147,16 @@ impl Checks {
         let (outcome, detail) = match result {
             Ok(detail) => (Outcome::Passed, detail.into()),
             Err(detail) => (Outcome::Failed, detail),
+        };
+        self.0.push(Check { name, outcome, detail });
+        outcome == Outcome::Passed
+    }
+
+    /// Adds a check of an audit, which cannot reject the receipt.
+    pub(crate) fn add_audit(&mut self, name: CheckKind, result: Result<String, String>) -> bool {
+        let (outcome, detail) = match result {
+            Ok(detail) => (Outcome::Passed, detail),
+            Err(detail) => (Outcome::NotCounted, detail),
         };
         self.0.push(Check { name, outcome, detail });
         outcome == Outcome::Passed

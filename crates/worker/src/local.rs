@@ -83,8 +83,7 @@ impl Local {
         let artifact = Artifact::parse(files::map(path)?).map_err(|fault| refused(fault.to_string()))?;
         artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
         let artifact = Arc::new(artifact);
-        let processor =
-            Processor::from_artifact(&artifact).map_err(|fault| refused(fault.to_string()))?;
+        let processor = Processor::from_artifact(&artifact).map_err(|fault| refused(fault.to_string()))?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -474,10 +473,9 @@ impl Runner {
 /// A verdict with the time that it took, or why there is none.
 fn settled(verdict: Result<OutputVerdict, assay_engine::Error>, compute: Duration) -> Replayed {
     match verdict {
-        Ok(verdict) => Replayed::Judged {
-            verdict,
-            compute_ms: u64::try_from(compute.as_millis()).unwrap_or(u64::MAX),
-        },
+        Ok(verdict) => {
+            Replayed::Judged { verdict, compute_ms: u64::try_from(compute.as_millis()).unwrap_or(u64::MAX) }
+        }
         Err(fault) => {
             tracing::info!(%fault, "an audit cannot be replayed here");
             Replayed::Unable { field: "engine" }

@@ -305,8 +305,8 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
 }
 
 function CheckRow({ check }: { check: Check }): JSX.Element {
-  const words = { passed: "passed", failed: "failed", skipped: "skipped" } as const;
-  const icons = { passed: "check", failed: "cross", skipped: "dash" } as const;
+  const words = { passed: "passed", failed: "failed", skipped: "skipped", not_counted: "not counted" } as const;
+  const icons = { passed: "check", failed: "cross", skipped: "dash", not_counted: "dash" } as const;
   return (
     <tr class={`check-${check.outcome}`}>
       <td>

@@ -58,7 +58,7 @@ fn audit_lie(bundle: &mut Bundle, auditor: &str, change: impl FnOnce(&mut Audit)
 
 type Lie = fn(&mut Bundle, &mut Expected);
 
-/// (what the cheater does, how, which checks fail and no others)
+/// (what the cheater does, how, which checks do not hold and no others)
 #[rustfmt::skip]
 const TABLE: &[(&str, Lie, &[CheckKind])] = &[
     ("answers with a receipt for an older request of the same prompt",
@@ -197,11 +197,58 @@ fn every_way_to_cheat_is_caught_by_its_check() {
         let (mut bundle, mut expected) = (bundle(), expected());
         lie(&mut bundle, &mut expected);
         let report = check(&bundle, &expected);
-        let failed: Vec<_> = report.failed().map(|check| check.name).collect();
-        assert_eq!(failed, *caught_by, "a worker that {what}: {:#?}", report.checks);
+        let caught: Vec<_> = report
+            .checks
+            .iter()
+            .filter(|check| matches!(check.outcome, Outcome::Failed | Outcome::NotCounted))
+            .map(|check| check.name)
+            .collect();
+        assert_eq!(caught, *caught_by, "a worker that {what}: {:#?}", report.checks);
+        if report.failed().next().is_none() {
+            // Only the audit is bad: it counts for nothing, and the receipt is what it is without it.
+            bundle.audits.clear();
+            let without = check(&bundle, &expected);
+            assert_eq!((report.state, report.level), (State::Signed, Some(Level::Signed)), "{what}");
+            assert_eq!((&report.proves, &report.trusted), (&without.proves, &without.trusted), "{what}");
+            assert!(report.counted.is_empty(), "{what}");
+            continue;
+        }
         assert_eq!((report.state, report.level), (State::Rejected, None), "a worker that {what}");
         assert!(report.proves[0].starts_with("Nothing."), "a worker that {what}: {:?}", report.proves);
     }
+}
+
+/// Whoever holds a bundle can add audits, and auditors come and go: neither takes anything from what is valid.
+#[test]
+fn an_audit_that_does_not_hold_counts_for_nothing_and_is_named() {
+    let good = bundle();
+    let spoil: [fn(&mut Bundle); 4] = [
+        |bundle| audit_lie(bundle, "worker", |audit| audit.verdict = Verdict::Differs),
+        |bundle| audit_lie(bundle, "stranger", |audit| audit.auditor = key("stranger").address()),
+        |bundle| audit_lie(bundle, "auditor", |audit| audit.field = "tokens".into()),
+        |bundle| {
+            // A forged accusation.
+            audit_lie(bundle, "stranger", |audit| {
+                audit.verdict = Verdict::Differs;
+                audit.field = "tokens".into();
+            })
+        },
+    ];
+    for (index, spoil) in spoil.into_iter().enumerate() {
+        let mut alone = good.clone();
+        spoil(&mut alone);
+        assert_eq!(check(&alone, &expected()).state, State::Signed, "{index}");
+        let mut beside = good.clone();
+        beside.audits.push(alone.audits[0].clone());
+        let report = check(&beside, &expected());
+        assert_eq!((report.state, &*report.counted), (State::Replayed, &[0][..]), "{index}");
+        assert!(report.not_counted().all(|check| check.detail.starts_with("audit 1 counts for nothing: ")));
+        assert!(report.not_counted().next().is_some(), "{index}");
+    }
+    // The auditor left the list, or has a new key.
+    let mut left = expected();
+    left.workers.retain(|member| member.operator == "Alice");
+    assert_eq!(check(&good, &left).state, State::Signed);
 }
 
 /// So that a check nobody tests cannot hide.
@@ -272,7 +319,8 @@ fn a_forwarder_is_signed_and_cannot_be_audited() {
     };
     resign(&mut bundle, strip);
     let report = check(&bundle, &expected);
-    assert!(report.has_failed(CheckKind::AuditSubject), "{:#?}", report.checks);
+    assert_eq!(report.state, State::Signed, "{:#?}", report.checks);
+    assert_eq!(report.not_counted().next().unwrap().name, CheckKind::AuditSubject, "{:#?}", report.checks);
     bundle.audits.clear();
     let report = check(&bundle, &expected);
     assert_eq!(report.state, State::Signed, "{:#?}", report.checks);

@@ -168,6 +168,14 @@ fn no_field_of_a_bundle_can_be_changed() {
         }
         let report = check(&bundle, &expected);
         let guard = guard(path);
+        if path.starts_with("/audits") {
+            // An altered audit counts for nothing, and the receipt stands without it.
+            if report.state != State::Signed {
+                return Some(format!("{:?}", report.state));
+            }
+            return (!report.not_counted().any(|check| check.name == guard))
+                .then(|| "the audit's signature still holds".into());
+        }
         if report.state != State::Rejected || report.level.is_some() {
             return Some(format!("{:?}", report.state));
         }
