@@ -61,6 +61,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// List receipts, or save one
     Receipts(records::ReceiptsArgs),
+    /// List the workers with their records
+    Workers(records::WorkersArgs),
     /// Have another worker replay an answer
     Audit(records::AuditArgs),
     /// Save everything that is signed about a request in one file
@@ -152,6 +154,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Members(command) => members::run(command, json),
         Command::Verify(args) => verify::run(args, json),
         Command::Receipts(args) => records::receipts(args, json).await,
+        Command::Workers(args) => records::workers(args, json).await,
         Command::Audit(args) => records::audit(args, json).await,
         Command::Incident(args) => records::incident(args, json).await,
         Command::Bench(command) => bench::run(command, json).await,

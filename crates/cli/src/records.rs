@@ -25,6 +25,13 @@ pub(crate) struct ReceiptsArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct WorkersArgs {
+    /// The gateway's address
+    #[arg(long, default_value = client::DEFAULT_URL)]
+    gateway: String,
+}
+
+#[derive(Args)]
 pub(crate) struct AuditArgs {
     /// The request whose answer another worker shall replay
     request_id: String,
@@ -85,6 +92,32 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
         ("answer tokens", "/bill/completion_tokens"),
         ("price, 10^-18 OPG", "/bill/price"),
     ];
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
+    ui::say!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
+    Ok(())
+}
+
+/// Lists the workers with the record that this gateway keeps of each.
+pub(crate) async fn workers(args: WorkersArgs, json: bool) -> Result<()> {
+    let gateway = Gateway::new(&args.gateway)?;
+    let list = gateway.get("/assay/workers").await?;
+    if json {
+        ui::print_json(&list);
+        return Ok(());
+    }
+    let columns = [
+        ("operator", "/operator"),
+        ("worker", "/worker"),
+        ("served", "/served"),
+        ("failed", "/failures"),
+        ("replays agreed", "/audits_agreed"),
+        ("differed", "/audits_differed"),
+        ("replays made", "/audits_made"),
+        ("running", "/in_flight"),
+        ("caught at", "/suspended/request_id"),
+    ];
+    let rows = list.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
     ui::say!("{}", ui::table(&columns.map(|(name, _)| name), &rows));

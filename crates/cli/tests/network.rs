@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -51,7 +52,10 @@ impl Network {
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = assay(self.home.path());
         command.args(arguments);
-        if ["chat", "receipts", "audit", "incident", "doctor"].iter().any(|name| arguments.contains(name)) {
+        if ["chat", "workers", "receipts", "audit", "incident", "doctor"]
+            .iter()
+            .any(|name| arguments.contains(name))
+        {
             command.args(["--gateway", &self.url]);
         }
         command.stdin(Stdio::null()).output().unwrap()
@@ -195,6 +199,36 @@ fn a_network_answers_proves_survives_and_catches() {
     assert_eq!(network.json(&["verify", "receipt.json"])["state"], report_before_audit(&bundle));
     let findings = network.json(&["doctor"]);
     assert_eq!(findings.as_array().unwrap().len(), 6);
+
+    // kill -9 of the worker in the middle of a stream: the caller reads exactly what an undisturbed run gives.
+    let story =
+        ["chat", "Tell me a story about the sea.", "--max-tokens", "160", "--temperature", "0", "--gateway"];
+    let story = || {
+        assay(folder)
+            .args(story)
+            .arg(&network.url)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let undisturbed = String::from_utf8(story().wait_with_output().unwrap().stdout).unwrap();
+    let mut stream = story();
+    let mut disturbed = [0; 24];
+    let mut out = stream.stdout.take().unwrap();
+    out.read_exact(&mut disturbed).unwrap();
+    let workers = network.json(&["workers"]);
+    let busy =
+        workers["workers"].as_array().unwrap().iter().find(|worker| worker["in_flight"] != json!(0)).unwrap();
+    let name = busy["operator"].as_str().unwrap().replace("operator", "worker");
+    network.kill_and_wait(&name);
+    let mut disturbed = disturbed.to_vec();
+    out.read_to_end(&mut disturbed).unwrap();
+    assert!(stream.wait().unwrap().success());
+    let disturbed = String::from_utf8(disturbed).unwrap();
+    let answer = |shown: &str| shown.rsplit_once("\n✓").expect("the receipt was checked").0.to_owned();
+    assert_eq!(answer(&disturbed), answer(&undisturbed));
+    assert!(disturbed.contains("receipt checked here"), "{disturbed}");
 
     // kill -9 of any process, one after the other: it comes back, and no receipt is lost.
     let before = network.request_ids();
