@@ -23,6 +23,8 @@ const STOP_S: u64 = 25;
 const MEMBERS_VALID_S: u64 = 30 * 24 * 3600;
 /// The name of the gateway's process.
 const GATEWAY: &str = "gateway";
+/// Attempts to start a worker, each on another port.
+const STARTS_MAX: u32 = 3;
 /// Restarts of one process in a row, without a minute of life in between, after which it is given up.
 const RESTARTS_MAX: u32 = 5;
 /// Largest log that is read for its last line, in bytes: that of a process which ended at its start is short.
@@ -192,9 +194,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     for (name, operator, artifact, impersonate) in workers {
         let data_dir = folder.join(&name);
         home::create_private(&data_dir)?;
-        let descriptor = data_dir.join("worker.json");
         let mut settings = assay_worker::Config::new(&data_dir);
-        settings.listen = ([127, 0, 0, 1], free_port()?).into();
         settings.operator = operator;
         // The cheater computes less and undercuts the others, which is why anybody would cheat.
         let discount = if impersonate.is_some() { 2 } else { 1 };
@@ -205,17 +205,8 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
             completion_price: COMPLETION_PRICE / discount,
             impersonate,
         }];
-        let path = data_dir.join("config.toml");
-        config::write(&path, &config::File { worker: Some(settings), gateway: None })?;
-        if descriptor.exists() {
-            std::fs::remove_file(&descriptor).map_err(Error::file("remove", &descriptor))?;
-        }
-        let mut process = Process::start(
-            &name,
-            vec!["worker".into(), "--supervised".into(), "--config".into(), path.display().to_string()],
-            data_dir.join("log"),
-        )?;
-        members.push(descriptor_of(&mut process, &descriptor).await?);
+        let (process, member) = start_worker(&name, settings).await?;
+        members.push(member);
         processes.push(process);
     }
 
@@ -333,12 +324,29 @@ fn keep_former(list: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A port that is free right now. The worker keeps it in its configuration, so that a restart comes back to it.
-fn free_port() -> Result<u16> {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(|error| Error::said(format!("no port is free on this machine: {error}")))
+/// Starts a worker and waits for what it says of itself. It gets a port that is free now and keeps it in its
+/// configuration, so that a restart comes back to it; when somebody else was faster, it gets another.
+async fn start_worker(name: &str, mut settings: assay_worker::Config) -> Result<(Process, Member)> {
+    let path = settings.data_dir.join("config.toml");
+    let descriptor = settings.data_dir.join("worker.json");
+    let arguments =
+        vec!["worker".into(), "--supervised".into(), "--config".into(), path.display().to_string()];
+    let mut attempt = 1;
+    loop {
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+        settings.listen =
+            free.map_err(|error| Error::said(format!("no port is free on this machine: {error}")))?;
+        config::write(&path, &config::File { worker: Some(settings.clone()), gateway: None })?;
+        if descriptor.exists() {
+            std::fs::remove_file(&descriptor).map_err(Error::file("remove", &descriptor))?;
+        }
+        let mut process = Process::start(name, arguments.clone(), settings.data_dir.join("log"))?;
+        match descriptor_of(&mut process, &descriptor).await {
+            Ok(member) => return Ok((process, member)),
+            Err(error) if attempt == STARTS_MAX => return Err(error),
+            Err(_) => attempt += 1,
+        }
+    }
 }
 
 async fn descriptor_of(process: &mut Process, path: &Path) -> Result<Member> {

@@ -33,19 +33,27 @@ impl Network {
         if std::fs::hard_link(&model, &here).is_err() {
             std::fs::copy(&model, &here).unwrap();
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut up = assay(home.path())
-            .args(["--json", "up", "--with-cheater", "--port", &port.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = up.stdout.take().unwrap();
-        let network = Self { home, url: format!("http://127.0.0.1:{port}"), up };
-        let mut documents = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
-        let started = documents.next().expect("it says where it listens").unwrap();
-        assert_eq!(started["url"], json!(network.url));
-        let caught = documents.next().expect("it catches the cheater").unwrap();
-        (network, caught)
+        // Between finding a free port and using it somebody else may take it.
+        for _ in 0..5 {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let mut up = assay(home.path())
+                .args(["--json", "up", "--with-cheater", "--port", &free.port().to_string()])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let stdout = up.stdout.take().unwrap();
+            let mut documents = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
+            let started = documents.next().expect("it says where it listens").unwrap();
+            if started["error"].as_str().is_some_and(|error| error.contains("--port")) {
+                up.wait().unwrap();
+                continue;
+            }
+            let network = Self { home, url: format!("http://{free}"), up };
+            assert_eq!(started["url"], json!(network.url), "{started}");
+            let caught = documents.next().expect("it catches the cheater").unwrap();
+            return (network, caught);
+        }
+        panic!("every port was taken");
     }
 
     /// Runs a command of the terminal against this network.
