@@ -28,13 +28,39 @@ const TOKENIZER_BYTES: usize = 64 << 20;
 pub(crate) enum CallError {
     /// It refused, signed.
     Refused(Box<Signed<Failure>>),
+    /// It has no room and did not sign that.
+    Busy(Duration),
     /// It could not be reached, or the connection broke.
     Transport(String),
     /// It answered something that the protocol does not allow.
     Protocol { fault: String, sent: Option<String> },
 }
 
+/// Shortest and longest pause before a worker is asked again that said without a signature that it is busy.
+const BUSY_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
 impl CallError {
+    /// What a refusal means: signed, for lack of room, or against the protocol.
+    async fn refusal(response: reqwest::Response, asked: &str) -> CallError {
+        let status = response.status();
+        let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let wait = wait.map_or(BUSY_PAUSES.0, Duration::from_secs).clamp(BUSY_PAUSES.0, BUSY_PAUSES.1);
+        let body = match body_of(response, 64 << 10).await {
+            Ok(body) => body,
+            Err(error) => return error,
+        };
+        match (serde_json::from_slice::<Refusal>(&body), status) {
+            (Ok(refusal), _) => CallError::Refused(Box::new(refusal.failure)),
+            (Err(_), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+                CallError::Busy(wait)
+            }
+            (Err(_), _) => CallError::Protocol {
+                fault: format!("it answered HTTP {status} to {asked} without a signed failure"),
+                sent: Some(excerpt(&body)),
+            },
+        }
+    }
+
     pub(crate) fn protocol(fault: impl Into<String>) -> CallError {
         CallError::Protocol { fault: fault.into(), sent: None }
     }
@@ -212,32 +238,17 @@ impl Client {
         if response.status().is_success() {
             return Ok(Frames { response, buffer: Vec::new(), scanned: 0, ended: false });
         }
-        let status = response.status();
-        let body = body_of(response, 64 << 10).await?;
-        match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => Err(CallError::Refused(Box::new(refusal.failure))),
-            Err(_) => Err(CallError::Protocol {
-                fault: format!("it answered HTTP {status} without a signed failure"),
-                sent: Some(excerpt(&body)),
-            }),
-        }
+        Err(CallError::refusal(response, "a request").await)
     }
 
     /// Has an answer replayed.
     pub(crate) async fn audit(&self, bundle: &Bundle) -> Result<Signed<Audit>, CallError> {
         let response =
             self.http.post(format!("{}/v1/audit", self.base)).json(bundle).send().await.map_err(transport)?;
-        let status = response.status();
-        let body = body_of(response, 64 << 10).await?;
-        if !status.is_success() {
-            return match serde_json::from_slice::<Refusal>(&body) {
-                Ok(refusal) => Err(CallError::Refused(Box::new(refusal.failure))),
-                Err(_) => Err(CallError::Protocol {
-                    fault: format!("it answered HTTP {status} to an audit"),
-                    sent: Some(excerpt(&body)),
-                }),
-            };
+        if !response.status().is_success() {
+            return Err(CallError::refusal(response, "an audit").await);
         }
+        let body = body_of(response, 64 << 10).await?;
         let reply: AuditReply = serde_json::from_slice(&body).map_err(|error| CallError::Protocol {
             fault: format!("its audit cannot be read: {error}"),
             sent: Some(excerpt(&body)),

@@ -128,6 +128,11 @@ pub struct Workers {
     pub first_token_ms: u64,
     /// Milliseconds between two tokens.
     pub between_tokens_ms: u64,
+    /// Milliseconds for a whole answer, without the time that the caller takes to read it.
+    pub answer_ms: u64,
+    /// Milliseconds for which an answer is waited for whose caller left in the middle of it. One that is complete by
+    /// then is booked like any other; after that the worker is told to stop.
+    pub grace_ms: u64,
     /// Milliseconds for a replay.
     pub audit_ms: u64,
     /// Milliseconds that a caller may take to read what is ready for it before it counts as gone.
@@ -194,6 +199,8 @@ impl Default for Workers {
             connect_ms: 3_000,
             first_token_ms: 60_000,
             between_tokens_ms: 20_000,
+            answer_ms: 900_000,
+            grace_ms: 500,
             audit_ms: 120_000,
             caller_ms: 60_000,
             attempts_max: 4,
@@ -225,7 +232,7 @@ impl Config {
                 return refuse("api_keys.sha256", "write the SHA-256 of the key as 64 hex digits");
             }
         }
-        let at_least_one: [(&'static str, u64); 9] = [
+        let at_least_one: [(&'static str, u64); 10] = [
             ("requests_burst", self.requests_burst.into()),
             ("requests_in_flight_max", self.requests_in_flight_max.into()),
             ("max_tokens_default", self.max_tokens_default.into()),
@@ -234,6 +241,7 @@ impl Config {
             ("workers.attempts_max", self.workers.attempts_max as u64),
             ("workers.first_token_ms", self.workers.first_token_ms),
             ("workers.between_tokens_ms", self.workers.between_tokens_ms),
+            ("workers.answer_ms", self.workers.answer_ms),
             ("workers.audit_ms", self.workers.audit_ms),
         ];
         for (key, value) in at_least_one {

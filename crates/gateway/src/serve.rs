@@ -159,9 +159,11 @@ pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, E
         attempts: 0,
         resume: Vec::new(),
         text: String::new(),
-        logprobs: 0,
+        logprobs: Vec::new(),
+        source: None,
+        contradictions: Vec::new(),
+        gone: false,
         refused_as_wrong: None,
-        mismatch: false,
     };
     gateway.spawn(drive.run());
     Ok(Running { request_id, events })
@@ -182,8 +184,10 @@ enum Broken {
     Failure(Box<Signed<Failure>>),
     /// It fell silent.
     Silent(&'static str),
-    /// It broke the protocol or contradicts what was shown.
+    /// It broke the protocol.
     Fault(String),
+    /// It contradicts what an earlier worker sent; which of the two is wrong is not known yet.
+    Contradicts,
     /// The caller went away.
     Gone,
 }
@@ -197,6 +201,24 @@ struct Opened {
     frames: Frames,
     resumed: Vec<u32>,
     _in_flight: InFlight,
+}
+
+/// The worker that sent the last of what was received.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    worker: Address,
+    /// Its answer is its own: nobody can continue it.
+    forwarded: bool,
+}
+
+/// Two workers of which one is wrong about the same part of an answer.
+struct Contradiction {
+    earlier: Address,
+    later: Address,
+    /// What the earlier one sent.
+    tokens: Vec<u32>,
+    text: String,
+    logprobs: Vec<TokenLogprob>,
 }
 
 /// The race for the first frame: who was asked, and what came of it.
@@ -222,12 +244,16 @@ struct Drive {
     resume: Vec<u32>,
     /// The text that belongs to them; when `visible`, what the caller has seen.
     text: String,
-    /// Number of log-probabilities that went to the caller.
-    logprobs: usize,
+    /// The log-probabilities that belong to them.
+    logprobs: Vec<TokenLogprob>,
+    /// Who sent the last of them.
+    source: Option<Source>,
+    /// Who contradicted whom so far.
+    contradictions: Vec<Contradiction>,
+    /// The caller went away; an answer that is nearly complete is still waited for.
+    gone: bool,
     /// A worker that refused the request as wrong; believed when a second one says the same.
     refused_as_wrong: Option<ApiError>,
-    /// Whether an answer was caught in this request.
-    mismatch: bool,
 }
 
 impl Drive {
@@ -236,6 +262,7 @@ impl Drive {
         let event = match Box::pin(self.answer()).await {
             Ok(answer) => {
                 self.gateway.metrics.answered.inc();
+                self.judge(Some(&answer.output)).await;
                 if self.job.streams && !self.visible {
                     // What was held back until the replay agreed.
                     let Output { text, logprobs, .. } = &answer.output;
@@ -247,6 +274,7 @@ impl Drive {
                 Event::Done(Box::new(answer))
             }
             Err(end) => {
+                self.judge(None).await;
                 let (state, why, error) = match end {
                     End::Gone => (State::Cancelled, "the caller went away".to_owned(), None),
                     End::Error(error) => (State::Failed, error.message.clone(), Some(error)),
@@ -277,6 +305,9 @@ impl Drive {
     async fn answer(&mut self) -> Result<Answer, End> {
         let mut last = None;
         while self.attempts < self.gateway.config.workers.attempts_max {
+            if self.caller.is_closed() {
+                return Err(End::Gone);
+            }
             let Some(opened) = self.open(&mut last).await? else { break };
             let (choice, cap) = (opened.choice.clone(), opened.cap);
             match self.follow(opened).await {
@@ -287,6 +318,9 @@ impl Drive {
                 }
                 Err((chunks, broken)) => self.broken(&choice, cap, chunks, broken, &mut last).await?,
             }
+        }
+        if self.shown() && !self.contradictions.is_empty() {
+            return Err(End::Error(contradicted()));
         }
         if let Some(error) = self.refused_as_wrong.take() {
             return Err(End::Error(error));
@@ -309,10 +343,15 @@ impl Drive {
     }
 
     fn choose(&self, members: &Members) -> Option<Choice> {
+        let shown = self.shown();
+        if shown && self.source.is_some_and(|source| source.forwarded) {
+            return None;
+        }
         let request = &self.job.request;
         let need = Need {
             model: &request.model,
-            replayable: self.job.policy.level == Level::Replayed,
+            // What a caller has seen, only a worker can continue whose answer the request determines.
+            replayable: shown || self.job.policy.level == Level::Replayed,
             prompt_tokens: prompt_estimate(&request.prompt),
             max_tokens: request.max_tokens,
             tried: &self.tried,
@@ -439,34 +478,49 @@ impl Drive {
             forwarded: choice.offer.arithmetic == 0,
             nonce: self.nonce,
             max_tokens: self.job.request.max_tokens as usize,
-            wants_logprobs: self.job.request.logprobs.is_some(),
+            logprobs_asked: self.job.request.logprobs.map(usize::from),
             chain: Chain::start(&self.commitment, &self.nonce),
             chunks: Vec::new(),
+            bytes: 0,
             text: String::new(),
             tokens: Vec::new(),
             logprobs: Vec::new(),
             resumed,
         };
-        if intake.forwarded {
-            // Its answer is its own; nothing that was received elsewhere binds it, unless the caller saw it.
+        if intake.forwarded || self.source.is_some_and(|source| source.forwarded) {
+            // Its answer is its own; nothing that was received elsewhere binds it, and it binds nobody.
             self.forget();
         }
         self.gateway.records.first_token(choice.member.worker, sent.elapsed());
         self.gateway.metrics.first_token.observe(sent.elapsed().as_secs_f64());
         let began = Instant::now();
-        let pause = Duration::from_millis(self.gateway.config.workers.between_tokens_ms);
+        let limits = self.gateway.config.workers;
+        let pause = Duration::from_millis(limits.between_tokens_ms);
+        let grace = Duration::from_millis(limits.grace_ms);
+        let mut deadline = sent + Duration::from_millis(limits.answer_ms);
+        let mut leave_at = None;
         let mut next = Some(first);
         let (receipt, output) = loop {
             let frame = match next.take() {
                 Some(frame) => frame,
                 None => {
+                    let until = (Instant::now() + pause).min(deadline);
+                    let until = leave_at.map_or(until, |leave_at| until.min(leave_at));
                     let waited = tokio::select! {
-                        waited = timeout_at(Instant::now() + pause, frames.next()) => waited,
-                        () = self.caller.closed() => return Err((intake.chunks, Broken::Gone)),
+                        waited = timeout_at(until, frames.next()) => waited,
+                        () = self.caller.closed(), if !self.gone => {
+                            self.gone = true;
+                            leave_at = Some(Instant::now() + grace);
+                            continue;
+                        }
                     };
                     match waited {
                         Err(_) => {
-                            let broken = Broken::Silent("it sent no next token in time");
+                            let broken = match leave_at {
+                                Some(leave_at) if until == leave_at => Broken::Gone,
+                                _ if until == deadline => Broken::Silent("it took too long for its answer"),
+                                _ => Broken::Silent("it sent no next token in time"),
+                            };
                             return Err((intake.chunks, broken));
                         }
                         Ok(Err(error)) => return Err((intake.chunks, Broken::Call(error))),
@@ -480,12 +534,20 @@ impl Drive {
             };
             match frame {
                 Frame::Chunk(signed) => {
+                    let arrived = Instant::now();
                     let shown = match intake.accept(signed) {
                         Ok(()) => self.show(&intake).await,
                         Err(fault) => Err(Broken::Fault(fault)),
                     };
-                    if let Err(broken) = shown {
-                        return Err((intake.chunks, broken));
+                    // The time that the caller took is not the worker's.
+                    deadline += arrived.elapsed();
+                    match shown {
+                        Ok(()) => {}
+                        Err(Broken::Gone) => {
+                            self.gone = true;
+                            leave_at = Some(Instant::now() + grace);
+                        }
+                        Err(broken) => return Err((intake.chunks, broken)),
                     }
                 }
                 Frame::Receipt { receipt, output } => break (receipt, output),
@@ -506,6 +568,10 @@ impl Drive {
             audits: Vec::new(),
         };
         match self.inspect(&choice.member, cap, bundle).await {
+            Ok(bundle) if self.visible && !self.has_shown(&bundle.output) => {
+                self.keep_answer(&bundle, "it is not the answer whose beginning the caller has seen").await;
+                Err((bundle.chunks, Broken::Contradicts))
+            }
             Ok(bundle) => Ok((bundle, streaming)),
             Err((bundle, fault)) => {
                 self.keep_answer(&bundle, &fault).await;
@@ -516,19 +582,33 @@ impl Drive {
 
     /// Passes on what is new, after checking that it continues what was there before.
     async fn show(&mut self, intake: &Intake) -> Result<(), Broken> {
-        let known = self.text.len().min(intake.text.len());
-        if self.text.as_bytes()[..known] != intake.text.as_bytes()[..known] {
-            return Err(Broken::Fault(ANOTHER_TEXT.into()));
+        let agrees = |drive: &Drive| {
+            let known = drive.text.len().min(intake.text.len());
+            let listed = drive.logprobs.len().min(intake.logprobs.len());
+            drive.text.as_bytes()[..known] == intake.text.as_bytes()[..known]
+                && drive.logprobs[..listed] == intake.logprobs[..listed]
+        };
+        if !agrees(self) {
+            if self.visible {
+                return Err(Broken::Contradicts);
+            }
+            // Nobody saw what the earlier worker sent, so this one may be right.
+            self.contradicted(intake.worker);
+            self.forget();
         }
         // Both are valid UTF-8 and agree up to the end of the shorter one, so that is a character boundary.
-        let text = intake.text[known..].to_owned();
+        let text = intake.text.get(self.text.len()..).unwrap_or_default().to_owned();
         self.text.push_str(&text);
-        if intake.tokens.len() > self.resume.len() {
+        let logprobs = intake.logprobs.get(self.logprobs.len()..).unwrap_or_default().to_vec();
+        self.logprobs.extend(logprobs.iter().cloned());
+        let further = intake.tokens.len() > self.resume.len();
+        if further {
             self.resume.clone_from(&intake.tokens);
         }
-        let logprobs = intake.logprobs.get(self.logprobs..).unwrap_or_default().to_vec();
-        self.logprobs += logprobs.len();
-        if !self.visible || (text.is_empty() && logprobs.is_empty()) {
+        if further || !text.is_empty() || !logprobs.is_empty() {
+            self.source = Some(Source { worker: intake.worker, forwarded: intake.forwarded });
+        }
+        if !self.visible || self.gone || (text.is_empty() && logprobs.is_empty()) {
             return Ok(());
         }
         match timeout(self.caller_patience(), self.caller.send(Event::Delta(Delta { text, logprobs }))).await
@@ -544,7 +624,56 @@ impl Drive {
         if !self.visible {
             self.resume.clear();
             self.text.clear();
-            self.logprobs = 0;
+            self.logprobs.clear();
+            self.source = None;
+        }
+    }
+
+    /// Whether the caller has seen a part of the answer.
+    fn shown(&self) -> bool {
+        self.visible && (!self.text.is_empty() || !self.logprobs.is_empty())
+    }
+
+    /// Whether this is what the caller has seen, all of it and nothing else.
+    fn has_shown(&self, output: &Output) -> bool {
+        self.text == output.text && self.logprobs == output.logprobs
+    }
+
+    /// Notes that a worker contradicts the one before it.
+    fn contradicted(&mut self, later: Address) {
+        // What a forwarder sends binds nobody.
+        if let Some(Source { worker: earlier, forwarded: false }) = self.source {
+            self.contradictions.push(Contradiction {
+                earlier,
+                later,
+                tokens: self.resume.clone(),
+                text: self.text.clone(),
+                logprobs: self.logprobs.clone(),
+            });
+        }
+    }
+
+    /// Says who was wrong where workers contradicted each other: who does not fit the answer, or, when there is none,
+    /// who came first, since the others had only to repeat it. What all of them signed was kept.
+    async fn judge(&mut self, answer: Option<&Output>) {
+        let mut wrong: Vec<Address> = Vec::new();
+        for contradiction in std::mem::take(&mut self.contradictions) {
+            let Contradiction { earlier, later, tokens, text, logprobs } = contradiction;
+            let fits = answer.is_some_and(|answer| {
+                answer.tokens.starts_with(&tokens)
+                    && answer.text.starts_with(&text)
+                    && answer.logprobs.starts_with(&logprobs)
+            });
+            let (worker, why) = match fits {
+                true => {
+                    (later, format!("it does not continue what {earlier} sent, which the answer bears out"))
+                }
+                false => (earlier, format!("{later} does not continue what it sent, nor does any answer")),
+            };
+            if !wrong.contains(&worker) {
+                wrong.push(worker);
+                self.fault(worker, &why, None).await;
+            }
         }
     }
 
@@ -571,8 +700,13 @@ impl Drive {
         // Thousands of signatures may have to be checked, which takes longer than an async task may.
         let checked = tokio::task::spawn_blocking(move || {
             let report = assay_verify::check(&bundle, &expected);
-            let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
-            (bundle, report.state, failed)
+            let mut failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
+            let mut state = report.state;
+            if encoded_bytes(&bundle) > BUNDLE_BYTES {
+                failed.push(format!("it is larger than {BUNDLE_BYTES} bytes"));
+                state = assay_verify::State::Rejected;
+            }
+            (bundle, state, failed)
         })
         .await;
         match checked {
@@ -648,6 +782,14 @@ impl Drive {
                 self.forget();
                 *last = Some(failed());
             }
+            Broken::Contradicts => {
+                self.contradicted(worker);
+                *last = Some(contradicted());
+            }
+            Broken::Call(CallError::Busy(wait)) => {
+                self.gateway.records.refused(worker, wait);
+                *last = Some(busy(wait));
+            }
             Broken::Call(CallError::Refused(failure)) | Broken::Failure(failure) => {
                 self.signed_failure(choice, cap, chunks, *failure, last).await?;
             }
@@ -671,7 +813,6 @@ impl Drive {
         last: &mut Option<ApiError>,
     ) -> Result<(), End> {
         let worker = choice.member.worker;
-        let streamed = !chunks.is_empty();
         let evidence = FailureEvidence { salt: self.salt, request: self.job.request.clone(), chunks };
         let expected = self.expected(&choice.member, cap);
         let report = assay_verify::check_failure(&failure, Some(&evidence), &expected);
@@ -689,15 +830,14 @@ impl Drive {
         match code {
             FailureCode::Busy => {
                 self.gateway.records.refused(worker, wait);
-                let text = "Every worker for this model is busy; try again later";
-                *last = Some(ApiError::rate_limited(text, wait.as_secs()));
+                *last = Some(busy(wait));
             }
             FailureCode::Draining => {
                 self.gateway.records.refused(worker, wait);
                 *last =
                     Some(ApiError::unavailable("The workers that were asked are shutting down; try again"));
             }
-            FailureCode::BadRequest | FailureCode::ContextExceeded if !streamed => {
+            FailureCode::BadRequest | FailureCode::ContextExceeded => {
                 let mut error = ApiError::bad_body(message);
                 if code == FailureCode::ContextExceeded {
                     error.code = Some("context_length_exceeded");
@@ -715,22 +855,22 @@ impl Drive {
                 error.code = Some("cap_exceeded");
                 *last = Some(error);
             }
-            FailureCode::ResumeMismatch => {
-                // Either this worker or the one before is wrong; which one, an audit of the chunks that were kept can
-                // tell. A caller that saw nothing is served from the start.
+            // Either this worker or the one before is wrong. A caller that saw nothing is served from the start.
+            FailureCode::ResumeMismatch if !self.resume.is_empty() || !self.contradictions.is_empty() => {
+                self.contradicted(worker);
                 self.forget();
-                self.mismatch = true;
-                *last = Some(ApiError::verification(
-                    "Workers disagree about the part of the answer that was shown; do not rely on it",
-                ));
+                *last = Some(contradicted());
             }
-            FailureCode::UnknownModel
-            | FailureCode::BadRequest
-            | FailureCode::ContextExceeded
-            | FailureCode::Cancelled
+            // The caller did not read, asked for more than the worker has time for, or the nonce was spent. That is no
+            // fault of the worker, but asking it again at once is of no use.
+            FailureCode::Cancelled | FailureCode::DuplicateNonce => {
+                self.gateway.records.refused(worker, wait);
+                *last = Some(ApiError::unavailable("The workers that were asked gave up; try again"));
+            }
+            FailureCode::ResumeMismatch
+            | FailureCode::UnknownModel
             | FailureCode::Upstream
-            | FailureCode::Internal
-            | FailureCode::DuplicateNonce => {
+            | FailureCode::Internal => {
                 self.fault(worker, &format!("it signed that it failed: {message}"), None).await;
                 *last = Some(ApiError::unavailable("The workers that were asked failed; try again"));
             }
@@ -769,7 +909,6 @@ impl Drive {
                     (None, None)
                 }
                 Found::Caught => {
-                    self.mismatch = true;
                     let error =
                         ApiError::verification("A replay gave another answer: what was shown is wrong");
                     (Some("a replay gave another answer"), Some(error))
@@ -838,7 +977,22 @@ impl Drive {
 
 const GONE: &str = "it was complete after the caller had left";
 const LOST: &str = "it did not arrive in time, so another worker was asked";
-const ANOTHER_TEXT: &str = "its text does not continue what another worker sent";
+
+/// Most bytes of a bundle without audits, so that it can be read with as many as it may hold.
+const BUNDLE_BYTES: usize = limits::BUNDLE_BYTES - limits::AUDITS * 2_048;
+
+fn encoded_bytes<T: Serialize>(value: &T) -> usize {
+    // What cannot be encoded cannot be stored either.
+    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
+}
+
+fn busy(wait: Duration) -> ApiError {
+    ApiError::rate_limited("Every worker for this model is busy; try again later", wait.as_secs())
+}
+
+fn contradicted() -> ApiError {
+    ApiError::verification("Workers disagree about the part of the answer that was shown; do not rely on it")
+}
 
 /// Rough number of tokens of a prompt, for comparing prices: four bytes a token.
 fn prompt_estimate(prompt: &Prompt) -> u32 {
@@ -860,9 +1014,12 @@ struct Intake {
     forwarded: bool,
     nonce: Bytes32,
     max_tokens: usize,
-    wants_logprobs: bool,
+    /// Alternatives that were asked for with each token; `None`: no log-probabilities.
+    logprobs_asked: Option<usize>,
     chain: Chain,
     chunks: Vec<SignedChunk>,
+    /// Size of the chunks in the bundle.
+    bytes: usize,
     text: String,
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
@@ -873,6 +1030,17 @@ impl Intake {
     /// Takes the next chunk, or says what is wrong with it.
     fn accept(&mut self, signed: SignedChunk) -> Result<(), String> {
         let chunk = &signed.chunk;
+        if chunk.text.is_empty() && chunk.tokens.is_empty() && chunk.logprobs.is_empty() {
+            return Err(format!("chunk {} is empty", chunk.index));
+        }
+        // A token may be split over a few chunks where a forwarder does not see tokens.
+        if self.chunks.len() > self.max_tokens.saturating_mul(8) {
+            return Err(format!("it sent more than eight chunks for each of {} tokens", self.max_tokens));
+        }
+        self.bytes += encoded_bytes(&signed);
+        if self.bytes > BUNDLE_BYTES {
+            return Err(format!("its chunks are larger than {BUNDLE_BYTES} bytes"));
+        }
         let link = self.chain.push(chunk).map_err(|error| error.to_string())?;
         if link != signed.link {
             return Err(format!("chunk {} carries a wrong link", chunk.index));
@@ -892,9 +1060,19 @@ impl Intake {
         if self.tokens.len() + chunk.tokens.len() > self.max_tokens {
             return Err(format!("it sent more than {} tokens", self.max_tokens));
         }
-        if !self.forwarded && chunk.logprobs.len() != if self.wants_logprobs { chunk.tokens.len() } else { 0 }
-        {
+        let logprobs = chunk.logprobs.len();
+        let as_asked = match self.logprobs_asked {
+            None => logprobs == 0,
+            // A forwarder does not see tokens; it may list no more than there can be.
+            Some(_) if self.forwarded => self.logprobs.len() + logprobs <= self.max_tokens,
+            Some(_) => logprobs == chunk.tokens.len(),
+        };
+        if !as_asked {
             return Err(format!("chunk {} has not one log-probability a token", chunk.index));
+        }
+        let top = self.logprobs_asked.unwrap_or(0);
+        if chunk.logprobs.iter().any(|logprob| logprob.top.len() > top) {
+            return Err(format!("chunk {} has more than {top} alternatives with a token", chunk.index));
         }
         if self.text.len() + chunk.text.len() > limits::TEXT_BYTES {
             return Err("its text is too long".into());
@@ -904,5 +1082,73 @@ impl Intake {
         self.logprobs.extend(chunk.logprobs.iter().cloned());
         self.chunks.push(signed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use assay_receipt::{Chunk, Key};
+
+    const TOP: [(u32, i32); 2] = [(1, 0), (2, 0)];
+
+    fn intake(forwarded: bool, logprobs_asked: Option<usize>) -> Intake {
+        Intake {
+            domain: Domain::default(),
+            worker: Key::from_bytes([1; 32]).unwrap().address(),
+            forwarded,
+            nonce: Bytes32::ZERO,
+            max_tokens: 3,
+            logprobs_asked,
+            chain: Chain::start(&Bytes32::ZERO, &Bytes32::ZERO),
+            chunks: Vec::new(),
+            bytes: 0,
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            resumed: Vec::new(),
+        }
+    }
+
+    fn send(
+        intake: &mut Intake,
+        text: &str,
+        tokens: &[u32],
+        logprobs: usize,
+        top: usize,
+    ) -> Result<(), String> {
+        let logprob = TokenLogprob { token: 1, logprob_q16: 0, top: TOP[..top].to_vec() };
+        let chunk = Chunk {
+            index: intake.chunks.len() as u64,
+            text: text.into(),
+            tokens: tokens.to_vec(),
+            logprobs: vec![logprob; logprobs],
+        };
+        let key = Key::from_bytes([1; 32]).unwrap();
+        let signed = intake.chain.clone().sign(&key, &intake.domain, chunk).unwrap();
+        intake.accept(signed)
+    }
+
+    #[test]
+    fn what_a_worker_may_send_is_bounded() {
+        let refused = |result: Result<(), String>, why: &str| {
+            let fault = result.unwrap_err();
+            assert!(fault.contains(why), "{fault}");
+        };
+        refused(send(&mut intake(false, None), "", &[], 0, 0), "empty");
+        refused(send(&mut intake(false, None), "a", &[1], 1, 0), "log-probability");
+        refused(send(&mut intake(false, Some(0)), "a", &[1], 0, 0), "log-probability");
+        refused(send(&mut intake(false, Some(1)), "a", &[1], 1, 2), "alternatives");
+        refused(send(&mut intake(true, None), "a", &[], 1, 0), "log-probability");
+        refused(send(&mut intake(true, Some(2)), "a", &[], 4, 2), "log-probability");
+        refused(send(&mut intake(true, Some(2)), "a", &[1], 1, 2), "tokens");
+        send(&mut intake(false, Some(2)), "a", &[1], 1, 2).unwrap();
+        send(&mut intake(true, Some(2)), "a", &[], 3, 2).unwrap();
+        let mut many = intake(true, None);
+        let fault = (0..100).find_map(|_| send(&mut many, "a", &[], 0, 0).err());
+        assert!(fault.unwrap().contains("chunks for each") && many.chunks.len() == 25);
+        let mut large = intake(true, None);
+        large.bytes = BUNDLE_BYTES - 100;
+        refused(send(&mut large, "a", &[], 0, 0), "larger");
     }
 }

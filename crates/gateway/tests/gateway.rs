@@ -127,7 +127,13 @@ async fn every_fault_leads_to_another_worker_without_the_caller_noticing() {
         Fault::UnsignedRefusal,
         Fault::SlowStart(60_000),
     ] {
-        let net = Net::start(&[fault, Fault::None], |config| config.workers.first_token_ms = 500).await;
+        let patience = if matches!(fault, Fault::SlowStart(_) | Fault::Silent(_)) { 2_000 } else { 60_000 };
+        let net = Net::start(&[fault, Fault::None], |config| {
+            // Long enough for the healthy worker on a busy machine; the sick one takes for ever.
+            config.workers.first_token_ms = patience;
+            config.workers.between_tokens_ms = patience;
+        })
+        .await;
         for streams in [false, true] {
             net.workers[0].set(fault);
             let body = chat(&json!({"stream": streams}));
@@ -174,12 +180,129 @@ async fn a_worker_that_resumes_with_other_text_is_passed_over() {
     let net = Net::start(&[Fault::Dies(4), Fault::OtherTextOnResume, Fault::None], |_| {}).await;
     // Dearer than the liar, so that the liar is asked second.
     net.workers[2].member.lock().unwrap().models[0].completion_price = 100_000;
-    net::write_members(&net.folder.path().join("members.json"), 2, &net.workers);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    net.set_members(2, &net.workers).await;
     let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
     let created = events[0]["created"].as_u64().unwrap();
     assert_eq!(joined(&events), honest_text(created, 1_024));
     assert!(net.record(1).await["last_fault"].as_str().unwrap().contains("continue"));
+}
+
+/// Text that a caller saw and nobody signed an answer about never looks like an answer, and who sent it is at fault.
+#[tokio::test]
+async fn text_that_no_receipt_covers_is_never_an_answer() {
+    for fault in [Fault::AddsText(12), Fault::AddsText(4), Fault::OtherLogprobs(12), Fault::OtherLogprobs(2)]
+    {
+        let net = Net::start(&[fault, Fault::None, Fault::None], |_| {}).await;
+        for level in ["signed", "replayed"] {
+            net.workers[0].set(fault);
+            let policy = json!({"level": level});
+            let body = chat(&json!({"stream": true, "logprobs": true, "assay": policy}));
+            let events = net.stream("/v1/chat/completions", &body).await;
+            let last = events.last().unwrap();
+            assert_eq!(last["error"]["code"], "verification_failed", "{fault:?}, {level}: {last}");
+            assert!(events.iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
+            let id = last["error"]["request_id"].as_str().unwrap();
+            let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
+            let kept = incident["evidence"].as_array().unwrap();
+            let address = json!(net.workers[0].address());
+            assert!(kept.iter().any(|item| item["kind"] == "chunks" && item["worker"] == address));
+        }
+        assert!(
+            net.record(0).await["last_fault"].as_str().unwrap().contains("does not continue"),
+            "{fault:?}"
+        );
+        for honest in [1, 2] {
+            assert_eq!(net.record(honest).await["failures"], 0, "{fault:?}");
+        }
+    }
+}
+
+/// What nobody saw is forgotten when a worker that resumes contradicts it.
+#[tokio::test]
+async fn poisoned_text_that_nobody_saw_does_no_harm() {
+    let net = Net::start(&[Fault::AddsText(4), Fault::None], |_| {}).await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["assay"]["worker"]), (200, &json!(net.workers[1].address())));
+    let created = body["created"].as_u64().unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], json!(honest_text(created, 1_024)));
+    assert_eq!(net.record(1).await["failures"], 0);
+    assert!(net.record(0).await["last_fault"].as_str().unwrap().contains("does not continue"));
+}
+
+/// Nobody can continue what a forwarder sends, and a forwarder cannot continue anything.
+#[tokio::test]
+async fn no_forwarder_continues_what_was_seen() {
+    let net = Net::start(&[Fault::Dies(4), Fault::None], |_| {}).await;
+    net.workers[1].member.lock().unwrap().models[0].arithmetic = 0;
+    net.set_members(2, &net.workers).await;
+    let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "no_worker");
+    assert!(net.workers[1].calls.lock().unwrap().is_empty());
+}
+
+/// Failures that the caller or the gateway brings about are no faults of the worker; a caller's error is its own.
+#[tokio::test]
+async fn failures_that_are_not_the_workers_do_not_count_against_it() {
+    use assay_receipt::FailureCode::{BadRequest, Cancelled, DuplicateNonce, Internal};
+    for (fault, faults) in [
+        (Fault::Refuses(DuplicateNonce), 0),
+        (Fault::Refuses(Cancelled), 0),
+        (Fault::Breaks(3, Cancelled), 0),
+        (Fault::Breaks(3, BadRequest), 0),
+        (Fault::UnsignedBusy, 0),
+        (Fault::Breaks(3, Internal), 1),
+    ] {
+        let net = Net::start(&[fault, Fault::None], |_| {}).await;
+        let events = net.stream("/v1/chat/completions", &chat(&json!({"stream": true}))).await;
+        let created = events[0]["created"].as_u64().unwrap();
+        assert_eq!(joined(&events), honest_text(created, 1_024), "{fault:?}");
+        assert_eq!(net.record(0).await["failures"], faults, "{fault:?}");
+        assert_eq!(net.record(1).await["failures"], 0, "{fault:?}");
+    }
+    let stuck = Fault::Breaks(3, BadRequest);
+    let net = Net::start(&[stuck, stuck], |_| {}).await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!((status, &body["error"]["type"]), (400, &json!("invalid_request_error")));
+}
+
+/// A worker can neither keep a caller waiting with chunks that say nothing, nor by being slow for ever.
+#[tokio::test]
+async fn an_attempt_ends_in_time() {
+    for fault in [Fault::EmptyChunks, Fault::Slow(1_000)] {
+        let net = Net::start(&[fault, Fault::None], |config| {
+            config.workers.between_tokens_ms = 60_000;
+            config.workers.answer_ms = 4_000;
+        })
+        .await;
+        let body = chat(&json!({}));
+        let answer = net.post("/v1/chat/completions", &body);
+        let (status, body) = tokio::time::timeout(Duration::from_secs(60), answer).await.unwrap();
+        assert_eq!((status, &body["assay"]["worker"]), (200, &json!(net.workers[1].address())), "{fault:?}");
+        assert_eq!(net.record(0).await["failures"], 1, "{fault:?}");
+    }
+}
+
+/// A caller that has read the whole text and leaves before its receipt is there still pays for it.
+#[tokio::test]
+async fn an_answer_that_was_read_to_its_end_is_booked() {
+    let net = Net::start(&[Fault::SlowEnd(300)], |config| config.workers.grace_ms = 60_000).await;
+    let body = chat(&json!({"stream": true}));
+    let response =
+        net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body).send().await.unwrap();
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    read_until(response, |text| joined(&net::events(text)).matches('w').count() == 12).await;
+    net::until("the request ends", async || {
+        net.get(&format!("/assay/incident/{id}")).await.1["state"] != "running"
+    })
+    .await;
+    let (status, bundle) = net.get(&format!("/assay/receipts/{id}")).await;
+    assert_eq!((status, &bundle["receipt"]["statement"]["completion_tokens"]), (200, &json!(13)));
+    let (_, usage) = net.get("/assay/usage").await;
+    assert_eq!(
+        (&usage["usage"][0]["completion_tokens"], &usage["usage"][0]["failures"]),
+        (&json!(13), &json!(0))
+    );
+    assert_eq!(net.record(0).await["earned"], "20");
 }
 
 #[tokio::test]
@@ -230,7 +353,7 @@ async fn a_bad_request_is_believed_only_when_two_workers_say_so() {
 
 #[tokio::test]
 async fn a_slow_worker_is_hedged() {
-    let net = Net::start(&[Fault::SlowStart(1_500), Fault::None], |config| {
+    let net = Net::start(&[Fault::SlowStart(60_000), Fault::None], |config| {
         config.workers.hedge_after_ms = 100;
     })
     .await;
@@ -359,8 +482,7 @@ async fn a_replay_needs_a_second_operator() {
 async fn a_worker_with_another_certificate_is_not_talked_to() {
     let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
     net.workers[0].member.lock().unwrap().tls_sha256.0[0] ^= 1;
-    net::write_members(&net.folder.path().join("members.json"), 2, &net.workers);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    net.set_members(2, &net.workers).await;
     let (status, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
     assert_eq!((status, &body["assay"]["worker"]), (200, &json!(net.workers[1].address())));
     assert!(net.workers[0].calls.lock().unwrap().is_empty());
@@ -370,12 +492,9 @@ async fn a_worker_with_another_certificate_is_not_talked_to() {
 #[tokio::test]
 async fn the_list_of_members_is_read_again_and_never_an_older_one() {
     let net = Net::start(&[Fault::None, Fault::None], |_| {}).await;
-    let path = net.folder.path().join("members.json");
-    net::write_members(&path, 5, &net.workers[1..]);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let (_, body) = net.get("/assay/members").await;
-    assert_eq!(body["members"]["statement"]["serial"], 5);
-    net::write_members(&path, 4, &net.workers);
+    net.set_members(5, &net.workers[1..]).await;
+    // Nothing tells when the older one was read and refused; by then it normally was.
+    net::write_members(&net.folder.path().join("members.json"), 4, &net.workers);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (_, body) = net.get("/assay/members").await;
     assert_eq!(body["members"]["statement"]["serial"], 5);
@@ -612,7 +731,7 @@ async fn the_page_is_served_with_a_policy() {
 /// A caller that leaves is noticed, and what the worker signed about it is fetched for the record.
 #[tokio::test]
 async fn a_caller_that_leaves_is_recorded() {
-    let net = Net::start(&[Fault::Slow(100)], |_| {}).await;
+    let net = Net::start(&[Fault::Slow(300)], |config| config.workers.grace_ms = 0).await;
     let body = chat(&json!({"stream": true}));
     let response =
         net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body).send().await.unwrap();

@@ -71,6 +71,22 @@ pub enum Fault {
     SlowStart(u64),
     /// It waits so many milliseconds before each token.
     Slow(u64),
+    /// This chunk has more text than its tokens stand for, and the connection breaks after it.
+    AddsText(u64),
+    /// A log-probability of this chunk is another one, and the connection breaks after it.
+    OtherLogprobs(u64),
+    /// A signed failure of this kind after so many chunks.
+    Breaks(u64, FailureCode),
+    /// A signed refusal of this kind.
+    Refuses(FailureCode),
+    /// It says that it is busy without a signature, to requests and audits.
+    UnsignedBusy,
+    /// It sends empty chunks for ever.
+    EmptyChunks,
+    /// It waits so many milliseconds before the receipt.
+    SlowEnd(u64),
+    /// Its audits claim to be its first statement and to follow another one.
+    AuditsOutOfSequence,
     /// Its text for the tokens that it resumes is another one.
     OtherTextOnResume,
     /// Its audits say the opposite of what it found.
@@ -87,6 +103,10 @@ pub struct Worker {
     settled: Mutex<HashMap<Bytes32, Value>>,
     /// Every call that arrived.
     pub calls: Mutex<Vec<GenerateCall>>,
+    /// The receipt of every answer that it was asked to replay.
+    pub audits: Mutex<Vec<Bytes32>>,
+    /// Its earlier audits, which it gives again.
+    audited: Mutex<HashMap<Bytes32, Value>>,
 }
 
 pub fn domain() -> Domain {
@@ -195,6 +215,8 @@ impl Worker {
             sequence: Mutex::default(),
             settled: Mutex::default(),
             calls: Mutex::default(),
+            audits: Mutex::default(),
+            audited: Mutex::default(),
         });
         let app = axum::Router::new()
             .route("/v1/generate", post(generate))
@@ -262,6 +284,8 @@ async fn generate(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     let commitment = request_commitment(&call.request, &call.salt);
     let refusal = match fault {
         Fault::Busy => Some((StatusCode::TOO_MANY_REQUESTS, FailureCode::Busy)),
+        Fault::Refuses(code) => Some((StatusCode::CONFLICT, code)),
+        Fault::UnsignedBusy => return busy(),
         Fault::CallsItBad => Some((StatusCode::BAD_REQUEST, FailureCode::BadRequest)),
         Fault::UnsignedRefusal => return (StatusCode::INTERNAL_SERVER_ERROR, "oops").into_response(),
         _ => None,
@@ -275,6 +299,10 @@ async fn generate(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     let lines =
         stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], "too many bodies").into_response()
 }
 
 async fn run(
@@ -334,17 +362,37 @@ async fn run(
                 let _ = lines.send(line(&Frame::Failure(failure))).await;
                 return;
             }
+            Fault::Breaks(at, code) if at == index => {
+                let failure = worker.failure(&call, &chain, code);
+                let _ = lines.send(line(&Frame::Failure(failure))).await;
+                return;
+            }
+            Fault::EmptyChunks => loop {
+                let empty =
+                    Chunk { index: chain.len(), text: String::new(), tokens: vec![], logprobs: vec![] };
+                let signed = chain.sign(&worker.key, &domain(), empty).unwrap();
+                if lines.send(line(&Frame::Chunk(signed))).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            },
             _ => {}
         }
         let mut piece = if calls_tools { String::new() } else { text_of(tokens) };
         if fault == Fault::OtherTextOnResume && index == 0 && !call.resume.is_empty() {
             piece = format!("x{piece}");
         }
+        if fault == Fault::AddsText(index) {
+            piece.push_str("FALSE");
+        }
         text.push_str(&piece);
-        let logprobs = match call.request.logprobs {
+        let mut logprobs = match call.request.logprobs {
             Some(top) => tokens.iter().map(|token| logprob(*token, top)).collect(),
-            None => Vec::new(),
+            None => Vec::<TokenLogprob>::new(),
         };
+        if fault == Fault::OtherLogprobs(index) {
+            logprobs[0].logprob_q16 -= 1;
+        }
         let chunk = Chunk { index, text: piece, tokens: tokens.to_vec(), logprobs };
         let key = if fault == Fault::WrongSignature(index) { &stranger } else { &worker.key };
         let mut signed = chain.sign(key, &domain(), chunk).unwrap();
@@ -359,6 +407,12 @@ async fn run(
             worker.failure(&call, &chain, FailureCode::Cancelled);
             return;
         }
+        if matches!(fault, Fault::AddsText(at) | Fault::OtherLogprobs(at) if at == index) {
+            // What was sent shall arrive.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let _ = lines.send(Err(std::io::Error::other("died"))).await;
+            return;
+        }
     }
     output.text = text;
     if fault == Fault::OtherOutput {
@@ -370,6 +424,9 @@ async fn run(
     let mut completion_tokens = output.completion_tokens;
     if fault == Fault::InflatesCompletion {
         completion_tokens += 5;
+    }
+    if let Fault::SlowEnd(pause) = fault {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     let offer = worker.member.lock().unwrap().models[0].clone();
     let mut price = offer.price(output.prompt_tokens, completion_tokens).unwrap();
@@ -411,6 +468,13 @@ async fn run(
 async fn audit(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     let bundle = Bundle::from_json(&body).unwrap();
     let fault = *worker.fault.lock().unwrap();
+    worker.audits.lock().unwrap().push(bundle.receipt.hash(&domain()));
+    if fault == Fault::UnsignedBusy {
+        return busy();
+    }
+    if let Some(earlier) = worker.audited.lock().unwrap().get(&bundle.receipt.hash(&domain())) {
+        return axum::Json(earlier.clone()).into_response();
+    }
     let expected = honest(&bundle.request);
     let (wanted, claimed) = (&expected.tokens, &bundle.output.tokens);
     let differs = wanted.iter().zip(claimed).position(|(wanted, claimed)| wanted != claimed);
@@ -428,7 +492,10 @@ async fn audit(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
             _ => (Verdict::Agrees, "", 0, 0, 0),
         };
     }
-    let (sequence, previous) = worker.place();
+    let (mut sequence, mut previous) = worker.place();
+    if fault == Fault::AuditsOutOfSequence {
+        (sequence, previous) = (0, Bytes32([1; 32]));
+    }
     let statement = Audit {
         auditor: worker.key.address(),
         key_epoch: 1,
@@ -449,7 +516,9 @@ async fn audit(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     let key = if fault == Fault::ForgesAudits { &stranger } else { &worker.key };
     let signed = Signed::sign(key, &domain(), statement);
     worker.advance(signed.hash(&domain()));
-    axum::Json(json!({"audit": signed})).into_response()
+    let reply = json!({"audit": signed});
+    worker.audited.lock().unwrap().insert(signed.statement.receipt, reply.clone());
+    axum::Json(reply).into_response()
 }
 
 async fn receipt(State(worker): State<Arc<Worker>>, Path(nonce): Path<String>) -> Response {
@@ -498,8 +567,8 @@ pub fn config_in(folder: &FilePath) -> Config {
         payer: assay_receipt::Address([5; 20]),
         ..Config::default()
     };
-    config.workers.first_token_ms = 2_000;
-    config.workers.between_tokens_ms = 700;
+    // Longer than the busiest machine takes.
+    config.workers.between_tokens_ms = 60_000;
     config.sampling.share_ppm = 0;
     config.sampling.share_new_ppm = 0;
     config.sampling.share_caught_ppm = 0;
@@ -556,6 +625,16 @@ impl Net {
         events(&response.text().await.unwrap())
     }
 
+    /// Makes this the list of members and waits until the gateway has read it.
+    pub async fn set_members(&self, serial: u64, workers: &[Arc<Worker>]) {
+        write_members(&self.folder.path().join("members.json"), serial, workers);
+        until("the list of members is read", async || {
+            let (_, body) = self.get("/assay/members").await;
+            body["members"]["statement"]["serial"] == serial
+        })
+        .await;
+    }
+
     /// The record of a worker.
     pub async fn record(&self, index: usize) -> Value {
         let (_, body) = self.get("/assay/workers").await;
@@ -563,6 +642,17 @@ impl Net {
         let rows = body["workers"].as_array().unwrap().clone();
         rows.into_iter().find(|row| row["worker"] == json!(address)).unwrap()
     }
+}
+
+/// Waits until something has happened, for a time that no machine is too busy for.
+pub async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+    for _ in 0..1_200 {
+        if happened().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it never happened that {what}");
 }
 
 /// The `data` of every event but the final `[DONE]`, which must be there unless an error or a named event ends it.
