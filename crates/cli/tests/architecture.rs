@@ -71,7 +71,12 @@ fn unsafe_code_is_only_where_the_map_says() {
     let folders = MAY_USE.iter().map(|(name, _)| root().join("crates").join(name).join("src"));
     for (path, text) in folders.flat_map(|folder| sources(&folder)) {
         let path = path.display().to_string();
-        if text.lines().any(|line| line.contains("unsafe {") || line.contains("unsafe fn")) {
+        let code = |line: &&str| !line.trim_start().starts_with("//");
+        if text
+            .lines()
+            .filter(code)
+            .any(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe"))
+        {
             assert!(allowed.iter().any(|place| path.contains(place)), "unsafe code in {path}");
         }
     }
