@@ -129,6 +129,7 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
   const checks = [...own, ...report.checks.filter((check) => check.name !== "nonce" || check.outcome !== "skipped")];
   const failed = checks.filter((check) => check.outcome === "failed").length;
   const passed = checks.filter((check) => check.outcome === "passed").length;
+  const uncounted = checks.filter((check) => check.outcome === "not_counted").length;
   const proven = report.state !== "rejected" && failed === 0;
   const fileName = `receipt-${turn.requestId ?? "unknown"}.json`;
   return (
@@ -262,7 +263,7 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
       </section>
       <section aria-labelledby="checks">
         <h3 id="checks">
-          Checks <span class="quiet">{failed > 0 ? `${failed} of ${passed + failed} failed` : `${count(passed, "check")}, all passed`}</span>
+          Checks <span class="quiet">{failed > 0 ? `${failed} of ${passed + failed} failed` : uncounted > 0 ? `${passed} passed, an audit is not counted` : `${count(passed, "check")}, all passed`}</span>
         </h3>
         <table class="checks">
           <thead class="off-screen">
