@@ -106,7 +106,10 @@ async fn one(
         };
         let audit = match reply {
             Ok(Ok(audit)) => audit,
-            Ok(Err(crate::client::CallError::Refused(failure))) => {
+            Ok(Err(crate::client::CallError::Refused(failure)))
+                if failure.statement.worker == auditor.worker
+                    && failure.is_by_author(&gateway.config.domain) =>
+            {
                 let wait = Duration::from_millis(failure.statement.retry_after_ms.max(500));
                 gateway.records.refused(auditor.worker, wait);
                 continue;

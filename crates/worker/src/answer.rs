@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_receipt::{
-    AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key, Level,
-    Offer, Output, Receipt, SignedChunk, TokenLogprob,
+    Address, AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key,
+    Level, Offer, Output, Receipt, SignedChunk, TokenLogprob,
 };
 use axum::body::Bytes;
 use tokio::sync::mpsc;
@@ -39,8 +39,7 @@ impl Trouble {
     pub(crate) fn failure(
         self,
         shared: &Shared,
-        call: &GenerateCall,
-        commitment: Bytes32,
+        about: About,
         chain: &Chain,
         received_at_ms: u64,
     ) -> Failure {
@@ -52,10 +51,10 @@ impl Trouble {
         Failure {
             worker: shared.address,
             key_epoch: shared.config.key_epoch,
-            model: call.request.model,
-            request: commitment,
-            nonce: call.nonce,
-            payer: call.payer,
+            model: about.model,
+            request: about.request,
+            nonce: about.nonce,
+            payer: about.payer,
             code: self.code,
             message,
             retry_after_ms: self.retry_after_ms,
@@ -66,6 +65,22 @@ impl Trouble {
             received_at_ms,
             finished_at_ms: now_ms().max(received_at_ms),
         }
+    }
+}
+
+/// The request that a failure is about. What could not be read of it is zero.
+#[derive(Clone, Copy)]
+pub(crate) struct About {
+    pub(crate) model: Bytes32,
+    /// The commitment to it.
+    pub(crate) request: Bytes32,
+    pub(crate) nonce: Bytes32,
+    pub(crate) payer: Address,
+}
+
+impl About {
+    pub(crate) fn call(call: &GenerateCall, commitment: Bytes32) -> About {
+        About { model: call.request.model, request: commitment, nonce: call.nonce, payer: call.payer }
     }
 }
 
@@ -228,8 +243,8 @@ impl Answer {
     pub(crate) async fn fail(self, trouble: Trouble) {
         tracing::info!(nonce = %self.call.nonce, code = ?trouble.code, message = trouble.message, "request failed");
         self.shared.metrics.failed(trouble.code);
-        let failure =
-            trouble.failure(&self.shared, &self.call, self.commitment, &self.chain, self.received_at_ms);
+        let about = About::call(&self.call, self.commitment);
+        let failure = trouble.failure(&self.shared, about, &self.chain, self.received_at_ms);
         self.end(Draft::Failure(Box::new(failure))).await;
     }
 

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use assay_engine::request::OutputVerdict;
-use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, Receipt, Verdict, limits};
+use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, FailureCode, Receipt, Verdict, limits};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
 
-use crate::http::{plain, read_body, retry_after};
+use crate::answer::Trouble;
+use crate::http::{plain, read_body, refuse_audit};
 use crate::local::Replayed;
 use crate::log::{Draft, Entry};
 use crate::server::{Backend, Host, Phase, Shared, now_ms};
@@ -51,11 +52,7 @@ impl Drop for Place {
 
 /// `POST /v1/audit`.
 pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
-    if *shared.phase.borrow() != Phase::Serving {
-        let response =
-            plain(StatusCode::SERVICE_UNAVAILABLE, "draining", "The worker is shutting down: ask another.");
-        return retry_after(response, 30_000);
-    }
+    let received_at_ms = now_ms();
     let body = match read_body(&shared, &headers, body, limits::BUNDLE_BYTES).await {
         Ok(body) => body,
         Err(response) => return response,
@@ -68,6 +65,12 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
     if let Err(fault) = check(&shared, &bundle) {
         return plain(StatusCode::BAD_REQUEST, "bad_bundle", fault);
     }
+    let statement = bundle.receipt.statement.clone();
+    if *shared.phase.borrow() != Phase::Serving {
+        let trouble =
+            Trouble::new(FailureCode::Draining, "The worker is shutting down: ask another to audit.");
+        return refuse_audit(&shared, &statement, received_at_ms, trouble.retry_after(30_000)).await;
+    }
     let receipt = bundle.receipt.hash(&shared.config.domain);
     // A replay gives the same verdict each time, so one is enough.
     match shared.log.audit_of(&receipt) {
@@ -79,11 +82,10 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
         }
         Ok(_) => {}
     }
-    let finding = match find(&shared, bundle).await {
-        Ok(found) => found,
-        Err(response) => return response,
-    };
-    sign(&shared, receipt, finding).await
+    match find(&shared, bundle).await {
+        Ok(found) => sign(&shared, receipt, found).await,
+        Err(trouble) => refuse_audit(&shared, &statement, received_at_ms, trouble).await,
+    }
 }
 
 /// Checks that the bundle is what its worker signed, so that a verdict on it is a verdict on the worker.
@@ -125,7 +127,7 @@ fn contradiction(bundle: &Bundle) -> Option<Finding> {
 
 type Found = (Finding, Receipt, u32);
 
-async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
+async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
     let receipt = bundle.receipt.statement.clone();
     let unable = |field: &str| Finding { field: field.to_owned(), ..Finding::new(Verdict::Unable) };
     let host = shared.hosts.iter().find(|host| host.offer.model == bundle.request.model);
@@ -140,12 +142,8 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Response> {
         return Ok((finding, receipt, arithmetic));
     }
     let Some(_place) = Place::take(host, shared.config.audits) else {
-        let response = plain(
-            StatusCode::TOO_MANY_REQUESTS,
-            "busy",
-            "Too many audits wait: try later, or another auditor.",
-        );
-        return Err(retry_after(response, host.retry_after_ms()));
+        let message = "Too many audits wait: try later, or another auditor.";
+        return Err(Trouble::new(FailureCode::Busy, message).retry_after(host.retry_after_ms()));
     };
     let started = Instant::now();
     let replayed = local.replay(bundle.request, bundle.output).await;

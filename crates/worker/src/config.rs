@@ -72,6 +72,13 @@ pub struct Config {
     /// Milliseconds that shutdown waits for running requests; then they end with a signed failure. Default 20000.
     #[serde(default = "defaults::drain_deadline_ms")]
     pub drain_deadline_ms: u64,
+    /// Connections at a time; more are closed at once. Default 1024.
+    #[serde(default = "defaults::connections")]
+    pub connections: usize,
+    /// Hours for which the log keeps what a receipt commits to, so that a gateway that lost it can fetch it. The signed
+    /// statements themselves, about 1 kB each, are kept for ever. Default 720 (30 days).
+    #[serde(default = "defaults::keep_outputs_hours")]
+    pub keep_outputs_hours: u64,
     /// Largest body of a generate call in bytes. Default 8388608 (8 MiB). Bundles to audit may be 32 MiB.
     #[serde(default = "defaults::body_limit")]
     pub body_limit: usize,
@@ -100,6 +107,8 @@ impl Config {
             reader_deadline_ms: defaults::reader_deadline_ms(),
             body_deadline_ms: defaults::body_deadline_ms(),
             drain_deadline_ms: defaults::drain_deadline_ms(),
+            connections: defaults::connections(),
+            keep_outputs_hours: defaults::keep_outputs_hours(),
             body_limit: defaults::body_limit(),
         }
     }
@@ -117,6 +126,7 @@ impl Config {
             ("kv_tokens", self.kv_tokens),
             ("max_batch", self.max_batch),
             ("prefill_chunk", self.prefill_chunk),
+            ("connections", self.connections),
             ("body_limit", self.body_limit),
         ] {
             if value == 0 {
@@ -259,6 +269,12 @@ mod defaults {
     }
     pub(super) fn drain_deadline_ms() -> u64 {
         20_000
+    }
+    pub(super) fn connections() -> usize {
+        1024
+    }
+    pub(super) fn keep_outputs_hours() -> u64 {
+        720
     }
     pub(super) fn body_limit() -> usize {
         8 << 20

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_engine::request::Prepared;
-use assay_receipt::{AnyStatement, Bytes32, Chain, FailureCode, GenerateCall};
+use assay_receipt::{Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GenerateCall, Receipt};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -12,11 +12,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Error;
-use crate::answer::{Answer, Trouble, chunks_again};
+use crate::answer::{About, Answer, Trouble, chunks_again};
 use crate::log::Draft;
 use crate::metrics::code_name;
 use crate::server::{Backend, Held, Host, NoPlace, Phase, Shared, now_ms};
@@ -117,19 +118,35 @@ pub(crate) async fn read_body(
     }
 }
 
-/// Refuses a call, signed.
-async fn refuse(
+/// Refuses to answer a call, signed.
+async fn refuse(shared: &Shared, about: About, received_at_ms: u64, trouble: Trouble) -> Response {
+    refuse_as(Draft::Failure, shared, about, received_at_ms, trouble).await
+}
+
+/// Refuses to audit an answer, signed.
+pub(crate) async fn refuse_audit(
     shared: &Shared,
-    call: &GenerateCall,
-    commitment: Bytes32,
+    receipt: &Receipt,
+    received_at_ms: u64,
+    trouble: Trouble,
+) -> Response {
+    let Receipt { model, request, nonce, payer, .. } = *receipt;
+    let about = About { model, request, nonce, payer };
+    refuse_as(Draft::NoAudit, shared, about, received_at_ms, trouble).await
+}
+
+async fn refuse_as(
+    draft: fn(Box<Failure>) -> Draft,
+    shared: &Shared,
+    about: About,
     received_at_ms: u64,
     trouble: Trouble,
 ) -> Response {
     shared.metrics.failed(trouble.code);
     let (code, wait) = (trouble.code, trouble.retry_after_ms);
-    let chain = Chain::start(&commitment, &call.nonce);
-    let failure = trouble.failure(shared, call, commitment, &chain, received_at_ms);
-    match shared.log.try_sign(Draft::Failure(Box::new(failure)), REFUSAL_PATIENCE).await {
+    let chain = Chain::start(&about.request, &about.nonce);
+    let failure = trouble.failure(shared, about, &chain, received_at_ms);
+    match shared.log.try_sign(draft(Box::new(failure)), REFUSAL_PATIENCE).await {
         Ok(entry) => match entry.statement {
             AnyStatement::Failure(failure) => {
                 let body = axum::Json(json!({ "failure": failure }));
@@ -147,24 +164,39 @@ async fn refuse(
     }
 }
 
+/// The part of a call without which nothing can be signed about it.
+#[derive(Deserialize)]
+struct Nonced {
+    nonce: Bytes32,
+}
+
 async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
     let received_at_ms = now_ms();
     let body = match read_body(&shared, &headers, body, shared.config.body_limit).await {
         Ok(body) => body,
         Err(response) => return response,
     };
-    // Without a call there is no nonce and no request to sign a statement about.
     let call: GenerateCall = match serde_json::from_slice(&body.bytes) {
         Ok(call) => call,
         Err(fault) => {
             let message = format!("The body is not a generate call: {fault}.");
-            return plain(StatusCode::BAD_REQUEST, "bad_request", &message);
+            // Without a nonce there is nothing to sign a statement about.
+            return match serde_json::from_slice::<Nonced>(&body.bytes) {
+                Err(_) => plain(StatusCode::BAD_REQUEST, "bad_request", &message),
+                Ok(Nonced { nonce }) => {
+                    drop(body);
+                    let about =
+                        About { model: Bytes32::ZERO, request: Bytes32::ZERO, nonce, payer: Address::ZERO };
+                    let trouble = Trouble::new(FailureCode::BadRequest, message);
+                    refuse(&shared, about, received_at_ms, trouble).await
+                }
+            };
         }
     };
     drop(body);
     let commitment = assay_receipt::request_commitment(&call.request, &call.salt);
     match admit(&shared, &call).await {
-        Err(trouble) => refuse(&shared, &call, commitment, received_at_ms, trouble).await,
+        Err(trouble) => refuse(&shared, About::call(&call, commitment), received_at_ms, trouble).await,
         Ok((host, held, prepared)) => {
             let (answer, lines) = Answer::new(
                 shared.clone(),

@@ -25,6 +25,7 @@
 mod answer;
 mod audit;
 mod config;
+mod connections;
 mod error;
 pub mod files;
 mod forward;

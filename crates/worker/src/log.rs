@@ -10,11 +10,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use assay_receipt::{AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Signed};
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
+use crate::server::now_ms;
 
 /// Sequence number -> JSON of [`Entry`].
 const STATEMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("statements");
@@ -23,11 +24,16 @@ const NONCES: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("nonces"
 /// Hash of an audited receipt -> sequence number of the audit.
 const AUDITS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("audits");
 
+/// Sequence number below which the outputs are dropped already, under the one key `()`.
+const DROPPED: TableDefinition<'_, (), u64> = TableDefinition::new("dropped");
+
 /// Name of the log in the data folder.
 pub(crate) const FILE: &str = "statements.redb";
 
 /// Statements that one transaction takes at most; bounds the wait of the first one.
 const GROUP: usize = 64;
+/// Old statements that one transaction looks through at most to drop their outputs: more than it can add.
+const SWEEP: usize = 2 * GROUP;
 /// Statements that may wait for the disk; more are pushed back to the callers.
 const BACKLOG: usize = 1024;
 
@@ -37,7 +43,7 @@ pub(crate) struct Entry {
     /// Where it was signed for. Kept with each entry, so that a changed configuration leaves the old ones checkable.
     pub(crate) domain: Domain,
     pub(crate) statement: AnyStatement,
-    /// What a receipt commits to.
+    /// What a receipt commits to, while it is kept.
     pub(crate) output: Option<Output>,
     /// How the output was split into chunks: (bytes of text, tokens, log-probabilities) of each. Signing is
     /// deterministic, so the signed chunks follow from this.
@@ -49,6 +55,8 @@ pub(crate) struct Entry {
 pub(crate) enum Draft {
     Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>),
     Failure(Box<Failure>),
+    /// A refusal to audit somebody's receipt. It is no answer to the receipt's nonce.
+    NoAudit(Box<Failure>),
     Audit(Box<Audit>),
 }
 
@@ -80,6 +88,7 @@ impl Opened {
         let transaction = database.begin_write().map_err(fault)?;
         transaction.open_table(NONCES).map_err(fault)?;
         transaction.open_table(AUDITS).map_err(fault)?;
+        transaction.open_table(DROPPED).map_err(fault)?;
         let (next, previous) =
             match transaction.open_table(STATEMENTS).map_err(fault)?.last().map_err(fault)? {
                 None => (0, Bytes32::ZERO),
@@ -93,11 +102,25 @@ impl Opened {
     }
 
     /// Starts the thread that signs. It ends when all handles are dropped.
-    pub(crate) fn start(self, key: Arc<Key>, domain: Domain) -> Result<(Log, JoinHandle<()>), Error> {
+    ///
+    /// Outputs older than `keep` are dropped as new statements come. Statements stay for ever: each commits to the one
+    /// before, and whoever asks for the sequence must get all of it.
+    pub(crate) fn start(
+        self,
+        key: Arc<Key>,
+        domain: Domain,
+        keep: Duration,
+    ) -> Result<(Log, JoinHandle<()>), Error> {
         let (drafts, mut queue) = mpsc::channel(BACKLOG);
         let database = Arc::new(self.database);
-        let mut signer =
-            Signer { database: database.clone(), key, domain, next: self.next, previous: self.previous };
+        let mut signer = Signer {
+            database: database.clone(),
+            key,
+            domain,
+            keep_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
+            next: self.next,
+            previous: self.previous,
+        };
         let thread = std::thread::Builder::new()
             .name("statements".to_owned())
             .spawn(move || {
@@ -195,8 +218,43 @@ struct Signer {
     database: Arc<Database>,
     key: Arc<Key>,
     domain: Domain,
+    keep_ms: u64,
     next: u64,
     previous: Bytes32,
+}
+
+/// Drops the outputs of receipts that ended before `before_ms`, oldest first, and remembers how far it came.
+fn drop_outputs(
+    statements: &mut Table<'_, u64, &'static [u8]>,
+    dropped: &mut Table<'_, (), u64>,
+    before_ms: u64,
+) -> Result<(), Error> {
+    let start = dropped.get(()).map_err(fault)?.map_or(0, |row| row.value());
+    let mut at = start;
+    while at < start + SWEEP as u64 {
+        let Some(mut entry) = statements
+            .get(at)
+            .map_err(fault)?
+            .map(|bytes| serde_json::from_slice::<Entry>(bytes.value()).map_err(fault))
+            .transpose()?
+        else {
+            break;
+        };
+        if let AnyStatement::Receipt(receipt) = &entry.statement {
+            if receipt.statement.finished_at_ms >= before_ms {
+                break;
+            }
+            entry.output = None;
+            entry.split.clear();
+            let bytes = serde_json::to_vec(&entry).map_err(fault)?;
+            statements.insert(at, bytes.as_slice()).map_err(fault)?;
+        }
+        at += 1;
+    }
+    if at > start {
+        dropped.insert((), at).map_err(fault)?;
+    }
+    Ok(())
 }
 
 impl Signer {
@@ -228,6 +286,7 @@ impl Signer {
             let mut nonces = transaction.open_table(NONCES).map_err(fault)?;
             let mut audits = transaction.open_table(AUDITS).map_err(fault)?;
             for draft in drafts {
+                let answers = !matches!(draft, Draft::NoAudit(_));
                 let entry = self.place(draft, next, previous);
                 let bytes = serde_json::to_vec(&entry).map_err(fault)?;
                 statements.insert(next, bytes.as_slice()).map_err(fault)?;
@@ -235,6 +294,7 @@ impl Signer {
                     AnyStatement::Receipt(signed) => {
                         nonces.insert(signed.statement.nonce.0, next).map_err(fault)?;
                     }
+                    AnyStatement::Failure(_) if !answers => {}
                     AnyStatement::Failure(signed) => {
                         let nonce = signed.statement.nonce.0;
                         let before = nonces.get(nonce).map_err(fault)?.map(|row| row.value());
@@ -262,6 +322,8 @@ impl Signer {
                 next += 1;
                 entries.push(entry);
             }
+            let mut dropped = transaction.open_table(DROPPED).map_err(fault)?;
+            drop_outputs(&mut statements, &mut dropped, now_ms().saturating_sub(self.keep_ms))?;
         }
         transaction.commit().map_err(fault)?;
         (self.next, self.previous) = (next, previous);
@@ -276,7 +338,7 @@ impl Signer {
                 let receipt = Receipt { sequence, previous, ..*receipt };
                 (AnyStatement::Receipt(Signed::sign(&self.key, &self.domain, receipt)), Some(*output))
             }
-            Draft::Failure(failure) => {
+            Draft::Failure(failure) | Draft::NoAudit(failure) => {
                 let failure = Failure { sequence, previous, ..*failure };
                 (AnyStatement::Failure(Signed::sign(&self.key, &self.domain, failure)), None)
             }
@@ -291,7 +353,7 @@ impl Signer {
 
 #[cfg(test)]
 mod tests {
-    use assay_receipt::{Address, FailureCode};
+    use assay_receipt::{Address, FailureCode, FinishReason, Level};
 
     use super::*;
 
@@ -323,7 +385,85 @@ mod tests {
     }
 
     fn start(path: &Path) -> (Log, JoinHandle<()>) {
-        Opened::open(path).unwrap().start(Arc::new(key()), DOMAIN).unwrap()
+        start_keeping(path, Duration::MAX)
+    }
+
+    fn start_keeping(path: &Path, keep: Duration) -> (Log, JoinHandle<()>) {
+        Opened::open(path).unwrap().start(Arc::new(key()), DOMAIN, keep).unwrap()
+    }
+
+    fn receipt(nonce: u8, finished_at_ms: u64) -> Draft {
+        let none = Bytes32::ZERO;
+        let output = Output {
+            text: "text".into(),
+            tool_calls: None,
+            finish_reason: FinishReason::Stop,
+            tokens: vec![1],
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            logprobs: Vec::new(),
+        };
+        let receipt = Receipt {
+            worker: key().address(),
+            key_epoch: 0,
+            model: none,
+            arithmetic: 1,
+            level: Level::Signed,
+            request: none,
+            output: none,
+            chunks: 1,
+            chain: none,
+            trace: none,
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            price: 1,
+            payer: Address::ZERO,
+            cap: 1,
+            nonce: Bytes32([nonce; 32]),
+            sequence: 0,
+            previous: none,
+            received_at_ms: 0,
+            first_token_at_ms: 0,
+            finished_at_ms,
+        };
+        Draft::Receipt(Box::new(receipt), Box::new(output), vec![(4, 1, 0)])
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn old_outputs_are_dropped_and_statements_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let (log, thread) = start(&path);
+        let old = log.sign(receipt(1, now_ms() - 7_200_000)).await.unwrap();
+        log.sign(failure(2, 0)).await.unwrap();
+        let fresh = log.sign(receipt(3, now_ms())).await.unwrap();
+        let late = log.sign(receipt(4, now_ms() - 7_200_000)).await.unwrap();
+        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), Some(old.clone()), "nothing is old yet");
+        drop(log);
+        thread.join().unwrap();
+
+        let (log, thread) = start_keeping(&path, Duration::from_secs(3_600));
+        log.sign(failure(5, 0)).await.unwrap();
+        let stripped = Entry { output: None, split: Vec::new(), ..old };
+        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), Some(stripped));
+        assert_eq!(log.by_nonce(&Bytes32([3; 32])).unwrap(), Some(fresh));
+        // It stands behind a fresh one, and waits for that.
+        assert_eq!(log.by_nonce(&Bytes32([4; 32])).unwrap(), Some(late));
+        assert!(log.is_spent(&Bytes32([1; 32])).unwrap());
+        drop(log);
+        thread.join().unwrap();
+        let entries = statements(folder.path(), 0, 10).unwrap();
+        assert_eq!(entries.len(), 5);
+        assert!(entries.iter().all(|entry| entry.is_by_author(&DOMAIN)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refused_audit_is_no_answer_to_the_nonce() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _) = start(&folder.path().join(FILE));
+        let Draft::Failure(refusal) = failure(1, 0) else { unreachable!() };
+        log.sign(Draft::NoAudit(refusal)).await.unwrap();
+        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), None);
     }
 
     #[tokio::test(flavor = "multi_thread")]

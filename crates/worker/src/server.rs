@@ -11,6 +11,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::connections::Bounded;
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
 use crate::local::Local;
@@ -155,6 +156,10 @@ impl Drop for Held {
     }
 }
 
+fn hours(hours: u64) -> Duration {
+    Duration::from_secs(hours.saturating_mul(3_600))
+}
+
 /// Milliseconds since 1970 UTC by this machine's clock.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -217,7 +222,7 @@ pub async fn run_with_ready(
     };
     member.validate().map_err(|fault| Error::Config { fault: fault.to_string() })?;
 
-    let (log, log_thread) = opened.start(key.clone(), config.domain)?;
+    let (log, log_thread) = opened.start(key.clone(), config.domain, hours(config.keep_outputs_hours))?;
     let (alive, mut ended) = mpsc::channel(1);
     let drain = Duration::from_millis(config.drain_deadline_ms);
     let shared = Arc::new(Shared {
@@ -234,9 +239,11 @@ pub async fn run_with_ready(
         config,
     });
 
+    let connections = shared.config.connections;
     let handle = axum_server::Handle::new();
     let mut server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(identity.tls))
         .map_err(listen)?
+        .map(|acceptor| Bounded::new(acceptor, connections))
         .handle(handle.clone());
     // Headers that trickle in, idle connections and floods of streams are cut off.
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(15));

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use common::*;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 async fn upstream(headers: HeaderMap, Json(body): Json<Value>) -> Response {
     assert_eq!(body["model"], "upstream-name");
@@ -129,4 +130,87 @@ async fn an_upstream_that_is_not_there_is_a_signed_failure_and_a_missing_key_sto
     config.forward.push(forward);
     let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
     assert!(matches!(error, assay_worker::Error::ApiKey { .. }), "{error}");
+}
+
+/// Names the base URL of the upstream for [`child`].
+const UPSTREAM: &str = "ASSAY_TEST_UPSTREAM";
+
+/// Not a test by itself: a worker in a process that trusts the roots of `SSL_CERT_FILE`. It asks the upstream once.
+#[tokio::test(flavor = "multi_thread")]
+async fn child() {
+    let Ok(base_url) = std::env::var(UPSTREAM) else { return };
+    let worker = Worker::start(|config| {
+        config.forward.push(Forward {
+            name: "far".into(),
+            base_url,
+            upstream_model: "upstream-name".into(),
+            api_key_env: None,
+            context: 4096,
+            prompt_price: 0,
+            completion_price: 0,
+        });
+    })
+    .await;
+    let hello = ask(&worker, "hello");
+    match worker.generate(&hello).await.unwrap() {
+        answer @ Answer { end: End::Receipt(..), .. } => {
+            println!("said {}", answer.bundle(&hello).output.text)
+        }
+        answer => println!("failed {}", answer.failure().statement.message),
+    }
+}
+
+/// Over HTTPS the upstream's certificate must be for its name and come from a root that the machine trusts.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_over_https_is_checked_against_the_machines_roots() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = |name: &str| {
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let issuer =
+            rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, issuer.pem()).unwrap();
+        (issuer, path)
+    };
+    let (trusted, trusted_path) = authority("trusted.pem");
+    let (_, other_path) = authority("other.pem");
+    let serve = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &trusted).unwrap();
+        let mut tls =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key.serialize_der().try_into().unwrap())
+                .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(tls));
+        let router = axum::Router::new().route("/v1/chat/completions", post(upstream));
+        let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+        tokio::spawn(server.serve(router.into_make_service()));
+        port
+    };
+    let (right, wrong) = (serve("localhost"), serve("elsewhere.example"));
+    for (port, roots, outcome) in [
+        (right, &trusted_path, "said Hello"),
+        (right, &other_path, "failed The server behind this worker failed: it cannot be reached."),
+        (wrong, &trusted_path, "failed The server behind this worker failed: it cannot be reached."),
+    ] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "child", "--nocapture"])
+            .env(UPSTREAM, format!("https://localhost:{port}/v1"))
+            .env("SSL_CERT_FILE", roots)
+            .env_remove("SSL_CERT_DIR")
+            .env("NO_PROXY", "localhost");
+        let output = tokio::task::spawn_blocking(move || child.output()).await.unwrap().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.lines().any(|line| line.contains(outcome)), "{text}");
+    }
 }

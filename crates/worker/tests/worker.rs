@@ -6,8 +6,8 @@ mod common;
 use std::time::Duration;
 
 use assay_receipt::{
-    AnyStatement, Audit, Bytes32, Domain, FailureCode, FinishReason, Message, Prompt, Request, Signed,
-    Verdict,
+    AnyStatement, Audit, Bytes32, Domain, Failure, FailureCode, FinishReason, Message, Prompt, Request,
+    Signed, Verdict,
 };
 use assay_verify::{Expected, State, check, check_sequence};
 use common::*;
@@ -182,6 +182,17 @@ async fn every_refusal_is_signed_and_in_the_log() {
     let (_, stored) = worker.get(&format!("/v1/receipts/{}", good.nonce)).await;
     assert!(stored.get("receipt").is_some());
 
+    // A call that cannot be read is refused with a signature when its nonce can be.
+    let mut unreadable = serde_json::to_value(call(endless(model, 5))).unwrap();
+    unreadable["request"]["max_tokens"] = "many".into();
+    let response = client().post(worker.url("/v1/generate")).json(&unreadable).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 400);
+    let body: serde_json::Value = response.json().await.unwrap();
+    let failure: Signed<Failure> = serde_json::from_value(body["failure"].clone()).unwrap();
+    assert!(failure.is_by_author(&Domain::default()));
+    assert_eq!(serde_json::json!(failure.statement.nonce), unreadable["nonce"]);
+    assert_eq!((failure.statement.code, failure.statement.request), (FailureCode::BadRequest, Bytes32::ZERO));
+
     // Nothing to sign about: no call, too large, no such path.
     for (body, status) in [("{".to_owned(), 400), ("x".repeat(9 << 20), 413), (String::new(), 400)] {
         let response = client().post(worker.url("/v1/generate")).body(body).send().await.unwrap();
@@ -189,7 +200,7 @@ async fn every_refusal_is_signed_and_in_the_log() {
     }
     assert_eq!(worker.get("/v2").await.0, 404);
     let folder = worker.stop().await;
-    assert_eq!(assert_whole(folder.path()).len(), count + 1);
+    assert_eq!(assert_whole(folder.path()).len(), count + 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -492,4 +503,61 @@ async fn a_worker_that_cannot_serve_says_why() {
     std::fs::write(folder.path().join("missing"), bytes).unwrap();
     let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
     assert!(matches!(error, assay_worker::Error::Model { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_without_room_refuses_with_a_signature() {
+    let auditor = Worker::tiny(|config| config.audits = 0).await;
+    let honest = Worker::tiny(|_| {}).await;
+    let call = call(endless(honest.model(), 5));
+    let bundle = honest.generate(&call).await.unwrap().bundle(&call);
+    let (status, body) = auditor.audit(&bundle).await;
+    assert_eq!(status, 429, "{body}");
+    let failure: Signed<Failure> = serde_json::from_value(body["failure"].clone()).unwrap();
+    assert!(failure.is_by_author(&Domain::default()));
+    let (about, receipt) = (&failure.statement, &bundle.receipt.statement);
+    assert_eq!((about.code, about.worker), (FailureCode::Busy, auditor.ready.member.worker));
+    assert_eq!((about.nonce, about.request, about.payer), (receipt.nonce, receipt.request, receipt.payer));
+    // It says nothing about how the auditor itself answered the request, which it never saw.
+    assert_eq!(auditor.get(&format!("/v1/receipts/{}", call.nonce)).await.0, 404);
+    assert_eq!(assert_whole(auditor.stop().await.path()).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_closed_and_a_closed_one_makes_room() {
+    let worker = Worker::tiny(|config| config.connections = 2).await;
+    // Each client keeps one connection.
+    let (first, second) = (client(), client());
+    let health = worker.url("/health");
+    first.get(&health).send().await.unwrap();
+    second.get(&health).send().await.unwrap();
+    client().get(&health).send().await.unwrap_err();
+    first.get(&health).send().await.unwrap();
+    drop(first);
+    // The worker sees the end of a connection a moment later.
+    let mut served = false;
+    for _ in 0..1_000 {
+        served = client().get(&health).send().await.is_ok();
+        if served {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(served);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_runs_is_not_settled_yet() {
+    let worker = Worker::tiny(|_| {}).await;
+    let long = call(endless(worker.model(), 4000));
+    let response = client().post(worker.url("/v1/generate")).json(&long).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    let path = format!("/v1/receipts/{}", long.nonce);
+    assert_eq!(worker.get(&path).await, (202, serde_json::json!({ "running": true })));
+    drop(stream);
+    while worker.get(&path).await.0 == 202 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(worker.get(&path).await.1["failure"]["statement"]["code"], "cancelled");
 }
