@@ -138,7 +138,8 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Worker(args) => {
             let (path, file) = role(&args)?;
             let config = file.worker.ok_or_else(|| no_section(&path, "worker"))?;
-            assay_worker::run(config, until_told(args.supervised))
+            let (ready, _) = tokio::sync::oneshot::channel(); // whoever waits for it reads worker.json
+            assay_worker::run(config, ready, until_told(args.supervised))
                 .await
                 .map_err(|error| Error::said(error.to_string()))
         }

@@ -267,9 +267,9 @@ impl Client {
         Ok((get("manifest").await?, get("tokenizer").await?))
     }
 
-    /// Asks what became of a nonce.
-    pub(crate) async fn settled(&self, nonce: &Bytes32) -> Result<Fetched, CallError> {
-        let request = self.http.get(format!("{}/v1/receipts/{nonce}", self.base));
+    /// Asks what became of the request with this commitment under a nonce.
+    pub(crate) async fn settled(&self, nonce: &Bytes32, request: &Bytes32) -> Result<Fetched, CallError> {
+        let request = self.http.get(format!("{}/v1/receipts/{nonce}?request={request}", self.base));
         let response = request.send().await.map_err(transport)?;
         match response.status() {
             StatusCode::OK => {}

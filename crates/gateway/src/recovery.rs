@@ -158,7 +158,8 @@ enum Word {
 /// Asks one worker.
 async fn ask(gateway: &Gateway, entry: &Entry, member: &Member, cap: u128) -> Result<Word, Error> {
     let client = gateway.clients.of(member)?;
-    let settled = match timeout(PATIENCE, client.settled(&entry.nonce)).await {
+    let commitment = assay_receipt::request_commitment(&entry.request, &entry.salt);
+    let settled = match timeout(PATIENCE, client.settled(&entry.nonce, &commitment)).await {
         Ok(Ok(Fetched::Settled(settled))) => *settled,
         Ok(Ok(Fetched::Unknown)) => return Ok(Word::Unknown),
         Ok(Ok(Fetched::Running)) => return Ok(Word::NotYet),
@@ -219,7 +220,13 @@ async fn ask(gateway: &Gateway, entry: &Entry, member: &Member, cap: u128) -> Re
 
 /// Fetches, as soon as there is something, what a worker signed about a request that went on without it: `why` says in
 /// what way. For the incident record.
-pub(crate) fn fetch_later(gateway: &Arc<Gateway>, nonce: Bytes32, member: Member, why: &'static str) {
+pub(crate) fn fetch_later(
+    gateway: &Arc<Gateway>,
+    nonce: Bytes32,
+    commitment: Bytes32,
+    member: Member,
+    why: &'static str,
+) {
     let spawner = gateway;
     let gateway = Arc::clone(gateway);
     spawner.spawn(async move {
@@ -228,7 +235,7 @@ pub(crate) fn fetch_later(gateway: &Arc<Gateway>, nonce: Bytes32, member: Member
             sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);
             let Ok(client) = gateway.clients.of(&member) else { return };
-            match timeout(PATIENCE, client.settled(&nonce)).await {
+            match timeout(PATIENCE, client.settled(&nonce, &commitment)).await {
                 Ok(Ok(Fetched::Settled(settled))) => break settled,
                 Ok(Ok(Fetched::Unknown)) => unknown += 1,
                 Ok(Ok(Fetched::Running) | Err(CallError::Transport(_))) | Err(_) => {}

@@ -800,7 +800,8 @@ impl Drive {
 
     /// Has what the worker signs about this request put on record, although the request goes on or ends without it.
     fn fetch_later(&self, member: &Member, why: &'static str) {
-        crate::recovery::fetch_later(&self.gateway, self.nonce, member.clone(), why);
+        let commitment = request_commitment(&self.job.request, &self.salt);
+        crate::recovery::fetch_later(&self.gateway, self.nonce, commitment, member.clone(), why);
     }
 
     /// [`Drive::broken`] for a failure that the worker signed.

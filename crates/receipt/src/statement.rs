@@ -101,14 +101,6 @@ pub enum FailureCode {
     ResumeMismatch = 10,
 }
 
-impl FailureCode {
-    /// Whether the same request may succeed at another worker, or later.
-    pub fn is_retryable(self) -> bool {
-        use FailureCode::{Busy, Draining, Internal, UnknownModel, Upstream};
-        matches!(self, Busy | Draining | UnknownModel | Upstream | Internal)
-    }
-}
-
 /// A worker's word that it refused or broke off a request. Signed like a receipt, so that failures count too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

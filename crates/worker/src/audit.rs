@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use assay_engine::request::OutputVerdict;
-use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, FailureCode, Receipt, Verdict, limits};
+use assay_receipt::{AnyStatement, Audit, Bundle, Bytes32, Domain, FailureCode, Receipt, Verdict, limits};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -57,14 +57,17 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
         Ok(body) => body,
         Err(response) => return response,
     };
-    let bundle = match Bundle::from_json(&body.bytes) {
-        Ok(bundle) => bundle,
-        Err(fault) => return plain(StatusCode::BAD_REQUEST, "bad_request", &format!("{fault}.")),
+    let domain = shared.config.domain;
+    let read = body.beside(move |bytes| {
+        let bundle = Bundle::from_json(bytes).map_err(|fault| ("bad_request", format!("{fault}.")))?;
+        check(&domain, &bundle).map_err(|fault| ("bad_bundle", fault.to_owned()))?;
+        Ok(bundle)
+    });
+    let bundle = match read.await {
+        Ok(Ok(bundle)) => bundle,
+        Ok(Err((code, fault))) => return plain(StatusCode::BAD_REQUEST, code, &fault),
+        Err(response) => return response,
     };
-    drop(body);
-    if let Err(fault) = check(&shared, &bundle) {
-        return plain(StatusCode::BAD_REQUEST, "bad_bundle", fault);
-    }
     let statement = bundle.receipt.statement.clone();
     if *shared.phase.borrow() != Phase::Serving {
         let trouble =
@@ -76,7 +79,11 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
     match shared.log.audit_of(&receipt) {
         Err(error) => return error.into_response(),
         Ok(Some(Entry { statement: AnyStatement::Audit(audit), domain, .. }))
-            if domain == shared.config.domain && audit.statement.verdict != Verdict::Unable =>
+            if domain == shared.config.domain
+                // One by a key that this worker had before would not count any more.
+                && audit.statement.auditor == shared.address
+                && audit.statement.key_epoch == shared.config.key_epoch
+                && audit.statement.verdict != Verdict::Unable =>
         {
             return axum::Json(json!({ "audit": audit })).into_response();
         }
@@ -89,9 +96,9 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
 }
 
 /// Checks that the bundle is what its worker signed, so that a verdict on it is a verdict on the worker.
-fn check(shared: &Shared, bundle: &Bundle) -> Result<(), &'static str> {
+fn check(domain: &Domain, bundle: &Bundle) -> Result<(), &'static str> {
     let receipt = &bundle.receipt.statement;
-    if bundle.domain != shared.config.domain {
+    if bundle.domain != *domain {
         return Err("The bundle is for another domain than this worker's.");
     }
     if !bundle.receipt.is_by_author(&bundle.domain) {

@@ -57,7 +57,8 @@ pub struct Config {
     /// Audits per model that may wait or run; more are refused with 429. Default 8.
     #[serde(default = "defaults::audits")]
     pub audits: usize,
-    /// Milliseconds that an audit lets running requests go first; after that it runs between two steps. Default 2000.
+    /// Milliseconds that an audit lets running requests go first; after that it runs beside them, in at most half of the
+    /// cache and half of the time. One that needs more cache runs when no request does. Default 2000.
     #[serde(default = "defaults::audit_patience_ms")]
     pub audit_patience_ms: u64,
     /// Milliseconds that a request may take from its arrival to its last token. Default 600000.

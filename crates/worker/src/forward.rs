@@ -126,7 +126,7 @@ impl Upstream {
                 answer.within_limits(answer.send(line)).await?;
             }
         }
-        reading.output()
+        reading.output(answer.call.request.max_tokens)
     }
 }
 
@@ -369,14 +369,16 @@ impl Reading {
             }
         }
         self.text.push_str(&text);
-        if self.text.len() > assay_receipt::limits::TEXT_BYTES {
+        let calls: usize =
+            self.calls.iter().map(|(id, name, arguments)| id.len() + name.len() + arguments.len()).sum();
+        if self.text.len() + calls > assay_receipt::limits::TEXT_BYTES {
             return Err(upstream("its answer is too long"));
         }
         Ok(text)
     }
 
-    /// The whole answer, once the stream has ended.
-    fn output(self) -> Result<Output, Trouble> {
+    /// The whole answer, once the stream has ended. Nothing is signed that its readers would reject.
+    fn output(self, max_tokens: u32) -> Result<Output, Trouble> {
         let finish_reason = match self.finish.as_deref() {
             Some("stop") => FinishReason::Stop,
             Some("length") => FinishReason::Length,
@@ -393,7 +395,13 @@ impl Reading {
             .collect();
         // Usage that the upstream does not state is not charged for.
         let usage = self.usage.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: 0 });
-        Ok(Output {
+        if usage.completion_tokens > max_tokens {
+            return Err(upstream(format!(
+                "it reports {} tokens where at most {max_tokens} were asked for",
+                usage.completion_tokens
+            )));
+        }
+        let output = Output {
             text: self.text,
             tool_calls: (!calls.is_empty()).then(|| Value::from(calls).to_string()),
             finish_reason,
@@ -401,7 +409,9 @@ impl Reading {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             logprobs: Vec::new(),
-        })
+        };
+        output.validate().map_err(|fault| upstream(format!("its answer cannot be signed ({fault})")))?;
+        Ok(output)
     }
 }
 
@@ -464,12 +474,36 @@ mod tests {
         ] {
             reading.line(line.as_bytes()).unwrap();
         }
-        let output = reading.output().unwrap();
+        let output = reading.output(5).unwrap();
         assert_eq!(output.finish_reason, FinishReason::ToolCalls);
         assert_eq!(
             output.tool_calls.unwrap(),
             r#"[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]"#
         );
+    }
+
+    #[test]
+    fn an_upstream_that_counts_more_tokens_than_were_asked_for_is_not_signed() {
+        let read = |count: u32| {
+            let mut reading = Reading::default();
+            let end = r#"data: {"choices":[{"text":"a","finish_reason":"length"}]"#;
+            let line = format!("{end},\"usage\":{{\"prompt_tokens\":1,\"completion_tokens\":{count}}}}}");
+            reading.line(line.as_bytes()).unwrap();
+            reading.output(5)
+        };
+        assert_eq!(read(5).unwrap().completion_tokens, 5);
+        assert_eq!(read(6).unwrap_err().code, FailureCode::Upstream);
+    }
+
+    #[test]
+    fn endless_arguments_of_calls_are_cut_off() {
+        let mut reading = Reading::default();
+        let more = "x".repeat(1 << 19);
+        let line = format!(
+            r#"data: {{"choices":[{{"delta":{{"tool_calls":[{{"index":0,"function":{{"arguments":"{more}"}}}}]}}}}]}}"#
+        );
+        let fault = (0..100).find_map(|_| reading.line(line.as_bytes()).err()).unwrap();
+        assert_eq!(fault.code, FailureCode::Upstream);
     }
 
     #[test]
@@ -481,6 +515,6 @@ mod tests {
         ] {
             assert_eq!(Reading::default().line(line.as_bytes()).unwrap_err().code, FailureCode::Upstream);
         }
-        assert_eq!(Reading::default().output().unwrap_err().code, FailureCode::Upstream);
+        assert_eq!(Reading::default().output(5).unwrap_err().code, FailureCode::Upstream);
     }
 }

@@ -7,7 +7,7 @@ use assay_engine::request::Prepared;
 use assay_receipt::{Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GenerateCall, Receipt};
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -78,10 +78,24 @@ fn status(code: FailureCode) -> StatusCode {
 /// Memory for request bodies that have not been decoded yet, over all connections, in MiB.
 pub(crate) const BODY_MEMORY_MIB: usize = 256;
 
-/// A body, and its share of the memory for bodies, which must be held until it is decoded.
+/// A body, and its share of the memory for bodies, which is given back when all work on the whole body is done.
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     _share: OwnedSemaphorePermit,
+}
+
+impl Received {
+    /// Decodes and hashes a body beside the async threads, as both may take long. The share is held meanwhile.
+    pub(crate) async fn beside<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Result<T, Response> {
+        tokio::task::spawn_blocking(move || work(&self.bytes)).await.map_err(|fault| {
+            tracing::error!(%fault, "reading a body failed");
+            let message = "The worker failed to read this body: report it.";
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+        })
+    }
 }
 
 /// Reads a body of at most `limit` bytes within the configured time.
@@ -176,26 +190,28 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
         Ok(body) => body,
         Err(response) => return response,
     };
-    let call: GenerateCall = match serde_json::from_slice(&body.bytes) {
-        Ok(call) => call,
+    let read = body.beside(|bytes| match serde_json::from_slice::<GenerateCall>(bytes) {
+        Ok(call) => {
+            let commitment = assay_receipt::request_commitment(&call.request, &call.salt);
+            Ok((call, commitment))
+        }
         Err(fault) => {
             let message = format!("The body is not a generate call: {fault}.");
-            // Without a nonce there is nothing to sign a statement about.
-            return match serde_json::from_slice::<Nonced>(&body.bytes) {
-                Err(_) => plain(StatusCode::BAD_REQUEST, "bad_request", &message),
-                Ok(Nonced { nonce }) => {
-                    drop(body);
-                    let about =
-                        About { model: Bytes32::ZERO, request: Bytes32::ZERO, nonce, payer: Address::ZERO };
-                    let trouble = Trouble::new(FailureCode::BadRequest, message);
-                    refuse(&shared, about, received_at_ms, trouble).await
-                }
-            };
+            Err((message, serde_json::from_slice::<Nonced>(bytes).ok()))
         }
+    });
+    let (call, commitment) = match read.await {
+        Ok(Ok(call)) => call,
+        // Without a nonce there is nothing to sign a statement about.
+        Ok(Err((message, None))) => return plain(StatusCode::BAD_REQUEST, "bad_request", &message),
+        Ok(Err((message, Some(Nonced { nonce })))) => {
+            let about = About { model: Bytes32::ZERO, request: Bytes32::ZERO, nonce, payer: Address::ZERO };
+            let trouble = Trouble::new(FailureCode::BadRequest, message);
+            return refuse(&shared, about, received_at_ms, trouble).await;
+        }
+        Err(response) => return response,
     };
-    drop(body);
-    let commitment = assay_receipt::request_commitment(&call.request, &call.salt);
-    match admit(&shared, &call).await {
+    match admit(&shared, &call, commitment).await {
         Err(trouble) => refuse(&shared, About::call(&call, commitment), received_at_ms, trouble).await,
         Ok((host, held, prepared)) => {
             let (answer, lines) = Answer::new(
@@ -236,7 +252,7 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
 type Admitted = (Arc<Host>, Held, Option<Prepared>);
 
 /// Decides whether a call is taken on.
-async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Trouble> {
+async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -> Result<Admitted, Trouble> {
     let bad = |message: String| Trouble::new(FailureCode::BadRequest, message);
     if call.domain != shared.config.domain {
         return Err(bad(format!(
@@ -264,7 +280,7 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
             "This nonce was used before: fetch its statement from /v1/receipts, or draw a fresh one.",
         )
     };
-    let held = shared.hold(host, call.nonce).map_err(|no| match no {
+    let held = shared.hold(host, call.nonce, commitment).map_err(|no| match no {
         NoPlace::Draining => draining(),
         NoPlace::DuplicateNonce => duplicate(),
         NoPlace::Full => {
@@ -273,7 +289,7 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
         }
     })?;
     // Looked up while the nonce is held, so no other request can spend it in between.
-    if shared.log.is_spent(&call.nonce)? {
+    if shared.log.is_spent(&call.nonce, &commitment)? {
         return Err(duplicate());
     }
     let prepared = match &host.backend {
@@ -286,17 +302,31 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall) -> Result<Admitted, Tr
     Ok((host.clone(), held, prepared))
 }
 
-/// The statement that answered a nonce. The nonce is random and secret to its caller, so it also is the right to read.
-async fn receipt(State(shared): State<Arc<Shared>>, Path(nonce): Path<String>) -> Response {
-    let Ok(nonce) = nonce.parse::<Bytes32>() else {
-        return plain(StatusCode::BAD_REQUEST, "bad_request", "A nonce is 0x and 64 hex digits.");
+/// Which of the requests under one nonce is meant.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    /// Commitment to the request.
+    request: Option<Bytes32>,
+}
+
+/// The statement that answered a request under a nonce (`?request=` and the commitment to it), or the newest one under
+/// that nonce. The nonce is random and secret to its caller, so it also is the right to read.
+async fn receipt(
+    State(shared): State<Arc<Shared>>,
+    Path(nonce): Path<String>,
+    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let (Ok(nonce), Ok(Query(Which { request }))) = (nonce.parse::<Bytes32>(), which) else {
+        let message = "A nonce is 0x and 64 hex digits, and so is the commitment to a request in ?request=.";
+        return plain(StatusCode::BAD_REQUEST, "bad_request", message);
     };
     // Before the log, since an answer is in the log before it gives its nonce back.
-    if shared.is_running(&nonce) {
+    if shared.is_running(&nonce, request.as_ref()) {
         let body = axum::Json(json!({ "running": true }));
         return retry_after((StatusCode::ACCEPTED, body).into_response(), 1_000);
     }
-    match shared.log.by_nonce(&nonce) {
+    match shared.log.answer_to(&nonce, request.as_ref()) {
         Err(error) => error.into_response(),
         Ok(None) => plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce."),
         Ok(Some(entry)) => match entry.statement {

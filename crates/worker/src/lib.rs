@@ -18,7 +18,8 @@
 //!     impersonate: None,
 //! });
 //! let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
-//! assay_worker::run(config, stop).await
+//! let (ready, _) = tokio::sync::oneshot::channel(); // or hear from the other end when it serves
+//! assay_worker::run(config, ready, stop).await
 //! # }
 //! ```
 
@@ -39,4 +40,4 @@ mod server;
 pub use config::{Config, Forward, Model};
 pub use error::Error;
 pub use log::statements;
-pub use server::{Ready, run, run_with_ready};
+pub use server::{Ready, run};

@@ -22,11 +22,16 @@ const UNREAD_TOKENS: usize = 1024;
 /// Most tokens in one chunk; a reader that falls behind gets larger chunks, not more of them.
 const CHUNK_TOKENS: usize = 64;
 
+/// The part of the cache, one in so many, that audits may claim from requests. Anybody may ask for audits.
+const AUDIT_CACHE: usize = 2;
+
 /// A model with its engine's thread, which ends when this is dropped.
 pub(crate) struct Local {
     processor: Arc<Processor>,
     jobs: mpsc::Sender<Job>,
     kv_tokens: usize,
+    /// Longest time of an audit, waiting included.
+    audit_limit: Duration,
 }
 
 enum Job {
@@ -39,6 +44,15 @@ struct Start {
     generation: Generation,
     events: mpsc::Sender<Progress>,
     overflow: Arc<AtomicBool>,
+    /// When the engine took it.
+    begun: Instant,
+}
+
+impl Start {
+    /// Tokens of cache that it takes.
+    fn needed(&self) -> usize {
+        self.generation.prompt.len() + self.generation.max_tokens as usize
+    }
 }
 
 /// A replay for the engine. Dropping the receiver of `reply` cancels it.
@@ -47,6 +61,13 @@ struct Replay {
     output: Output,
     arrived: Instant,
     reply: oneshot::Sender<Replayed>,
+}
+
+impl Replay {
+    /// Tokens of cache that it takes.
+    fn needed(&self) -> usize {
+        self.generation.prompt.len() + self.output.tokens.len()
+    }
 }
 
 /// What a request's task hears from the engine.
@@ -109,6 +130,7 @@ impl Local {
             audits: VecDeque::new(),
             running: HashMap::new(),
             replaying: None,
+            rest_until: Instant::now(),
             most: config.max_batch,
             patience,
             metrics,
@@ -117,7 +139,13 @@ impl Local {
             .name("engine".to_owned())
             .spawn(move || runner.run())
             .map_err(|fault| Error::Start { fault: fault.to_string() })?;
-        Ok((Local { processor: Arc::new(processor), jobs, kv_tokens: config.kv_tokens }, artifact))
+        let local = Local {
+            processor: Arc::new(processor),
+            jobs,
+            kv_tokens: config.kv_tokens,
+            audit_limit: Duration::from_millis(config.request_deadline_ms),
+        };
+        Ok((local, artifact))
     }
 
     /// Whether the engine's thread is alive.
@@ -192,7 +220,12 @@ impl Local {
         let mut assembler = prepared.assembler();
         let (sender, mut events) = mpsc::channel(UNREAD_TOKENS.max(resumed + 1));
         let overflow = Arc::new(AtomicBool::new(false));
-        let start = Start { generation: prepared.generation, events: sender, overflow: overflow.clone() };
+        let start = Start {
+            generation: prepared.generation,
+            events: sender,
+            overflow: overflow.clone(),
+            begun: Instant::now(),
+        };
         self.jobs.try_send(Job::Generate(Box::new(start))).map_err(|_| stuck())?;
 
         let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
@@ -263,7 +296,10 @@ impl Local {
         if self.jobs.try_send(Job::Audit(Box::new(replay))).is_err() {
             return Replayed::Unable { field: "internal" };
         }
-        answer.await.unwrap_or(Replayed::Unable { field: "internal" })
+        match tokio::time::timeout(self.audit_limit, answer).await {
+            Ok(replayed) => replayed.unwrap_or(Replayed::Unable { field: "internal" }),
+            Err(_) => Replayed::Unable { field: "time" }, // the engine forgets it, since nobody waits
+        }
     }
 }
 
@@ -282,6 +318,8 @@ struct Runner {
     running: HashMap<SequenceId, Start>,
     /// The replay that runs, when it began, and the time that its steps took.
     replaying: Option<(SequenceId, Replay, Duration)>,
+    /// Until when requests go before all audits, because an audit has just had its turn.
+    rest_until: Instant,
     /// Most requests that run at once.
     most: usize,
     /// How long an audit lets requests go first.
@@ -356,20 +394,42 @@ impl Runner {
             }
             wanted
         });
-        if let Some((id, _, _)) = self.replaying.take_if(|(_, replay, _)| replay.reply.is_closed()) {
+        if let Some((id, _, compute)) = self.replaying.take_if(|(_, replay, _)| replay.reply.is_closed()) {
             self.engine.cancel(id);
+            self.rest_until = Instant::now() + compute;
         }
     }
 
-    /// Starts what there is room for. Requests go before audits, until an audit has waited for long.
+    /// Starts what there is room for. Requests go before audits, until an audit has waited for long. It then gets room
+    /// as the requests that were there before it end; those that come later share what it leaves. So neither can keep
+    /// the other out. An audit that needs more of the cache than its part, and one right after another, wait until no
+    /// request does.
     fn start(&mut self) {
-        let overdue = self.audits.front().is_some_and(|replay| replay.arrived.elapsed() >= self.patience);
-        if overdue && self.replaying.is_none() && !self.start_audit() {
-            return; // the next free cache is the audit's, so that requests cannot starve it
+        let part = self.engine.config().kv_tokens / AUDIT_CACHE;
+        let overdue = |runner: &Runner| {
+            let front = runner.audits.front().filter(|replay| {
+                replay.arrived.elapsed() >= runner.patience
+                    && replay.needed() <= part
+                    && Instant::now() >= runner.rest_until
+            });
+            front.map(|replay| (replay.arrived + runner.patience, replay.needed()))
+        };
+        let mut reserved = None;
+        if self.replaying.is_none() && overdue(self).is_some() && !self.start_audit() {
+            reserved = overdue(self);
         }
         while self.running.len() < self.most
-            && let Some(start) = self.waiting.pop_front()
+            && let Some(mut start) = self.waiting.pop_front()
         {
+            if let Some((since, kept)) = reserved {
+                let later = self.running.values().filter(|other| other.begun >= since);
+                let taken: usize = later.map(Start::needed).sum();
+                if taken + start.needed() + kept > self.engine.config().kv_tokens {
+                    self.waiting.push_front(start);
+                    break;
+                }
+            }
+            start.begun = Instant::now();
             match self.engine.submit(start.generation.clone()) {
                 Ok(id) => {
                     self.running.insert(id, start);
@@ -430,6 +490,7 @@ impl Runner {
                 if let Some((_, replay, compute)) =
                     self.replaying.take_if(|(replaying, _, _)| *replaying == id)
                 {
+                    self.rest_until = Instant::now() + compute;
                     let error = assay_engine::Error::Constraint { position, reason };
                     let _ = replay.reply.send(settled(judge_error(error, &replay.output), compute));
                 } else {
@@ -443,6 +504,7 @@ impl Runner {
                 if let Some((_, replay, compute)) =
                     self.replaying.take_if(|(replaying, _, _)| *replaying == id)
                 {
+                    self.rest_until = Instant::now() + compute;
                     self.metrics.audit.observe(compute.as_secs_f64());
                     let _ = replay.reply.send(settled(Ok(judge(&result, &replay.output)), compute));
                 }

@@ -19,8 +19,9 @@ use crate::server::now_ms;
 
 /// Sequence number -> JSON of [`Entry`].
 const STATEMENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("statements");
-/// Caller's nonce -> sequence number of the statement that answered it.
-const NONCES: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("nonces");
+/// Caller's nonce and commitment to its request -> sequence number of the statement that answered it. Both, so that a
+/// worker that was sent a nonce cannot spend it at another one with a request of its own.
+const ANSWERS: TableDefinition<'_, [u8; 64], u64> = TableDefinition::new("answers");
 /// Hash of an audited receipt -> sequence number of the audit.
 const AUDITS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("audits");
 
@@ -86,7 +87,7 @@ impl Opened {
     pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
         let database = Database::create(path).map_err(fault)?;
         let transaction = database.begin_write().map_err(fault)?;
-        transaction.open_table(NONCES).map_err(fault)?;
+        transaction.open_table(ANSWERS).map_err(fault)?;
         transaction.open_table(AUDITS).map_err(fault)?;
         transaction.open_table(DROPPED).map_err(fault)?;
         let (next, previous) =
@@ -153,30 +154,37 @@ impl Log {
             .map_err(|_| fault("its thread has ended"))?
     }
 
-    /// The statement that answered a nonce: the receipt if there is one, else the last failure.
-    pub(crate) fn by_nonce(&self, nonce: &Bytes32) -> Result<Option<Entry>, Error> {
-        self.find(NONCES, nonce)
+    /// The statement that answered a request under a nonce: the receipt if there is one, else the last failure. Without
+    /// the commitment to a request, the newest of all answers to that nonce.
+    pub(crate) fn answer_to(
+        &self,
+        nonce: &Bytes32,
+        request: Option<&Bytes32>,
+    ) -> Result<Option<Entry>, Error> {
+        let transaction = self.database.begin_read().map_err(fault)?;
+        let answers = transaction.open_table(ANSWERS).map_err(fault)?;
+        let (least, most) = match request {
+            Some(request) => (*request, *request),
+            None => (Bytes32([0; 32]), Bytes32([0xff; 32])),
+        };
+        let mut newest = None;
+        for row in answers.range(place(nonce, &least)..=place(nonce, &most)).map_err(fault)? {
+            newest = newest.max(Some(row.map_err(fault)?.1.value()));
+        }
+        entry(&transaction, newest)
     }
 
     /// This worker's audit of a receipt.
     pub(crate) fn audit_of(&self, receipt: &Bytes32) -> Result<Option<Entry>, Error> {
-        self.find(AUDITS, receipt)
-    }
-
-    fn find(&self, index: TableDefinition<'_, [u8; 32], u64>, key: &Bytes32) -> Result<Option<Entry>, Error> {
         let transaction = self.database.begin_read().map_err(fault)?;
-        let Some(sequence) = transaction.open_table(index).map_err(fault)?.get(key.0).map_err(fault)? else {
-            return Ok(None);
-        };
-        let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
-        let Some(bytes) = statements.get(sequence.value()).map_err(fault)? else { return Ok(None) };
-        serde_json::from_slice(bytes.value()).map(Some).map_err(fault)
+        let sequence = transaction.open_table(AUDITS).map_err(fault)?.get(receipt.0).map_err(fault)?;
+        entry(&transaction, sequence.map(|row| row.value()))
     }
 
-    /// Whether a nonce was answered by a receipt, or by a failure after something had been streamed. A request that
-    /// was refused outright may be sent again under its nonce.
-    pub(crate) fn is_spent(&self, nonce: &Bytes32) -> Result<bool, Error> {
-        Ok(self.by_nonce(nonce)?.is_some_and(|entry| spends(&entry.statement)))
+    /// Whether a request was answered under this nonce by a receipt, or by a failure after something had been streamed.
+    /// A request that was refused outright may be sent again under its nonce.
+    pub(crate) fn is_spent(&self, nonce: &Bytes32, request: &Bytes32) -> Result<bool, Error> {
+        Ok(self.answer_to(nonce, Some(request))?.is_some_and(|entry| spends(&entry.statement)))
     }
 }
 
@@ -204,6 +212,21 @@ pub fn statements(data_dir: &Path, first: u64, limit: usize) -> Result<Vec<AnySt
         Ok(entry.statement)
     })
     .collect()
+}
+
+/// Key of [`ANSWERS`].
+fn place(nonce: &Bytes32, request: &Bytes32) -> [u8; 64] {
+    let mut key = [0; 64];
+    key[..32].copy_from_slice(&nonce.0);
+    key[32..].copy_from_slice(&request.0);
+    key
+}
+
+fn entry(transaction: &redb::ReadTransaction, sequence: Option<u64>) -> Result<Option<Entry>, Error> {
+    let Some(sequence) = sequence else { return Ok(None) };
+    let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
+    let Some(bytes) = statements.get(sequence).map_err(fault)? else { return Ok(None) };
+    serde_json::from_slice(bytes.value()).map(Some).map_err(fault)
 }
 
 fn spends(statement: &AnyStatement) -> bool {
@@ -283,7 +306,7 @@ impl Signer {
         let transaction = self.database.begin_write().map_err(fault)?;
         {
             let mut statements = transaction.open_table(STATEMENTS).map_err(fault)?;
-            let mut nonces = transaction.open_table(NONCES).map_err(fault)?;
+            let mut answered = transaction.open_table(ANSWERS).map_err(fault)?;
             let mut audits = transaction.open_table(AUDITS).map_err(fault)?;
             for draft in drafts {
                 let answers = !matches!(draft, Draft::NoAudit(_));
@@ -292,12 +315,13 @@ impl Signer {
                 statements.insert(next, bytes.as_slice()).map_err(fault)?;
                 match &entry.statement {
                     AnyStatement::Receipt(signed) => {
-                        nonces.insert(signed.statement.nonce.0, next).map_err(fault)?;
+                        let key = place(&signed.statement.nonce, &signed.statement.request);
+                        answered.insert(key, next).map_err(fault)?;
                     }
                     AnyStatement::Failure(_) if !answers => {}
                     AnyStatement::Failure(signed) => {
-                        let nonce = signed.statement.nonce.0;
-                        let before = nonces.get(nonce).map_err(fault)?.map(|row| row.value());
+                        let key = place(&signed.statement.nonce, &signed.statement.request);
+                        let before = answered.get(key).map_err(fault)?.map(|row| row.value());
                         // A later refusal (say, of the duplicate nonce) must not hide what spent the nonce.
                         let hides = match before {
                             None => false,
@@ -311,7 +335,7 @@ impl Signer {
                             },
                         };
                         if !hides {
-                            nonces.insert(nonce, next).map_err(fault)?;
+                            answered.insert(key, next).map_err(fault)?;
                         }
                     }
                     AnyStatement::Audit(signed) => {
@@ -438,18 +462,18 @@ mod tests {
         log.sign(failure(2, 0)).await.unwrap();
         let fresh = log.sign(receipt(3, now_ms())).await.unwrap();
         let late = log.sign(receipt(4, now_ms() - 7_200_000)).await.unwrap();
-        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), Some(old.clone()), "nothing is old yet");
+        assert_eq!(log.answer_to(&Bytes32([1; 32]), None).unwrap(), Some(old.clone()), "nothing is old yet");
         drop(log);
         thread.join().unwrap();
 
         let (log, thread) = start_keeping(&path, Duration::from_secs(3_600));
         log.sign(failure(5, 0)).await.unwrap();
         let stripped = Entry { output: None, split: Vec::new(), ..old };
-        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), Some(stripped));
-        assert_eq!(log.by_nonce(&Bytes32([3; 32])).unwrap(), Some(fresh));
+        assert_eq!(log.answer_to(&Bytes32([1; 32]), None).unwrap(), Some(stripped));
+        assert_eq!(log.answer_to(&Bytes32([3; 32]), None).unwrap(), Some(fresh));
         // It stands behind a fresh one, and waits for that.
-        assert_eq!(log.by_nonce(&Bytes32([4; 32])).unwrap(), Some(late));
-        assert!(log.is_spent(&Bytes32([1; 32])).unwrap());
+        assert_eq!(log.answer_to(&Bytes32([4; 32]), None).unwrap(), Some(late));
+        assert!(log.is_spent(&Bytes32([1; 32]), &Bytes32::ZERO).unwrap());
         drop(log);
         thread.join().unwrap();
         let entries = statements(folder.path(), 0, 10).unwrap();
@@ -463,7 +487,7 @@ mod tests {
         let (log, _) = start(&folder.path().join(FILE));
         let Draft::Failure(refusal) = failure(1, 0) else { unreachable!() };
         log.sign(Draft::NoAudit(refusal)).await.unwrap();
-        assert_eq!(log.by_nonce(&Bytes32([1; 32])).unwrap(), None);
+        assert_eq!(log.answer_to(&Bytes32([1; 32]), None).unwrap(), None);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -496,13 +520,32 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (log, _) = start(&folder.path().join(FILE));
         let nonce = Bytes32([1; 32]);
-        assert_eq!(log.by_nonce(&nonce).unwrap(), None);
+        assert_eq!(log.answer_to(&nonce, None).unwrap(), None);
         log.sign(failure(1, 0)).await.unwrap();
-        assert!(!log.is_spent(&nonce).unwrap());
+        assert!(!log.is_spent(&nonce, &Bytes32::ZERO).unwrap());
         let broken = log.sign(failure(1, 3)).await.unwrap();
-        assert!(log.is_spent(&nonce).unwrap());
+        assert!(log.is_spent(&nonce, &Bytes32::ZERO).unwrap());
         log.sign(failure(1, 0)).await.unwrap();
-        assert_eq!(log.by_nonce(&nonce).unwrap(), Some(broken));
+        assert_eq!(log.answer_to(&nonce, None).unwrap(), Some(broken));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_nonce_is_spent_for_its_request_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _) = start(&folder.path().join(FILE));
+        let (nonce, own, strange) = (Bytes32([1; 32]), Bytes32([2; 32]), Bytes32([3; 32]));
+        let of = |request| {
+            let Draft::Failure(mut failure) = failure(1, 4) else { unreachable!() };
+            failure.request = request;
+            Draft::Failure(failure)
+        };
+        let stranger = log.sign(of(strange)).await.unwrap();
+        assert!(log.is_spent(&nonce, &strange).unwrap() && !log.is_spent(&nonce, &own).unwrap());
+        assert_eq!(log.answer_to(&nonce, Some(&own)).unwrap(), None);
+        let mine = log.sign(of(own)).await.unwrap();
+        assert_eq!(log.answer_to(&nonce, Some(&own)).unwrap(), Some(mine.clone()));
+        assert_eq!(log.answer_to(&nonce, Some(&strange)).unwrap(), Some(stranger));
+        assert_eq!(log.answer_to(&nonce, None).unwrap(), Some(mine), "the newest");
     }
 
     #[test]

@@ -95,17 +95,17 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Sender<Phase>,
     /// Memory for request bodies, a permit a MiB.
     pub(crate) bodies: Arc<Semaphore>,
-    /// Nonces of requests that have not ended.
-    nonces: Mutex<HashSet<Bytes32>>,
+    /// Nonces and commitments of requests that have not ended.
+    running: Mutex<HashSet<(Bytes32, Bytes32)>>,
     /// Cloned by each request; shutdown waits until all clones are gone.
     pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
 }
 
-/// A request's place at a model and its nonce, given back when dropped.
+/// A request's place at a model and its nonce and commitment, given back when dropped.
 pub(crate) struct Held {
     shared: Arc<Shared>,
     host: Arc<Host>,
-    nonce: Bytes32,
+    key: (Bytes32, Bytes32),
     _alive: mpsc::Sender<()>,
 }
 
@@ -117,24 +117,31 @@ pub(crate) enum NoPlace {
 }
 
 impl Shared {
-    /// Takes a place and the nonce.
-    pub(crate) fn hold(self: &Arc<Self>, host: &Arc<Host>, nonce: Bytes32) -> Result<Held, NoPlace> {
+    /// Takes a place, and the nonce for the request with this commitment.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        nonce: Bytes32,
+        commitment: Bytes32,
+    ) -> Result<Held, NoPlace> {
+        let key = (nonce, commitment);
         let alive =
             self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NoPlace::Draining)?;
-        if !self.nonces.lock().unwrap_or_else(PoisonError::into_inner).insert(nonce) {
+        if !self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key) {
             return Err(NoPlace::DuplicateNonce);
         }
         if host.held.fetch_add(1, Ordering::AcqRel) >= host.places {
             host.held.fetch_sub(1, Ordering::AcqRel);
-            self.nonces.lock().unwrap_or_else(PoisonError::into_inner).remove(&nonce);
+            self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             return Err(NoPlace::Full);
         }
-        Ok(Held { shared: self.clone(), host: host.clone(), nonce, _alive: alive })
+        Ok(Held { shared: self.clone(), host: host.clone(), key, _alive: alive })
     }
 
-    /// Whether a request with this nonce has not ended.
-    pub(crate) fn is_running(&self, nonce: &Bytes32) -> bool {
-        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).contains(nonce)
+    /// Whether a request with this nonce, and this commitment if one is given, has not ended.
+    pub(crate) fn is_running(&self, nonce: &Bytes32, request: Option<&Bytes32>) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().any(|(held, of)| held == nonce && request.is_none_or(|request| of == request))
     }
 }
 
@@ -152,7 +159,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.host.held.fetch_sub(1, Ordering::AcqRel);
-        self.shared.nonces.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.nonce);
+        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
 
@@ -168,21 +175,13 @@ pub(crate) fn now_ms() -> u64 {
 
 /// Runs a worker until `shutdown` completes and everything that it held is finished or signed off.
 ///
-/// When it answers requests, it writes its description ([`Member`]) to `worker.json` in the data folder; the file is
-/// absent before that.
+/// When it answers requests, it says so through `ready`, and writes its description ([`Member`]) to `worker.json` in the
+/// data folder; the file is absent before that.
 ///
 /// # Errors
-/// [`Error`] when the configuration, the identity, a model, the log or the address cannot be used.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-    let (ready, _) = oneshot::channel();
-    run_with_ready(config, ready, shutdown).await
-}
-
-/// [`run`], which also says through a channel when the worker answers requests.
-///
-/// # Errors
-/// As [`run`]; the channel is then dropped without a message.
-pub async fn run_with_ready(
+/// [`Error`] when the configuration, the identity, a model, the log or the address cannot be used. `ready` is then
+/// dropped without a message.
+pub async fn run(
     config: Config,
     ready: oneshot::Sender<Ready>,
     shutdown: impl Future<Output = ()> + Send,
@@ -234,7 +233,7 @@ pub async fn run_with_ready(
         hosts,
         phase: watch::Sender::new(Phase::Serving),
         bodies: Arc::new(Semaphore::new(http::BODY_MEMORY_MIB)),
-        nonces: Mutex::default(),
+        running: Mutex::default(),
         alive: Mutex::new(Some(alive)),
         config,
     });

@@ -128,7 +128,7 @@ async fn an_upstream_that_is_not_there_is_a_signed_failure_and_a_missing_key_sto
     forward.api_key_env = Some("ASSAY_TEST_KEY_THAT_IS_NOT_SET".into());
     let mut config = assay_worker::Config::new(folder.path());
     config.forward.push(forward);
-    let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
+    let error = refused(config).await;
     assert!(matches!(error, assay_worker::Error::ApiKey { .. }), "{error}");
 }
 

@@ -136,12 +136,148 @@ async fn another_worker_continues_an_answer_exactly() {
     assert_eq!(bundle.output, whole);
     assert_eq!(check(&bundle, &expected(&second)).state, State::Signed);
 
+    // Tokens that the model itself sampled, but after the answer had ended; and one that it does not have.
+    let stop: String = whole.text.chars().skip(5).take(2).collect();
+    let mut poisoned = call(endless(second.model(), 50));
+    poisoned.request.stop = vec![stop];
+    poisoned.resume.clone_from(&whole.tokens);
+    let mut unknown = call(endless(second.model(), 50));
+    unknown.resume = vec![whole.tokens[0], u32::MAX];
+    let mut longer = call(endless(second.model(), 10));
+    longer.resume = whole.tokens[..11].to_vec();
+    for call in [poisoned, unknown, longer] {
+        let refusal = second.generate(&call).await.unwrap_err();
+        assert_eq!((refusal.status, refusal.failure().statement.code), (409, FailureCode::ResumeMismatch));
+        assert_eq!(refusal.failure().statement.chunks, 0);
+    }
+
     let mut wrong = call(endless(second.model(), 50));
     wrong.resume = whole.tokens[..20].to_vec();
     wrong.resume[10] ^= 1;
     let failure = second.generate(&wrong).await.unwrap().failure();
     assert_eq!(failure.statement.code, FailureCode::ResumeMismatch);
     assert!(failure.is_by_author(&Domain::default()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_resume_the_answer_goes_on_token_by_token() {
+    let worker = Worker::tiny(|_| {}).await;
+    let whole = call(endless(worker.model(), 800));
+    let tokens = worker.generate(&whole).await.unwrap().bundle(&whole).output.tokens;
+    let mut rest = call(endless(worker.model(), 800));
+    rest.resume = tokens[..400].to_vec();
+    let answer = worker.generate(&rest).await.unwrap();
+    assert!(answer.chunks[0].chunk.tokens.starts_with(&tokens[..400]));
+    // At most 64 tokens are put into one chunk, however slow its reader is.
+    assert!(answer.chunks[1..].iter().all(|signed| signed.chunk.tokens.len() <= 64));
+    assert!(answer.chunks.len() > 5, "{} chunks", answer.chunks.len());
+    assert_eq!(answer.bundle(&rest).output.tokens, tokens);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nonce_is_spent_for_its_request_only() {
+    let worker = Worker::tiny(|_| {}).await;
+    let mine = call(endless(worker.model(), 5));
+    // Another worker that was sent the same nonce tries to spend it here with a request of its own.
+    let mut strange = mine.clone();
+    strange.request.sampling.seed += 1;
+    let strange = (worker.generate(&strange).await.unwrap().bundle(&strange), strange);
+    let own = worker.generate(&mine).await.unwrap().bundle(&mine);
+    assert_eq!(worker.generate(&mine).await.unwrap_err().status, 409);
+    for bundle in [&own, &strange.0] {
+        let path = format!("/v1/receipts/{}?request={}", mine.nonce, bundle.receipt.statement.request);
+        assert_eq!(worker.get(&path).await.1["receipt"], serde_json::to_value(&bundle.receipt).unwrap());
+    }
+    let (_, newest) = worker.get(&format!("/v1/receipts/{}", mine.nonce)).await;
+    assert_eq!(newest["receipt"], serde_json::to_value(&own.receipt).unwrap());
+    let other = Bytes32([3; 32]);
+    assert_eq!(worker.get(&format!("/v1/receipts/{}?request={other}", mine.nonce)).await.0, 404);
+    assert_eq!(worker.get(&format!("/v1/receipts/{}?request=x", mine.nonce)).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lies_that_only_a_replay_finds_are_named_as_the_verifier_names_them() {
+    let worker = Worker::tiny(|_| {}).await;
+    let mut request = endless(worker.model(), 8);
+    request.logprobs = Some(3);
+    let call = call(request);
+    let honest = worker.generate(&call).await.unwrap().bundle(&call);
+    let cases: [(fn(&mut assay_receipt::Bundle), &str, u64); 5] = [
+        // An alternative that nobody sampled.
+        (|bundle| bundle.output.logprobs[3].top[2].1 -= 1, "logprobs", 3),
+        (|bundle| bundle.output.text.push('x'), "text", honest.output.text.len() as u64),
+        (|bundle| bundle.output.prompt_tokens += 1, "prompt_tokens", 0),
+        // What every honest worker refuses.
+        (|bundle| bundle.request.constraint = assay_receipt::Constraint::Regex("(".into()), "request", 0),
+        (|bundle| bundle.request.prompt = Prompt::Tokens(vec![u32::MAX]), "request", 0),
+    ];
+    for (lie, field, position) in cases {
+        let forged = forge(&honest, |bundle| {
+            lie(bundle);
+            bundle.receipt.statement.prompt_tokens = bundle.output.prompt_tokens;
+        });
+        let (status, body) = worker.audit(&forged).await;
+        assert_eq!(status, 200, "{body}");
+        let audit: Signed<Audit> = serde_json::from_value(body["audit"].clone()).unwrap();
+        let found = audit.statement;
+        assert_eq!((found.verdict, &*found.field, found.position), (Verdict::Differs, field, position));
+        assert_ne!(found.expected, found.claimed, "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_change_of_keys_an_answer_is_audited_again() {
+    let worker = Worker::tiny(|_| {}).await;
+    let call = call(endless(worker.model(), 5));
+    let bundle = worker.generate(&call).await.unwrap().bundle(&call);
+    let first = worker.audit(&bundle).await.1;
+    assert_eq!(worker.audit(&bundle).await.1, first, "kept");
+    let folder = worker.stop().await;
+    let worker = Worker::start_in(folder, |config| {
+        config.models.push(model(&artifact(config, 7), 2, 3));
+        config.key_epoch = 1;
+    })
+    .await;
+    let second = worker.audit(&bundle).await.1;
+    assert_eq!(second["audit"]["statement"]["verdict"], "agrees");
+    assert_eq!(second["audit"]["statement"]["key_epoch"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audits_cannot_keep_requests_out() {
+    let worker = Worker::tiny(|config| {
+        config.kv_tokens = 4_000;
+        config.audit_patience_ms = 1;
+    })
+    .await;
+    let made = |tokens| {
+        let worker = &worker;
+        async move {
+            let call = call(endless(worker.model(), tokens));
+            worker.generate(&call).await.unwrap().bundle(&call)
+        }
+    };
+    let (small, large) = (made(1_000).await, made(2_500).await);
+    // The cache has no room for either audit beside this request, and plenty for small requests.
+    let long = call(endless(worker.model(), 3_200));
+    let response = client().post(worker.url("/v1/generate")).json(&long).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    let audits = [&small, &large].map(|bundle| {
+        let (url, bundle) = (worker.url("/v1/audit"), bundle.clone());
+        tokio::spawn(async move {
+            let response = client().post(url).json(&bundle).send().await.unwrap();
+            response.json::<serde_json::Value>().await.unwrap()
+        })
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await; // both audits are overdue
+    made(3).await;
+    let running = worker.get(&format!("/v1/receipts/{}", long.nonce)).await;
+    assert_eq!(running.0, 202, "the short request had to wait for the long one: {}", running.1);
+    drop(stream);
+    for audit in audits {
+        assert_eq!(audit.await.unwrap()["audit"]["statement"]["verdict"], "agrees");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +303,7 @@ async fn every_refusal_is_signed_and_in_the_log() {
     cases.push((cap, 402, FailureCode::CapExceeded));
     let mut resume = call(endless(model, 5));
     resume.resume = vec![5; 6];
-    cases.push((resume, 400, FailureCode::BadRequest));
+    cases.push((resume, 409, FailureCode::ResumeMismatch));
     let count = cases.len();
     for (call, status, code) in cases {
         let refusal = worker.generate(&call).await.unwrap_err();
@@ -275,9 +411,10 @@ async fn a_reader_that_stops_reading_is_cut_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_limits_hold_for_answers_and_for_bodies() {
+    // No time at all, so that the outcome does not depend on how fast this machine is.
     let worker = Worker::tiny(|config| {
-        config.request_deadline_ms = 100;
-        config.body_deadline_ms = 100;
+        config.request_deadline_ms = 0;
+        config.body_deadline_ms = 2_000;
     })
     .await;
     let long = call(endless(worker.model(), 4000));
@@ -302,7 +439,7 @@ async fn bodies_that_arrive_at_once_share_a_bounded_memory() {
         let body = reqwest::Body::wrap_stream(trickle.chain(futures_util::stream::pending()));
         tokio::spawn(client().post(worker.url("/v1/audit")).body(body).send())
     };
-    let held: Vec<_> = (0..7).map(|_| hold()).collect();
+    let mut held: Vec<_> = (0..7).map(|_| hold()).collect();
     let mut status = 0;
     for _ in 0..200 {
         let body = "x".repeat(1_000);
@@ -319,6 +456,7 @@ async fn bodies_that_arrive_at_once_share_a_bounded_memory() {
             assert!(response.headers().contains_key("retry-after"));
             break;
         }
+        held.push(hold()); // this very request may have taken the place of one of them
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(status, 503);
@@ -337,17 +475,20 @@ async fn shutdown_finishes_what_runs_and_refuses_the_rest() {
     let mut stream = response.bytes_stream();
     let mut bytes = stream.next().await.unwrap().unwrap().to_vec();
     worker.begin_stop();
-    for _ in 0..100 {
+    let mut refused = None;
+    for _ in 0..400 {
         match worker.generate(&call(endless(worker.model(), 1))).await {
             Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await, // not yet
             Err(refusal) => {
-                assert_eq!((refusal.status, refusal.failure().statement.code), (503, FailureCode::Draining));
-                assert!(refusal.retry_after.is_some());
-                assert_eq!(worker.get("/health").await.0, 503);
+                refused = Some(refusal);
                 break;
             }
         }
     }
+    let refused = refused.unwrap();
+    assert_eq!((refused.status, refused.failure().statement.code), (503, FailureCode::Draining));
+    assert!(refused.retry_after.is_some());
+    assert_eq!(worker.get("/health").await.0, 503);
     while let Some(Ok(piece)) = stream.next().await {
         bytes.extend_from_slice(&piece);
     }
@@ -494,14 +635,14 @@ async fn a_worker_that_cannot_serve_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = assay_worker::Config::new(folder.path());
     config.models.push(model(&folder.path().join("missing"), 0, 0));
-    let error = Box::pin(assay_worker::run(config.clone(), std::future::ready(()))).await.unwrap_err();
+    let error = refused(config.clone()).await;
     assert!(matches!(error, assay_worker::Error::Io { .. }), "{error}");
     // One flipped bit in the weights is found before the first request.
     let mut bytes = tiny(7);
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(folder.path().join("missing"), bytes).unwrap();
-    let error = Box::pin(assay_worker::run(config, std::future::ready(()))).await.unwrap_err();
+    let error = refused(config).await;
     assert!(matches!(error, assay_worker::Error::Model { .. }), "{error}");
 }
 

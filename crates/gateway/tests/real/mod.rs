@@ -25,7 +25,8 @@ pub fn child() {
     match role {
         "worker" => {
             let config: assay_worker::Config = serde_json::from_slice(&text).unwrap();
-            runtime.block_on(assay_worker::run(config, std::future::pending())).unwrap();
+            let (ready, _) = tokio::sync::oneshot::channel();
+            runtime.block_on(Box::pin(assay_worker::run(config, ready, std::future::pending()))).unwrap();
         }
         _ => {
             let config: assay_gateway::Config = serde_json::from_slice(&text).unwrap();

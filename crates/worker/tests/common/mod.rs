@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use assay_model::{Architecture, Artifact, import_gguf, testing::tiny_gguf};
 use assay_receipt::{
-    Address, Bundle, Bytes32, Domain, Failure, Frame, GenerateCall, Output, Receipt, Request, Signed,
+    Address, Bundle, Bytes32, Domain, Failure, Frame, GenerateCall, Key, Output, Receipt, Request, Signed,
     SignedChunk,
 };
-use assay_worker::{Config, Model, Ready, run_with_ready};
+use assay_worker::{Config, Model, Ready, run};
 use futures_util::StreamExt as _;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -28,14 +28,18 @@ pub struct Worker {
 
 impl Worker {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Worker {
-        let folder = tempfile::tempdir().unwrap();
+        Worker::start_in(tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// A worker that goes on where another one in this folder ended.
+    pub async fn start_in(folder: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Worker {
         let mut config = Config::new(folder.path());
         config.threads = 1;
         config.kv_tokens = 16_384;
         change(&mut config);
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(Box::pin(run_with_ready(config, ready, async {
+        let task = tokio::spawn(Box::pin(run(config, ready, async {
             let _ = stopped.await;
         })));
         match is_ready.await {
@@ -150,6 +154,25 @@ impl Refusal {
         assert!(failure.is_by_author(&Domain::default()));
         failure
     }
+}
+
+/// Runs a worker that is expected not to start.
+pub async fn refused(config: Config) -> assay_worker::Error {
+    let (ready, _) = oneshot::channel();
+    Box::pin(run(config, ready, std::future::ready(()))).await.unwrap_err()
+}
+
+/// Signs a bundle again with a key of its own, after a lie: the bundle of a worker that cheats.
+pub fn forge(bundle: &Bundle, lie: impl FnOnce(&mut Bundle)) -> Bundle {
+    let mut bundle = bundle.clone();
+    lie(&mut bundle);
+    let key = Key::from_bytes([9; 32]).unwrap();
+    let mut receipt = bundle.receipt.statement.clone();
+    receipt.worker = key.address();
+    receipt.request = assay_receipt::request_commitment(&bundle.request, &bundle.salt);
+    receipt.output = assay_receipt::output_commitment(&bundle.output, &bundle.salt);
+    bundle.receipt = Signed::sign(&key, &bundle.domain, receipt);
+    bundle
 }
 
 pub fn client() -> reqwest::Client {
