@@ -110,7 +110,7 @@ pub struct Sampling {
     pub share_ppm: u32,
     /// For a worker with fewer than `new_until_agreed` agreeing replays.
     pub share_new_ppm: u32,
-    /// For a worker that was ever caught.
+    /// For a worker that was caught and reinstated, whatever the caller wants less.
     pub share_caught_ppm: u32,
     /// Agreeing replays after which a worker is no longer new.
     pub new_until_agreed: u64,

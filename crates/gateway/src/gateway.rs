@@ -121,7 +121,7 @@ impl Gateway {
                 .members
                 .iter()
                 .filter(|member| member.offer(model).is_some_and(|offer| offer.arithmetic > 0))
-                .filter(|member| self.records.standing(&member.worker).record.suspended.is_none())
+                .filter(|member| !self.records.standing(&member.worker).record.is_barred())
                 .collect();
             if able.is_empty() {
                 return Err(ApiError::unsupported(

@@ -184,10 +184,21 @@ pub(crate) fn complete(body: Value, assay: &Assay) -> Response {
     response
 }
 
-pub(crate) fn usage(outputs: &[&Output]) -> Value {
-    // The choices of one prompt share it; it is counted once, as callers expect.
-    let prompt: u64 = outputs.first().map_or(0, |output| output.prompt_tokens.into());
-    let completion: u64 = outputs.iter().map(|output| u64::from(output.completion_tokens)).sum();
+/// Prompt and completion tokens of a choice.
+type Tokens = (u32, u32);
+
+fn tokens(output: &Output) -> Tokens {
+    (output.prompt_tokens, output.completion_tokens)
+}
+
+/// The `usage` of a response whose choices, `n` for each prompt in order, took these tokens.
+///
+/// Each prompt is counted once, as callers of this protocol expect. That is not the bill: every choice is a request of
+/// its own to a worker, whose receipt charges for the prompt too. The receipts of the choices and `/assay/usage` say what
+/// is billed.
+fn usage(choices: &[Tokens], n: usize) -> Value {
+    let prompt: u64 = choices.iter().step_by(n.max(1)).map(|(prompt, _)| u64::from(*prompt)).sum();
+    let completion: u64 = choices.iter().map(|(_, completion)| u64::from(*completion)).sum();
     json!({
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
     })
@@ -335,34 +346,36 @@ pub(crate) async fn chat(
     };
     let choices = ask.n as usize;
     let last = chunk(0, Value::Null, Value::Null, Value::Null);
-    let lines = lines(events, choices, ask.include_usage, last, move |started, index, event| {
-        let mut out = String::new();
-        if !std::mem::replace(started, true) {
-            let role = json!({"role": "assistant", "content": ""});
-            out.push_str(&data(&chunk(index, role, Value::Null, Value::Null)));
-        }
-        match event {
-            Piece::Delta(Delta { text, logprobs: pieces }) => {
-                let logprobs = if logprobs { json!({"content": spelling.chat(pieces)}) } else { Value::Null };
-                out.push_str(&data(&chunk(index, json!({"content": text}), logprobs, Value::Null)));
+    let lines =
+        lines(events, choices, ask.include_usage.then_some(choices), last, move |started, index, event| {
+            let mut out = String::new();
+            if !std::mem::replace(started, true) {
+                let role = json!({"role": "assistant", "content": ""});
+                out.push_str(&data(&chunk(index, role, Value::Null, Value::Null)));
             }
-            Piece::Done(answer) => {
-                let calls = tool_calls(&answer.output);
-                for (number, mut call) in calls.into_iter().enumerate() {
-                    if let Some(call) = call.as_object_mut() {
-                        call.insert("index".into(), json!(number));
-                    }
-                    let delta = json!({"tool_calls": [call]});
-                    out.push_str(&data(&chunk(index, delta, Value::Null, Value::Null)));
+            match event {
+                Piece::Delta(Delta { text, logprobs: pieces }) => {
+                    let logprobs =
+                        if logprobs { json!({"content": spelling.chat(pieces)}) } else { Value::Null };
+                    out.push_str(&data(&chunk(index, json!({"content": text}), logprobs, Value::Null)));
                 }
-                let finish = json!(finish_reason(answer.output.finish_reason));
-                let mut end = chunk(index, json!({}), Value::Null, finish);
-                end["assay"] = json!(answer.assay);
-                out.push_str(&data(&end));
+                Piece::Done(answer) => {
+                    let calls = tool_calls(&answer.output);
+                    for (number, mut call) in calls.into_iter().enumerate() {
+                        if let Some(call) = call.as_object_mut() {
+                            call.insert("index".into(), json!(number));
+                        }
+                        let delta = json!({"tool_calls": [call]});
+                        out.push_str(&data(&chunk(index, delta, Value::Null, Value::Null)));
+                    }
+                    let finish = json!(finish_reason(answer.output.finish_reason));
+                    let mut end = chunk(index, json!({}), Value::Null, finish);
+                    end["assay"] = json!(answer.assay);
+                    out.push_str(&data(&end));
+                }
             }
-        }
-        out
-    });
+            out
+        });
     Ok(server_sent(lines, place, &id))
 }
 
@@ -402,12 +415,12 @@ async fn chat_complete(started: Started, spelling: &Spelling) -> Result<Response
             })
         })
         .collect();
-    let outputs: Vec<&Output> = answers.iter().map(|answer| &answer.output).collect();
+    let used: Vec<Tokens> = answers.iter().map(|answer| tokens(&answer.output)).collect();
     let Some(first) = answers.first() else { return Err(ApiError::internal("No choice was asked for")) };
     let body = json!({
         "id": id, "object": "chat.completion", "created": created_s, "model": ask.model,
         "system_fingerprint": fingerprint(&first.assay.model), "seed": seed,
-        "choices": choices, "usage": usage(&outputs), "assay": first.assay,
+        "choices": choices, "usage": usage(&used, ask.n as usize), "assay": first.assay,
     });
     Ok(complete(body, &first.assay))
 }
@@ -419,16 +432,16 @@ enum Piece<'a> {
 }
 
 /// The lines of a stream in the chat or completion form: one text for each event, then usage when wanted, then the end.
-/// An error ends it. `write` gets a flag of its own for each choice, false at first.
+/// An error ends it. `usage_of` is the number of choices for each prompt where usage is wanted. `write` gets a flag of its own for each choice, false at first.
 fn lines(
     events: BoxStream<'static, (usize, Event)>,
     choices: usize,
-    include_usage: bool,
+    usage_of: Option<usize>,
     mut last: Value,
     mut write: impl FnMut(&mut bool, usize, Piece<'_>) -> String + Send + 'static,
 ) -> impl Stream<Item = String> + Send + 'static {
     let mut flags = vec![false; choices];
-    let mut outputs: Vec<Output> = Vec::new();
+    let mut used: Vec<Tokens> = vec![(0, 0); choices];
     let mut ended = false;
     stream::unfold((events, false), |(mut events, over)| async move {
         if over {
@@ -446,7 +459,7 @@ fn lines(
         Some((index, Event::Delta(delta))) => write(&mut flags[index], index, Piece::Delta(&delta)),
         Some((index, Event::Done(answer))) => {
             let text = write(&mut flags[index], index, Piece::Done(&answer));
-            outputs.push(answer.output);
+            used[index] = tokens(&answer.output);
             text
         }
         Some((_, Event::Failed(error))) => {
@@ -456,9 +469,9 @@ fn lines(
         None if ended => String::new(),
         None => {
             let mut text = String::new();
-            if include_usage {
+            if let Some(n) = usage_of {
                 last["choices"] = json!([]);
-                last["usage"] = usage(&outputs.iter().collect::<Vec<_>>());
+                last["usage"] = usage(&used, n);
                 text.push_str(&data(&last));
             }
             text.push_str("data: [DONE]\n\n");
@@ -507,13 +520,8 @@ pub(crate) async fn completions(
         let mut body = head;
         body["seed"] = json!(seed);
         body["choices"] = Value::Array(choices);
-        // Each prompt is counted once, whatever the number of choices for it.
-        let prompt: u64 =
-            answers.iter().step_by(ask.n as usize).map(|answer| u64::from(answer.output.prompt_tokens)).sum();
-        let completion: u64 = answers.iter().map(|answer| u64::from(answer.output.completion_tokens)).sum();
-        body["usage"] = json!({
-            "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-        });
+        let used: Vec<Tokens> = answers.iter().map(|answer| tokens(&answer.output)).collect();
+        body["usage"] = usage(&used, ask.n as usize);
         body["assay"] = json!(first.assay);
         return Ok(complete(body, &first.assay));
     }
@@ -522,30 +530,31 @@ pub(crate) async fn completions(
     let include_usage = ask.include_usage;
     let mut offsets = vec![0; choices];
     let last = head.clone();
-    let lines = lines(events, choices, include_usage, last, move |_, index, event| {
-        let mut chunk = head.clone();
-        if include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        match event {
-            Piece::Delta(Delta { text, logprobs: pieces }) => {
-                let logprobs = if logprobs {
-                    let (value, offset) = spelling.completion(pieces, offsets[index]);
-                    offsets[index] = offset;
-                    value
-                } else {
-                    Value::Null
-                };
-                chunk["choices"] = json!([choice(index, text, logprobs, Value::Null)]);
+    let lines =
+        lines(events, choices, include_usage.then_some(ask.n as usize), last, move |_, index, event| {
+            let mut chunk = head.clone();
+            if include_usage {
+                chunk["usage"] = Value::Null;
             }
-            Piece::Done(answer) => {
-                let finish = json!(finish_reason(answer.output.finish_reason));
-                chunk["choices"] = json!([choice(index, "", Value::Null, finish)]);
-                chunk["assay"] = json!(answer.assay);
+            match event {
+                Piece::Delta(Delta { text, logprobs: pieces }) => {
+                    let logprobs = if logprobs {
+                        let (value, offset) = spelling.completion(pieces, offsets[index]);
+                        offsets[index] = offset;
+                        value
+                    } else {
+                        Value::Null
+                    };
+                    chunk["choices"] = json!([choice(index, text, logprobs, Value::Null)]);
+                }
+                Piece::Done(answer) => {
+                    let finish = json!(finish_reason(answer.output.finish_reason));
+                    chunk["choices"] = json!([choice(index, "", Value::Null, finish)]);
+                    chunk["assay"] = json!(answer.assay);
+                }
             }
-        }
-        data(&chunk)
-    });
+            data(&chunk)
+        });
     Ok(server_sent(lines, place, &id))
 }
 

@@ -1,13 +1,13 @@
 //! Assay's own endpoints: receipts, audits, incidents, workers, members.
 
 use crate::access::Caller;
-use crate::audit::{self, Found};
+use crate::audit::{self, Found, Tally};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::openai::model_names;
 use crate::serve::AuditSummary;
 use crate::store::{AuditRow, Dossier, Entry, Evidence, State as RequestState};
-use assay_receipt::Verdict;
+use assay_receipt::{Address, Verdict};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -26,21 +26,27 @@ pub(crate) struct Page {
     before_ms: Option<u64>,
 }
 
-/// What is known about an answer: `signed`, `replayed`, `mismatch`, or why there is none.
+/// What is known about an answer: `signed`, `replayed`, `mismatch`, `disputed` (auditors contradict each other, or one
+/// says that it is wrong and no second one has confirmed it), or why there is none.
 fn state_of(entry: &Entry, audits: &[AuditRow]) -> &'static str {
-    let of = |verdict| {
-        audits.iter().any(|row| {
-            Some(row.audit.statement.receipt) == entry.receipt_hash && row.audit.statement.verdict == verdict
-        })
-    };
+    let tally = Tally::of(of_answer(entry, audits));
     match entry.state {
         RequestState::Pending => "running",
         RequestState::Failed => "failed",
         RequestState::Cancelled => "cancelled",
-        RequestState::Answered if of(Verdict::Differs) => "mismatch",
-        RequestState::Answered if of(Verdict::Agrees) => "replayed",
-        RequestState::Answered => "signed",
+        RequestState::Answered => match tally {
+            Tally::Open => "signed",
+            Tally::Agreed => "replayed",
+            Tally::Caught => "mismatch",
+            Tally::Accused | Tally::Disputed => "disputed",
+        },
     }
+}
+
+/// The audits of the answer that was accepted.
+fn of_answer<'a>(entry: &Entry, audits: &'a [AuditRow]) -> impl Iterator<Item = &'a AuditRow> {
+    let receipt = entry.receipt_hash;
+    audits.iter().filter(move |row| Some(row.audit.statement.receipt) == receipt)
 }
 
 fn row(gateway: &Gateway, entry: &Entry, audits: &[AuditRow]) -> Value {
@@ -76,7 +82,7 @@ pub(crate) async fn receipts(
 }
 
 /// The 16 bytes in a request id, whatever stands before them.
-fn id_bytes(id: &str) -> Option<[u8; 16]> {
+pub(crate) fn id_bytes(id: &str) -> Option<[u8; 16]> {
     let digits = id.rsplit(['-', '_']).next()?;
     if digits.len() != 32 {
         return None;
@@ -117,22 +123,25 @@ pub(crate) async fn audit(
     let before = dossier(&gateway, &caller, &id).await?;
     let subject = audit::subject_of(&gateway, &before)?;
     let found = audit::examine(&gateway, &subject).await?;
-    gateway.store.audit_done(subject.nonce).await?;
+    match found {
+        Found::Agreed(_) | Found::Caught | Found::Disputed => gateway.store.audit_done(subject.nonce).await?,
+        Found::Accused => audit::later(&gateway, subject),
+        Found::Nobody => {}
+    }
     if matches!(found, Found::Nobody) {
         return Err(
             ApiError::unavailable("No worker of another operator could replay this answer").about(&id)
         );
     }
     let after = dossier(&gateway, &caller, &id).await?;
-    let new: Vec<&AuditRow> = after.audits.iter().skip(before.audits.len()).collect();
     Ok(axum::Json(json!({
         "request_id": after.entry.request_id,
         "state": match found {
             Found::Agreed(_) => "replayed",
             Found::Caught => "mismatch",
-            Found::Disputed | Found::Nobody => "disputed",
+            Found::Accused | Found::Disputed | Found::Nobody => "disputed",
         },
-        "audits": new.iter().map(|row| json!({
+        "audits": of_answer(&after.entry, &after.audits).map(|row| json!({
             "auditor": row.audit.statement.auditor,
             "operator": row.auditor_operator,
             "elapsed_ms": row.elapsed_ms,
@@ -268,6 +277,25 @@ pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Result<Respo
     Ok(axum::Json(json!({"workers": rows})).into_response())
 }
 
+/// `POST /assay/workers/{address}/reinstate`: lifts a suspension.
+pub(crate) async fn reinstate(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
+    Path(worker): Path<String>,
+) -> Result<Response, ApiError> {
+    if !caller.admin {
+        return Err(ApiError::forbidden("Only a key with `admin = true` may lift a suspension"));
+    }
+    let worker: Address = worker.parse().map_err(|_| {
+        ApiError::invalid("address", "A worker's address is 0x and 40 hex digits; see /assay/workers")
+    })?;
+    if !gateway.records.reinstate(worker) {
+        return Err(ApiError::not_found(format!("No worker {worker} is suspended here")));
+    }
+    gateway.store.flush().await?;
+    Ok(axum::Json(json!({"worker": worker, "standing": gateway.records.standing(&worker)})).into_response())
+}
+
 /// `GET /assay/members`
 pub(crate) async fn members(State(gateway): State<Arc<Gateway>>) -> Response {
     let signed = Arc::clone(&gateway.members_signed.borrow());
@@ -318,7 +346,7 @@ pub(crate) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     let members = Arc::clone(&gateway.members.borrow());
     let usable = members.members.iter().filter(|member| {
         let standing = gateway.records.standing(&member.worker);
-        standing.record.suspended.is_none() && !standing.resting
+        !standing.record.is_barred() && !standing.resting
     });
     let expired = gateway.members().is_err();
     axum::Json(json!({

@@ -40,11 +40,23 @@ pub(crate) struct Record {
     pub(crate) withheld: u128,
     /// Set when it was caught: it gets no more requests.
     pub(crate) suspended: Option<Suspension>,
+    /// Set when one auditor says that an answer of it was wrong and no second one has confirmed or denied that yet: it
+    /// gets no requests until then.
+    pub(crate) accused: Option<Suspension>,
+    /// Hashes of the receipts that it was caught with.
+    pub(crate) caught_receipts: Vec<Bytes32>,
     /// The latest fault, in a sentence.
     pub(crate) last_fault: Option<String>,
 }
 
-/// Why a worker is suspended.
+impl Record {
+    /// Whether it gets no requests until an auditor or the operator of the gateway decides otherwise.
+    pub(crate) fn is_barred(&self) -> bool {
+        self.suspended.is_some() || self.accused.is_some()
+    }
+}
+
+/// Why a worker is suspended, or accused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Suspension {
     /// The request whose answer was wrong.
@@ -81,7 +93,7 @@ pub(crate) struct Standing {
     #[serde(flatten)]
     pub(crate) record: Record,
     pub(crate) in_flight: usize,
-    /// Left alone for now, after faults or because it said that it is busy.
+    /// Left alone for now: after faults, because it said that it is busy, or because it is accused.
     pub(crate) resting: bool,
 }
 
@@ -162,7 +174,7 @@ impl Records {
             .filter_map(|member| Some((member, member.offer(need.model)?)))
             .filter(|(_, offer)| !need.replayable || offer.arithmetic > 0)
             .map(|(member, offer)| (member, offer, workers.get(&member.worker).unwrap_or(&fresh)))
-            .filter(|(_, _, live)| live.record.suspended.is_none())
+            .filter(|(_, _, live)| !live.record.is_barred())
             .filter(|(_, _, live)| live.not_before.is_none_or(|time| time <= now))
             .collect();
         let cost =
@@ -200,7 +212,7 @@ impl Records {
     }
 
     /// An auditor for an answer of `worker`: of another operator than all of `not_operators`, offering the same model
-    /// in the same arithmetic, not suspended. The least loaded wins.
+    /// in the same arithmetic, neither suspended nor accused. The least loaded wins.
     pub(crate) fn choose_auditor(
         &self,
         members: &Members,
@@ -221,7 +233,7 @@ impl Records {
             .filter(|member| {
                 member.offer(model).is_some_and(|offer| offer.arithmetic == arithmetic && arithmetic > 0)
             })
-            .filter(|member| workers.get(&member.worker).is_none_or(|live| live.record.suspended.is_none()))
+            .filter(|member| workers.get(&member.worker).is_none_or(|live| !live.record.is_barred()))
             .collect();
         let start = if candidates.is_empty() { 0 } else { (random % candidates.len() as u64) as usize };
         let (tail, head) = candidates.split_at(start);
@@ -292,17 +304,65 @@ impl Records {
         self.change(worker, |live| live.record.audits_agreed += 1);
     }
 
-    /// Notes that two auditors contradicted each other about a worker.
-    pub(crate) fn audit_disputed(&self, worker: Address) {
-        self.change(worker, |live| live.record.audits_disputed += 1);
+    /// Notes that two auditors contradict each other about a receipt of a worker, which clears it of the accusation.
+    pub(crate) fn audit_disputed(&self, worker: Address, receipt: &Bytes32, new: bool) {
+        self.change(worker, |live| {
+            live.record.audits_disputed += u64::from(new);
+            live.record.accused.take_if(|accusation| accusation.receipt == *receipt);
+        });
     }
 
-    /// Suspends a worker that was caught and withholds the price of the receipt. `counted` says that the price was
-    /// already counted as earned.
-    pub(crate) fn caught(&self, worker: Address, suspension: Suspension, price: u128, counted: bool) {
+    /// Holds a worker back on the word of one auditor. The first accusation stays until it is decided.
+    pub(crate) fn accused(&self, worker: Address, accusation: Suspension) {
+        tracing::error!(%worker, request_id = %accusation.request_id, field = %accusation.field,
+            position = accusation.position, "an auditor says that an answer is wrong; a second one has to confirm it");
+        self.change(worker, |live| _ = live.record.accused.get_or_insert(accusation));
+    }
+
+    /// Whether a worker is held back because of this receipt.
+    pub(crate) fn is_accused(&self, worker: &Address, receipt: &Bytes32) -> bool {
+        let workers = self.lock();
+        let accused = workers.get(worker).and_then(|live| live.record.accused.as_ref());
+        accused.is_some_and(|accusation| accusation.receipt == *receipt)
+    }
+
+    /// All accusations that are not decided.
+    pub(crate) fn accusations(&self) -> Vec<Suspension> {
+        self.lock().values().filter_map(|live| live.record.accused.clone()).collect()
+    }
+
+    /// Lets a worker have requests again; `false` when it was neither suspended nor accused. What it did stays on
+    /// record, and all its answers are replayed from now on if it was caught.
+    pub(crate) fn reinstate(&self, worker: Address) -> bool {
+        if !self.standing(&worker).record.is_barred() {
+            return false;
+        }
+        tracing::warn!(%worker, "the operator lifted a suspension");
+        self.change(worker, |live| {
+            live.record.suspended = None;
+            live.record.accused = None;
+            live.faults_in_row = 0;
+            live.not_before = None;
+        });
+        true
+    }
+
+    /// Suspends a worker that was caught and withholds the price of the receipt, once for each receipt: `false` when it
+    /// was caught with it before. `counted` says that the price was already counted as earned.
+    pub(crate) fn caught(&self, worker: Address, suspension: Suspension, price: u128, counted: bool) -> bool {
+        if self.standing(&worker).record.caught_receipts.contains(&suspension.receipt) {
+            return false;
+        }
         tracing::error!(%worker, request_id = %suspension.request_id, field = %suspension.field,
             position = suspension.position, "a worker was caught and is suspended");
+        let mut new = false;
         self.change(worker, |live| {
+            if live.record.caught_receipts.contains(&suspension.receipt) {
+                return;
+            }
+            new = true;
+            live.record.caught_receipts.push(suspension.receipt);
+            live.record.accused.take_if(|accusation| accusation.receipt == suspension.receipt);
             live.record.audits_differed += 1;
             live.record.withheld = live.record.withheld.saturating_add(price);
             if counted {
@@ -311,15 +371,19 @@ impl Records {
             // The first proof stays: it is the reason for everything that followed.
             live.record.suspended.get_or_insert(suspension);
         });
+        new
     }
 
-    /// Share of the worker's answers to replay, in millionths.
-    pub(crate) fn sampling_ppm(&self, worker: &Address, sampling: &Sampling) -> u32 {
+    /// Share of the worker's answers to replay, in millionths. The caller may want another share, but not a smaller one
+    /// for a worker that was caught and reinstated.
+    pub(crate) fn sampling_ppm(&self, worker: &Address, sampling: &Sampling, wanted: Option<u32>) -> u32 {
         let workers = self.lock();
         let fresh = Record::default();
         let record = workers.get(worker).map_or(&fresh, |live| &live.record);
         if record.audits_differed > 0 {
-            sampling.share_caught_ppm.max(sampling.share_ppm)
+            sampling.share_caught_ppm.max(wanted.unwrap_or(sampling.share_ppm))
+        } else if let Some(share) = wanted {
+            share
         } else if record.audits_agreed < sampling.new_until_agreed {
             sampling.share_new_ppm.max(sampling.share_ppm)
         } else {
@@ -336,7 +400,7 @@ impl Records {
             .iter()
             .filter(|member| member.offer(model).is_some())
             .filter_map(|member| workers.get(&member.worker))
-            .filter(|live| live.record.suspended.is_none())
+            .filter(|live| !live.record.is_barred())
             .filter_map(|live| live.not_before)
             .map(|time| time.saturating_duration_since(now))
             .min()
@@ -351,7 +415,7 @@ impl Records {
             |live| Standing {
                 record: live.record.clone(),
                 in_flight: live.in_flight,
-                resting: live.not_before.is_some_and(|time| time > now),
+                resting: live.record.accused.is_some() || live.not_before.is_some_and(|time| time > now),
             },
         )
     }

@@ -6,7 +6,7 @@ use crate::clock::now_ms;
 use crate::error::Error;
 use crate::gateway::{Gateway, dice};
 use crate::store::{Entry, Evidence, State, id_of};
-use assay_receipt::{Address, BUNDLE_VERSION, Bundle, Bytes32, Member};
+use assay_receipt::{Address, BUNDLE_VERSION, Bundle, Bytes32, Member, Verdict};
 use assay_verify::Expected;
 use futures_util::stream::{self, StreamExt as _};
 use std::collections::HashSet;
@@ -40,7 +40,15 @@ impl LeftOver {
 
 /// Settles the requests that were under way when the gateway stopped, and makes the replays that were due.
 pub(crate) async fn recover(gateway: Arc<Gateway>, left: LeftOver) {
-    if let Err(error) = recover_due(&gateway, left.due).await {
+    let accused = match recover_accused(&gateway).await {
+        Ok(accused) => accused,
+        Err(error) => {
+            tracing::error!(%error, "accusations from before the restart could not be taken up");
+            Vec::new()
+        }
+    };
+    let due = left.due.into_iter().filter(|nonce| !accused.contains(nonce)).collect();
+    if let Err(error) = recover_due(&gateway, due).await {
         tracing::error!(%error, "replays from before the restart could not be made");
     }
     if let Err(error) = recover_pending(&gateway, left.pending).await {
@@ -75,6 +83,24 @@ async fn recover_pending(gateway: &Arc<Gateway>, pending: Vec<Entry>) -> Result<
     Ok(())
 }
 
+/// Has decided by a second auditor what one said before the restart. Gives the nonces of the requests.
+async fn recover_accused(gateway: &Arc<Gateway>) -> Result<Vec<Bytes32>, Error> {
+    let mut nonces = Vec::new();
+    for accusation in gateway.records.accusations() {
+        let request_id = &accusation.request_id;
+        let Some(id) = crate::own::id_bytes(request_id) else { continue };
+        let Some(dossier) = gateway.store.dossier(id).await? else { continue };
+        match audit::subject_of_accusation(gateway, &dossier, &accusation.receipt) {
+            Ok(subject) => {
+                nonces.push(subject.nonce);
+                audit::later(gateway, subject);
+            }
+            Err(error) => tracing::warn!(request_id, error = error.message, "an accusation stays undecided"),
+        }
+    }
+    Ok(nonces)
+}
+
 async fn recover_due(gateway: &Arc<Gateway>, due: Vec<Bytes32>) -> Result<(), Error> {
     for nonce in due {
         let Some(dossier) = gateway.store.dossier(id_of(&nonce.0)).await? else { continue };
@@ -101,6 +127,17 @@ async fn settle(gateway: &Arc<Gateway>, mut open: Open, last: bool) -> Result<Op
             continue;
         }
         match ask(gateway, &open.entry, member, attempt.cap).await? {
+            Word::Answer(bundle) if is_doubtful(gateway, &bundle).await? => {
+                let evidence = Evidence::Answer {
+                    worker: member.worker,
+                    at_ms: now_ms(),
+                    why: "fetched after a restart; its worker or a replay of it is in doubt".into(),
+                    receipt: Box::new(bundle.receipt),
+                    output: Box::new(bundle.output),
+                };
+                gateway.store.evidence(open.entry.nonce, evidence).await?;
+                open.heard.insert(member.worker);
+            }
             Word::Answer(bundle) => {
                 accept(gateway, &open.entry, member, *bundle).await?;
                 return Ok(None);
@@ -118,6 +155,21 @@ async fn settle(gateway: &Arc<Gateway>, mut open: Open, last: bool) -> Result<Op
     Ok(None)
 }
 
+/// Whether an answer must not be used although everything about it holds: its worker gets no requests any more, or a
+/// replay from before the restart gave another answer.
+async fn is_doubtful(gateway: &Gateway, bundle: &Bundle) -> Result<bool, Error> {
+    let receipt = &bundle.receipt.statement;
+    if gateway.records.standing(&receipt.worker).record.is_barred() {
+        return Ok(true);
+    }
+    let hash = bundle.receipt.hash(&bundle.domain);
+    let audits = gateway.store.audits(receipt.nonce).await?;
+    Ok(audits
+        .iter()
+        .map(|row| &row.audit.statement)
+        .any(|audit| audit.receipt == hash && audit.verdict == Verdict::Differs))
+}
+
 /// Stores an answer that was fetched, as if it had come in time.
 async fn accept(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, bundle: Bundle) -> Result<(), Error> {
     let receipt = bundle.receipt.statement.clone();
@@ -130,7 +182,7 @@ async fn accept(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, bundle: 
         counted: true,
     };
     // A crash is no way around the sampling.
-    let share = gateway.records.sampling_ppm(&member.worker, &gateway.config.sampling);
+    let share = gateway.records.sampling_ppm(&member.worker, &gateway.config.sampling, None);
     let due = receipt.arithmetic > 0
         && dice() % 1_000_000 < u64::from(share)
         && audit::is_possible(gateway, &subject);

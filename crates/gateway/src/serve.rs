@@ -914,6 +914,13 @@ impl Drive {
                         ApiError::verification("A replay gave another answer: what was shown is wrong");
                     (Some("a replay gave another answer"), Some(error))
                 }
+                Found::Accused => {
+                    audit::later(&self.gateway, subject.clone());
+                    let error = ApiError::verification(
+                        "A replay gave another answer, and no second auditor could confirm that yet",
+                    );
+                    (Some("one replay gave another answer, which nobody could confirm yet"), Some(error))
+                }
                 Found::Disputed => {
                     let error = ApiError::verification("Auditors contradict each other about this answer");
                     (Some("auditors contradict each other"), Some(error))
@@ -937,10 +944,8 @@ impl Drive {
                 return Ok(None);
             }
         } else if receipt.arithmetic > 0 {
-            let share = match self.job.sample_ppm {
-                Some(share) => share,
-                None => self.gateway.records.sampling_ppm(&member.worker, &self.gateway.config.sampling),
-            };
+            let sampling = &self.gateway.config.sampling;
+            let share = self.gateway.records.sampling_ppm(&member.worker, sampling, self.job.sample_ppm);
             due = dice() % 1_000_000 < u64::from(share) && audit::is_possible(&self.gateway, &subject);
             if due {
                 state = "pending";

@@ -83,6 +83,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/assay/audit/{request_id}", post(own::audit))
         .route("/assay/incident/{request_id}", get(own::incident))
         .route("/assay/workers", get(own::workers))
+        .route("/assay/workers/{address}/reinstate", post(own::reinstate))
         .route("/assay/members", get(own::members))
         .route("/assay/models", get(own::models))
         .route("/assay/usage", get(own::usage))

@@ -8,7 +8,7 @@
 use crate::config::Policy;
 use crate::error::Error;
 use assay_receipt::{
-    Address, Audit, Bundle, Bytes32, Failure, Output, Receipt, Request, Signed, SignedChunk,
+    Address, Audit, Bundle, Bytes32, Failure, Output, Receipt, Request, Signed, SignedChunk, limits,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
@@ -362,9 +362,33 @@ impl Store {
         .await
     }
 
-    /// Stores an audit.
-    pub(crate) async fn audit(&self, nonce: Bytes32, row: &AuditRow) -> Result<(), Error> {
-        self.append(AUDITS, nonce, row).await
+    /// Stores an audit, unless it is stored or a bundle could not hold more; `false` then.
+    pub(crate) async fn audit(&self, nonce: Bytes32, row: &AuditRow) -> Result<bool, Error> {
+        let row = row.clone();
+        let (stored, is_new) = std::sync::mpsc::channel();
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(AUDITS).map_err(failed)?;
+            let mut next = 0;
+            for known in table.range((nonce.0, 0)..=(nonce.0, u64::MAX)).map_err(failed)? {
+                let (place, bytes) = known.map_err(failed)?;
+                if decode::<AuditRow>(bytes.value())?.audit == row.audit {
+                    return Ok(());
+                }
+                next = place.value().1 + 1;
+            }
+            if next < limits::AUDITS as u64 {
+                table.insert((nonce.0, next), &*encode(&row)?).map_err(failed)?;
+                let _ = stored.send(());
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(is_new.try_recv().is_ok())
+    }
+
+    /// All audits of a request.
+    pub(crate) async fn audits(&self, nonce: Bytes32) -> Result<Vec<AuditRow>, Error> {
+        self.read(move |transaction| rows_of(transaction, AUDITS, &nonce.0)).await
     }
 
     async fn append<T: Serialize>(
@@ -510,7 +534,7 @@ impl Store {
                 // audits and not in the bundle of the answer that was accepted.
                 let hash = bundle.receipt.hash(&bundle.domain);
                 let own = audits.iter().map(|row| &row.audit).filter(|audit| audit.statement.receipt == hash);
-                bundle.audits = own.cloned().collect();
+                bundle.audits = own.take(limits::AUDITS).cloned().collect();
             }
             let evidence = rows_of(transaction, EVIDENCE, &nonce)?;
             Ok(Some(Dossier { entry: decode(bytes.value())?, bundle, audits, evidence }))

@@ -424,19 +424,14 @@ async fn a_cheater_is_caught_before_the_end() {
 
 #[tokio::test]
 async fn a_cheater_is_caught_in_the_background() {
-    let net = Net::start(&[Fault::Cheats(3), Fault::None], |config| {
+    let net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |config| {
         config.sampling.share_new_ppm = 1_000_000;
     })
     .await;
     let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
     assert_eq!(body["assay"]["state"], "pending");
     let id = body["id"].as_str().unwrap();
-    for _ in 0..100 {
-        if !net.record(0).await["suspended"].is_null() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    net::until("the cheater is suspended", async || net.record(0).await["suspended"].is_object()).await;
     let record = net.record(0).await;
     assert_eq!(record["suspended"]["claimed"].as_u64().unwrap() - 1_000, record["suspended"]["expected"]);
     assert_eq!((&record["earned"], &record["withheld"]), (&json!("0"), &body["assay"]["price"]));
@@ -467,6 +462,147 @@ async fn auditors_that_lie_do_no_harm() {
     let (status, _) = net.post(&format!("/assay/audit/{}", body["id"].as_str().unwrap()), &json!({})).await;
     assert_eq!(status, 503, "a forged audit is none");
     assert!(net.record(1).await["last_fault"].as_str().unwrap().contains("audit does not hold"));
+    net.workers[1].set(Fault::AuditsOutOfSequence);
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!(audit(&net, &body).await.0, 503, "an audit that cannot be in its auditor's log is none");
+    let (_, bundle) = net.get(&format!("/assay/receipts/{}", body["id"].as_str().unwrap())).await;
+    assert_eq!(bundle["audits"], json!([]));
+}
+
+async fn audit(net: &Net, body: &Value) -> (u16, Value) {
+    net.post(&format!("/assay/audit/{}", body["id"].as_str().unwrap()), &json!({})).await
+}
+
+/// The word of one auditor suspends nobody: the worker gets no requests until a second one has decided.
+#[tokio::test]
+async fn one_auditor_alone_convicts_nobody() {
+    for (worker, auditor) in [(Fault::Cheats(3), Fault::None), (Fault::None, Fault::LiesInAudits)] {
+        let net = Net::start(&[worker, auditor, Fault::UnsignedBusy], |_| {}).await;
+        let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+        assert_eq!(body["assay"]["worker"], json!(net.workers[0].address()));
+        let (status, outcome) = audit(&net, &body).await;
+        assert_eq!((status, &outcome["state"]), (200, &json!("disputed")), "{worker:?}");
+        let record = net.record(0).await;
+        assert!(record["suspended"].is_null() && record["accused"].is_object(), "{worker:?}: {record}");
+        assert_eq!((&record["resting"], &record["withheld"]), (&json!(true), &json!("0")));
+        assert_eq!(net.get("/assay/receipts").await.1["receipts"][0]["state"], "disputed");
+        assert_eq!(net.record(2).await["failures"], 0, "to be busy is no fault");
+        let before = net.workers[0].calls.lock().unwrap().len();
+        net.workers[1].set(Fault::None);
+        assert_eq!(net.post("/v1/chat/completions", &chat(&json!({}))).await.0, 200);
+        assert_eq!(net.workers[0].calls.lock().unwrap().len(), before, "it gets no requests");
+        net.workers[2].set(Fault::None);
+        net::until("the second auditor decides", async || net.record(0).await["accused"].is_null()).await;
+        let record = net.record(0).await;
+        let cheats = worker != Fault::None;
+        assert_eq!(record["suspended"].is_object(), cheats, "{record}");
+        assert_eq!(record["withheld"] == body["assay"]["price"], cheats, "{record}");
+        assert_eq!(record["audits_disputed"], u8::from(!cheats));
+    }
+}
+
+/// An accusation outlives the gateway, also where the answer was never used.
+#[tokio::test]
+async fn an_accusation_is_decided_after_a_restart() {
+    let mut net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::UnsignedBusy], |_| {}).await;
+    let body = chat(&json!({"stream": true, "assay": {"level": "replayed"}}));
+    let events = net.stream("/v1/chat/completions", &body).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "verification_failed");
+    assert!(net.record(0).await["accused"].is_object());
+    let folder = net.folder.path().to_path_buf();
+    net.stop().await;
+    net.workers[2].set(Fault::None);
+    let again = Net::start(&[], |config| {
+        config.state_dir = folder.join("state");
+        config.members_file = folder.join("members.json");
+    })
+    .await;
+    net::until("the cheater is suspended", async || {
+        again.get("/assay/workers").await.1["workers"][0]["suspended"].is_object()
+    })
+    .await;
+    let (_, workers) = again.get("/assay/workers").await;
+    assert_eq!(workers["workers"][0]["suspended"]["auditors"].as_array().unwrap().len(), 2);
+    assert_eq!(workers["workers"][0]["earned"], "0");
+}
+
+/// Whoever has the same answer replayed again and again changes nothing by it.
+#[tokio::test]
+async fn the_same_audit_counts_once() {
+    for fault in [Fault::None, Fault::Cheats(3)] {
+        let net = Net::start(&[fault, Fault::None, Fault::None], |_| {}).await;
+        let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+        let mut records = Vec::new();
+        for _ in 0..5 {
+            assert_eq!(audit(&net, &body).await.0, 200);
+            records.push(net.record(0).await);
+        }
+        let bundle = bundle_of(&net, &body).await;
+        assert!((1..=2).contains(&bundle.audits.len()), "one of each auditor: {}", bundle.audits.len());
+        let last = records.last().unwrap();
+        if fault == Fault::None {
+            assert_eq!(last["audits_agreed"], json!(bundle.audits.len()));
+        } else {
+            assert_eq!((&last["withheld"], &last["earned"]), (&body["assay"]["price"], &json!("0")));
+            assert_eq!(last["audits_differed"], 1);
+        }
+    }
+}
+
+/// The operator may let a worker in again, all of whose answers are replayed from then on.
+#[tokio::test]
+async fn a_suspension_can_be_lifted() {
+    let net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |config| {
+        config.sampling.share_caught_ppm = 1_000_000;
+    })
+    .await;
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    assert_eq!(body["assay"]["state"], "signed");
+    assert_eq!(audit(&net, &body).await.1["state"], "mismatch");
+    let path = format!("/assay/workers/{}/reinstate", net.workers[0].address());
+    net.workers[0].set(Fault::None);
+    let (status, outcome) = net.post(&path, &json!({})).await;
+    assert_eq!((status, &outcome["standing"]["suspended"]), (200, &Value::Null));
+    assert_eq!(net.post(&path, &json!({})).await.0, 404, "it is not suspended any more");
+    assert_eq!(net.post("/assay/workers/0x12/reinstate", &json!({})).await.0, 400);
+    // What it was caught with stays proved and does not count twice.
+    assert_eq!(audit(&net, &body).await.1["state"], "mismatch");
+    assert!(net.record(0).await["suspended"].is_null());
+    for wanted in [json!({}), json!({"assay": {"sample_ppm": 0}})] {
+        let (_, body) = net.post("/v1/chat/completions", &chat(&wanted)).await;
+        assert_eq!(body["assay"]["worker"], json!(net.workers[0].address()));
+        assert_eq!(body["assay"]["state"], "pending", "{wanted}");
+    }
+    net::until("its answers are replayed", async || net.record(0).await["audits_agreed"] == 2).await;
+}
+
+/// After a restart, the answer of a worker that was suspended meanwhile is not taken for one.
+#[tokio::test]
+async fn an_answer_of_a_suspended_worker_is_not_recovered() {
+    let mut net = Net::start(&[Fault::Cheats(3), Fault::None, Fault::None], |config| {
+        config.workers.grace_ms = 60_000;
+    })
+    .await;
+    let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+    net.workers[0].set(Fault::SlowEnd(3_000));
+    let body_of_second = chat(&json!({"stream": true}));
+    let request = net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body_of_second);
+    let response = request.send().await.unwrap();
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    read_until(response, |text| joined(&net::events(text)).matches('w').count() == 12).await;
+    assert_eq!(audit(&net, &body).await.1["state"], "mismatch");
+    let folder = net.folder.path().to_path_buf();
+    net.stop().await;
+    let again = Net::start(&[], |config| {
+        config.state_dir = folder.join("state");
+        config.members_file = folder.join("members.json");
+    })
+    .await;
+    let path = format!("/assay/incident/{id}");
+    net::until("the request is settled", async || again.get(&path).await.1["state"] != "running").await;
+    let (_, incident) = again.get(&path).await;
+    assert_eq!(incident["state"], "failed", "{incident}");
+    assert!(incident["evidence"].as_array().unwrap().iter().any(|item| item["kind"] == "answer"));
 }
 
 #[tokio::test]
@@ -558,6 +694,14 @@ async fn completions_and_responses() {
     assert_eq!(whole["choices"].as_array().unwrap().len(), 4);
     assert_eq!(whole["usage"]["prompt_tokens"], 2);
     assert_eq!(whole["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 3);
+    let mut body = json!({"model": NAME, "prompt": ["ab", "c"], "n": 2, "max_tokens": 3});
+    let (_, whole) = net.post("/v1/completions", &body).await;
+    assert_eq!(whole["usage"], json!({"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}));
+    (body["stream"], body["stream_options"]) = (json!(true), json!({"include_usage": true}));
+    let events = net.stream("/v1/completions", &body).await;
+    assert_eq!(events.last().unwrap()["usage"], whole["usage"], "each prompt once, streamed or not");
+    let (_, billed) = net.get("/assay/usage").await;
+    assert_eq!(billed["usage"][0]["prompt_tokens"], 4 + 6 + 6, "every choice is billed with its prompt");
     let events = net
         .stream("/v1/completions", &json!({"model": NAME, "prompt": "a", "stream": true, "seed": 1}))
         .await;
@@ -683,6 +827,10 @@ async fn a_key_sees_its_own_requests_only() {
     };
     let (_, answer) = send("POST", "/v1/chat/completions", "sk-1", &chat(&json!({}))).await;
     let id = answer["id"].as_str().unwrap();
+    let reinstate = format!("/assay/workers/{}/reinstate", net.workers[0].address());
+    for (secret, status) in [("sk-1", 403), ("sk-3", 404)] {
+        assert_eq!(send("POST", &reinstate, secret, &json!({})).await.0, status, "{secret}");
+    }
     for (secret, status, rows) in [("sk-1", 200, 1), ("sk-2", 404, 0), ("sk-3", 200, 1)] {
         for (method, path) in [("GET", "receipts"), ("GET", "incident"), ("POST", "audit")] {
             let found = send(method, &format!("/assay/{path}/{id}"), secret, &json!({})).await;

@@ -525,6 +525,9 @@ async fn receipt(State(worker): State<Arc<Worker>>, Path(nonce): Path<String>) -
     let nonce: Bytes32 = nonce.parse().unwrap();
     match worker.settled.lock().unwrap().get(&nonce) {
         Some(settled) => axum::Json(settled.clone()).into_response(),
+        None if matches!(*worker.fault.lock().unwrap(), Fault::SlowEnd(_)) => {
+            StatusCode::ACCEPTED.into_response()
+        }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
