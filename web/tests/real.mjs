@@ -108,6 +108,39 @@ const browser = await Browser.open({ waitMs: 120_000 });
 let network = await Network.start();
 const scene = (name, act, options = {}) => browser.scene(name, network.url, act, { settings: SETTINGS, ...options });
 
+await scene("a sampled replay arrives by itself, and conversations outlive a reload", async ({ page, shot }) => {
+  // Half of the answers of a new worker are replayed, so this comes first.
+  for (let round = 0; round < 12 && (await badge(page, "replayed").count()) === 0; round += 1) {
+    if (round > 0) await page.waitForTimeout(3_000);
+    await page.keyboard.press(`${CONTROL}+K`);
+    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 0);
+    await page.keyboard.type(`What is ${round + 2} plus ${round + 3}?`);
+    await page.keyboard.press("Enter");
+    await done(page);
+    await settled(page).waitFor();
+    if (round > 0) await page.waitForTimeout(2_000);
+  }
+  await badge(page, "replayed").waitFor();
+  await page.keyboard.press(`${CONTROL}+K`);
+  await page.keyboard.type("Remember the harbour.");
+  await page.keyboard.press("Enter");
+  await done(page);
+  await settled(page).waitFor();
+  const kept = await page.locator(".entry-title").allInnerTexts();
+  assert.ok(kept.length >= 2 && kept[0] === "Remember the harbour.");
+  const text = await lastText(page);
+  await page.reload();
+  await page.waitForFunction((count) => document.querySelectorAll(".entry").length === count, kept.length);
+  assert.deepEqual(await page.locator(".entry-title").allInnerTexts(), kept);
+  await page.locator(".entry-open").first().click();
+  assert.equal(await lastText(page), text);
+  // What storage remembers is checked anew.
+  await settled(page).click();
+  await page.getByRole("heading", { name: "What this proves" }).waitFor();
+  assert.equal(await page.locator(".check-failed").count(), 0);
+  await shot("real-06-kept");
+});
+
 await scene("from question to replayed receipt by keyboard alone", async ({ page, shot }) => {
   assert.equal(await focused(page), "composer");
   await page.keyboard.type("Explain in two sentences why the sky is blue.");
@@ -262,39 +295,6 @@ await scene("model and level are what the gateway is asked for", async ({ page, 
     if (level === "replayed") assert.match(await page.locator(".answer").last().locator(".badge").getAttribute("data-state"), /^replayed$/);
   }
   await shot("real-05-levels");
-});
-
-await scene("a sampled replay arrives by itself, and conversations outlive a reload", async ({ page, shot }) => {
-  // Half of the answers of a new worker are replayed.
-  for (let round = 0; round < 12 && (await badge(page, "replayed").count()) === 0; round += 1) {
-    if (round > 0) await page.waitForTimeout(3_000);
-    await page.keyboard.press(`${CONTROL}+K`);
-    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 0);
-    await page.keyboard.type(`What is ${round + 2} plus ${round + 3}?`);
-    await page.keyboard.press("Enter");
-    await done(page);
-    await settled(page).waitFor();
-    if (round > 0) await page.waitForTimeout(2_000);
-  }
-  await badge(page, "replayed").waitFor();
-  await page.keyboard.press(`${CONTROL}+K`);
-  await page.keyboard.type("Remember the harbour.");
-  await page.keyboard.press("Enter");
-  await done(page);
-  await settled(page).waitFor();
-  const kept = await page.locator(".entry-title").allInnerTexts();
-  assert.ok(kept.length >= 2 && kept[0] === "Remember the harbour.");
-  const text = await lastText(page);
-  await page.reload();
-  await page.waitForFunction((count) => document.querySelectorAll(".entry").length === count, kept.length);
-  assert.deepEqual(await page.locator(".entry-title").allInnerTexts(), kept);
-  await page.locator(".entry-open").first().click();
-  assert.equal(await lastText(page), text);
-  // What storage remembers is checked anew.
-  await settled(page).click();
-  await page.getByRole("heading", { name: "What this proves" }).waitFor();
-  assert.equal(await page.locator(".check-failed").count(), 0);
-  await shot("real-06-kept");
 });
 
 await scene("the picture in the README", async ({ page, shot }) => {
