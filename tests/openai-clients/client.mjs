@@ -146,7 +146,8 @@ const tests = {
       if (event.type === "response.output_text.delta") text += event.delta;
     }
     assert.equal(text, answer.output_text);
-    assert.equal((await client.responses.stream(more).finalResponse()).output_text, text);
+    const final = await client.responses.stream(more).finalResponse();
+    assert.equal(final.output[0].content[0].text, text);
   },
 
   async errors() {
