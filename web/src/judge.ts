@@ -4,7 +4,7 @@
 import type { Asked, Verdict } from "./conversation";
 import { opg, short, tidy } from "./format";
 import type { Check, Report } from "./verify";
-import { type Bundle, type Member, type Members, NOTHING, type Roster, type WireMessage } from "./wire";
+import { type Bundle, type Member, type Members, NOTHING, type Roster, type WireMessage, type WireRequest } from "./wire";
 
 /** What the page itself sent and showed. */
 export interface Seen {
@@ -34,6 +34,25 @@ export function isOfRequest(requestId: string, nonce: string): boolean {
   return /^chatcmpl-[0-9a-f]{32}$/.test(requestId) && nonce.startsWith(`0x${requestId.slice("chatcmpl-".length)}`);
 }
 
+/** What in a signed request could steer the answer although this page never sends it. */
+function steering(request: WireRequest): string[] {
+  const { sampling, prompt } = request;
+  const neutral: Record<string, boolean> = {
+    tools: prompt.chat !== undefined && prompt.chat.tools === null,
+    stop: request.stop.length === 0,
+    constraint: request.constraint === "none",
+    logprobs: request.logprobs === null,
+    top_k: sampling.top_k === 0,
+    top_p: sampling.top_p_ppm === 1_000_000,
+    min_p: sampling.min_p_ppm === 0,
+    repetition_penalty: sampling.repetition_penalty_milli === 1_000,
+    frequency_penalty: sampling.frequency_penalty_milli === 0,
+    presence_penalty: sampling.presence_penalty_milli === 0,
+    logit_bias: sampling.logit_bias.length === 0,
+  };
+  return Object.keys(neutral).filter((name) => !neutral[name]);
+}
+
 /** Checks that only this page can make: the receipt is about what it asked and what it showed. */
 export function pageChecks(bundle: Bundle, seen: Seen): Check[] {
   const { request, output, receipt } = bundle;
@@ -45,6 +64,7 @@ export function pageChecks(bundle: Bundle, seen: Seen): Check[] {
   );
   const extra = signed.some((message) => message.name || message.tool_calls || message.tool_call_id);
   const at = firstDifference(seen.shown, output.text);
+  const added = steering(request);
   const modelKnown = asked.modelId !== null;
   const checks = [
     result(
@@ -71,6 +91,12 @@ export function pageChecks(bundle: Bundle, seen: Seen): Check[] {
       () =>
         `signed: temperature ${request.sampling.temperature_milli / 1_000}, seed ${request.sampling.seed}, at most ` +
         `${request.max_tokens} tokens; sent: ${asked.temperature}, ${asked.seed}, ${asked.maxTokens}`,
+    ),
+    result(
+      "page_nothing_added",
+      added.length === 0,
+      "nothing that could steer the answer was added to what this page sent",
+      () => `the signed request also holds what this page did not send: ${added.join(", ")}`,
     ),
     result(
       "page_answer",

@@ -60,9 +60,22 @@ export interface WireMessage {
 /** The request that a receipt commits to. */
 export interface WireRequest {
   model: string;
-  prompt: { chat?: { messages: WireMessage[] }; text?: string; tokens?: number[] };
+  prompt: { chat?: { messages: WireMessage[]; tools: string | null }; text?: string; tokens?: number[] };
   max_tokens: number;
-  sampling: { temperature_milli: number; seed: string };
+  stop: string[];
+  sampling: {
+    temperature_milli: number;
+    top_k: number;
+    top_p_ppm: number;
+    min_p_ppm: number;
+    repetition_penalty_milli: number;
+    frequency_penalty_milli: number;
+    presence_penalty_milli: number;
+    logit_bias: [number, number][];
+    seed: string;
+  };
+  constraint: unknown;
+  logprobs: number | null;
 }
 
 /** The answer that a receipt commits to. */

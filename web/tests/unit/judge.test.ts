@@ -64,6 +64,29 @@ describe("the verdict, from real signatures", () => {
   });
 });
 
+describe("a request that was steered", () => {
+  const additions: Record<string, (request: Bundle["request"]) => void> = {
+    "a constraint": (request) => void (request.constraint = { regex: "Buy\\." }),
+    tools: ({ prompt }) => void (prompt.chat && (prompt.chat.tools = "[]")),
+    "a stop string": ({ stop }) => void stop.push("."),
+    "a logit bias": ({ sampling }) => void sampling.logit_bias.push([1, 100_000]),
+    "a penalty": ({ sampling }) => void (sampling.presence_penalty_milli = 5),
+    "top_k": ({ sampling }) => void (sampling.top_k = 1),
+    "top_p": ({ sampling }) => void (sampling.top_p_ppm = 1),
+    "min_p": ({ sampling }) => void (sampling.min_p_ppm = 1),
+    "log-probabilities": (request) => void (request.logprobs = 1),
+  };
+  for (const [what, add] of Object.entries(additions)) {
+    it(`is not what this page sent: ${what}`, async () => {
+      const { bundle, seen } = await answer("hi");
+      const outcome = () => pageChecks(bundle, seen).find(({ name }) => name === "page_nothing_added")?.outcome;
+      expect(outcome()).toBe("passed");
+      add(bundle.request);
+      expect(outcome()).toBe("failed");
+    });
+  }
+});
+
 describe("one thing altered, and the verdict is failed", () => {
   const alterations: Record<string, (one: Case) => void> = {
     "the price": ({ bundle }) => void (bundle.receipt.statement.price = "1"),
