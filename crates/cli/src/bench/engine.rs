@@ -177,7 +177,7 @@ fn print(args: &Args, json: bool, ours: &Best, theirs: &[Best; 2], features: &st
         }));
         return;
     }
-    println!(
+    ui::say!(
         "{} on {machine}, {} threads: {} tokens of prompt, {} of answer, the best of {} rounds in turn.\n\
          Assay computes with its kernel {kernel}; llama.cpp with {features}\n",
         models::DEFAULT,
@@ -196,7 +196,7 @@ fn print(args: &Args, json: bool, ours: &Best, theirs: &[Best; 2], features: &st
         rows.push(row(&format!("llama.cpp, {file}"), best.speeds(prompt)));
     }
     let header = ["engine", "prefill tokens/s", "Assay ÷ it", "decode tokens/s", "Assay ÷ it"];
-    print!("{}", ui::table(&header, &rows));
+    ui::write_out(&ui::table(&header, &rows));
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ fn print(args: &Args, json: bool, paths: &[PathBuf], sums: &Sums) {
         return;
     }
     let names: Vec<_> = paths.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-    println!(
+    ui::say!(
         "{}: {} predicted tokens of {}, in windows of {}.\n",
         models::DEFAULT,
         sums.count,
@@ -169,7 +169,7 @@ fn print(args: &Args, json: bool, paths: &[PathBuf], sums: &Sums) {
         ),
     ];
     let header = ["arithmetic", "perplexity", "change", "KL divergence, nats", "same most likely token"];
-    print!("{}", ui::table(&header, &rows));
+    ui::write_out(&ui::table(&header, &rows));
 }
 
 #[cfg(test)]
