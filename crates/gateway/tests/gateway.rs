@@ -117,6 +117,8 @@ async fn every_fault_leads_to_another_worker_without_the_caller_noticing() {
         Fault::WrongLink(3),
         Fault::DropsChunk(2),
         Fault::Garbage(3),
+        Fault::EndlessLine(0),
+        Fault::EndlessLine(3),
         Fault::Fails(0),
         Fault::Fails(4),
         Fault::WrongReceiptSignature,
@@ -165,6 +167,18 @@ async fn every_fault_leads_to_another_worker_without_the_caller_noticing() {
             }
         }
     }
+}
+
+/// A worker that goes on beyond the limit of the request is cut off, and the caller gets the honest answer.
+#[tokio::test]
+async fn a_worker_that_never_ends_is_cut_off() {
+    let net = Net::start(&[Fault::EndlessTokens(0), Fault::None], |_| {}).await;
+    let (status, body) = net.post("/v1/chat/completions", &chat(&json!({"max_tokens": 40}))).await;
+    assert_eq!(status, 200, "{body}");
+    let created = body["created"].as_u64().unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], json!(honest_text(created, 40)));
+    assert_eq!(body["assay"]["worker"], json!(net.workers[1].address()));
+    assert!(net.record(0).await["last_fault"].as_str().unwrap().contains("more than 40 tokens"));
 }
 
 #[tokio::test]
@@ -467,6 +481,26 @@ async fn auditors_that_lie_do_no_harm() {
     assert_eq!(audit(&net, &body).await.0, 503, "an audit that cannot be in its auditor's log is none");
     let (_, bundle) = net.get(&format!("/assay/receipts/{}", body["id"].as_str().unwrap())).await;
     assert_eq!(bundle["audits"], json!([]));
+}
+
+#[tokio::test]
+async fn an_auditor_that_hangs_is_passed_over() {
+    let net = Net::start(&[Fault::None, Fault::HangsInAudits, Fault::None], |config| {
+        // Long enough for the healthy auditor on a busy machine.
+        config.workers.audit_ms = 2_000;
+    })
+    .await;
+    // Which auditor is asked first is drawn; sooner or later it is the one that hangs.
+    for _ in 0..60 {
+        let (_, body) = net.post("/v1/chat/completions", &chat(&json!({}))).await;
+        let (status, outcome) = audit(&net, &body).await;
+        assert_eq!((status, &outcome["state"]), (200, &json!("replayed")), "{outcome}");
+        if !net.workers[1].audits.lock().unwrap().is_empty() {
+            assert!(net.record(1).await["last_fault"].as_str().unwrap().contains("no audit in time"));
+            return;
+        }
+    }
+    panic!("the auditor that hangs was never asked");
 }
 
 async fn audit(net: &Net, body: &Value) -> (u16, Value) {
@@ -885,7 +919,7 @@ async fn a_caller_that_leaves_is_recorded() {
         net.http.post(format!("{}/v1/chat/completions", net.url)).json(&body).send().await.unwrap();
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     read_until(response, |text| text.matches("content").count() > 3).await;
-    for _ in 0..100 {
+    for _ in 0..1_200 {
         let (_, incident) = net.get(&format!("/assay/incident/{id}")).await;
         if incident["state"] == "cancelled" {
             assert!(incident["evidence"].as_array().unwrap().iter().any(|item| item["kind"] == "chunks"));

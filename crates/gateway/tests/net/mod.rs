@@ -45,6 +45,10 @@ pub enum Fault {
     DropsChunk(u64),
     /// Not a frame.
     Garbage(u64),
+    /// A line without an end.
+    EndlessLine(u64),
+    /// Correctly signed chunks with more and more tokens.
+    EndlessTokens(u64),
     /// A signed failure after so many chunks.
     Fails(u64),
     /// The receipt is signed with another key.
@@ -91,6 +95,8 @@ pub enum Fault {
     OtherTextOnResume,
     /// Its audits say the opposite of what it found.
     LiesInAudits,
+    /// It never ends an audit.
+    HangsInAudits,
     /// Its audits are signed with another key.
     ForgesAudits,
 }
@@ -367,6 +373,17 @@ async fn run(
                 let _ = lines.send(line(&Frame::Failure(failure))).await;
                 return;
             }
+            Fault::EndlessLine(at) if at == index => {
+                while lines.send(Ok("x".repeat(1 << 20))).await.is_ok() {}
+                return;
+            }
+            Fault::EndlessTokens(at) if at == index => loop {
+                let chunk = Chunk { index: chain.len(), text: word(5), tokens: vec![5], logprobs: vec![] };
+                let signed = chain.sign(&worker.key, &domain(), chunk).unwrap();
+                if lines.send(line(&Frame::Chunk(signed))).await.is_err() {
+                    return;
+                }
+            },
             Fault::EmptyChunks => loop {
                 let empty =
                     Chunk { index: chain.len(), text: String::new(), tokens: vec![], logprobs: vec![] };
@@ -471,6 +488,9 @@ async fn audit(State(worker): State<Arc<Worker>>, body: Bytes) -> Response {
     worker.audits.lock().unwrap().push(bundle.receipt.hash(&domain()));
     if fault == Fault::UnsignedBusy {
         return busy();
+    }
+    if fault == Fault::HangsInAudits {
+        std::future::pending::<()>().await;
     }
     if let Some(earlier) = worker.audited.lock().unwrap().get(&bundle.receipt.hash(&domain())) {
         return axum::Json(earlier.clone()).into_response();
