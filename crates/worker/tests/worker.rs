@@ -202,7 +202,8 @@ async fn lies_that_only_a_replay_finds_are_named_as_the_verifier_names_them() {
     request.logprobs = Some(3);
     let call = call(request);
     let honest = worker.generate(&call).await.unwrap().bundle(&call);
-    let cases: [(fn(&mut assay_receipt::Bundle), &str, u64); 5] = [
+    type Change = fn(&mut assay_receipt::Bundle);
+    let cases: [(Change, &str, u64); 5] = [
         // An alternative that nobody sampled.
         (|bundle| bundle.output.logprobs[3].top[2].1 -= 1, "logprobs", 3),
         (|bundle| bundle.output.text.push('x'), "text", honest.output.text.len() as u64),
