@@ -115,13 +115,37 @@ pub(crate) async fn workers(args: WorkersArgs, json: bool) -> Result<()> {
         ("differed", "/audits_differed"),
         ("replays made", "/audits_made"),
         ("running", "/in_flight"),
-        ("caught at", "/suspended/request_id"),
     ];
     let rows = list.get("workers").and_then(Value::as_array).cloned().unwrap_or_default();
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
-    ui::say!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let mut cells: Vec<String> = columns.iter().map(|(_, pointer)| cell(row, pointer)).collect();
+            cells.push(standing(row));
+            cells
+        })
+        .collect();
+    let mut header: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    header.push("standing");
+    ui::say!("{}", ui::table(&header, &rows));
     Ok(())
+}
+
+/// What the gateway thinks of a worker, from its row in `/assay/workers`.
+fn standing(row: &Value) -> String {
+    if let Some(request) = row.pointer("/suspended/request_id").and_then(Value::as_str) {
+        return format!("caught: {request}");
+    }
+    let set =
+        |name: &str| row.get(name).is_some_and(|value| !value.is_null() && *value != Value::Bool(false));
+    let word = if set("accused") {
+        "accused, awaiting a second auditor"
+    } else if set("resting") {
+        "resting after faults"
+    } else {
+        "good"
+    };
+    word.to_owned()
 }
 
 fn cell(row: &Value, pointer: &str) -> String {
