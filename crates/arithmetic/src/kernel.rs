@@ -1,7 +1,6 @@
 //! Which instructions to use.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// An instruction set for which the operations are written. All kernels return the same bits.
 ///
@@ -18,11 +17,6 @@ pub enum Kernel {
     /// AArch64 with Advanced SIMD.
     Neon,
 }
-
-/// The text is not the name of a kernel.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is not a kernel; use one of scalar, avx2, avx512-vnni, neon")]
-pub struct UnknownKernel(pub String);
 
 impl Kernel {
     /// Every kernel that this machine can run, the reference first and the fastest last.
@@ -73,16 +67,5 @@ impl Kernel {
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for Kernel {
-    type Err = UnknownKernel;
-
-    fn from_str(text: &str) -> Result<Self, UnknownKernel> {
-        [Kernel::Scalar, Kernel::Avx2, Kernel::Avx512Vnni, Kernel::Neon]
-            .into_iter()
-            .find(|k| k.name() == text)
-            .ok_or_else(|| UnknownKernel(text.to_owned()))
     }
 }

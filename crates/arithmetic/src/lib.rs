@@ -46,7 +46,7 @@ pub mod tables;
 pub use activation::{add, dequantise_row, silu_mul};
 pub use attention::{AttentionScratch, KeyValues, attention, attention_factor};
 pub use cast::{CastError, i8s, i32s, scales};
-pub use kernel::{Kernel, UnknownKernel};
+pub use kernel::Kernel;
 pub use linear::{MatrixView, Output, SEGMENT, linear};
 pub use quantise::{Quantised, QuantisedView, quantise, rms_norm, rms_norm_quantise};
 pub use rope::{RopeStyle, rope};

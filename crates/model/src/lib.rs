@@ -24,6 +24,7 @@
 //! ```
 
 mod artifact;
+mod budget;
 mod dequantise;
 mod error;
 pub mod gguf;

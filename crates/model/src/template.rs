@@ -2,20 +2,23 @@
 //!
 //! [`ChatTemplate`] renders the Jinja template of a model the way the `transformers` library does (block trimming,
 //! Python methods on strings and dictionaries, `tojson` in Python's notation, `raise_exception`, `strftime_now`,
-//! loop controls) but bounded: a template comes with the model and may be hostile. It has no access to files, to
+//! loop controls) but bounded in instructions and in memory: a template comes with the model and may be hostile. It has no access to files, to
 //! other templates, to the clock (the date is an argument) or to randomness, so the same input renders to the same
 //! text everywhere.
 //!
 //! It does not tokenise; see [`crate::tokenizer`] for how control tokens typed by users are kept from taking effect.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io;
 
+use minijinja::machinery::{Vm, get_compiled_template, make_string_output};
 use minijinja::value::{Kwargs, Value as JinjaValue, ValueKind};
-use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 use thiserror::Error;
 
+pub use crate::budget::MAX_TEMPLATE_MEMORY;
+use crate::budget::{Budget, check_constants, install, rewrite};
 use crate::tokenizer::MAX_TEXT_BYTES;
 
 /// Longest template source, in bytes. Published templates stay under 32 KiB.
@@ -25,11 +28,11 @@ pub const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 pub const MAX_RENDERED_BYTES: usize = MAX_TEXT_BYTES;
 
 /// Template instructions that may be executed whatever the input: some ten times what the longest published template
-/// needs around its messages.
-pub const BASE_FUEL: u64 = 100_000;
+/// needs around its messages. Checks of memory count as instructions.
+pub const BASE_FUEL: u64 = 200_000;
 
 /// Further instructions allowed per message and per tool. Published templates need under 300.
-pub const FUEL_PER_ITEM: u64 = 3_000;
+pub const FUEL_PER_ITEM: u64 = 6_000;
 
 /// Deepest nesting of macro calls and recursive loops. Published templates stay under 10.
 pub const MAX_RECURSION: usize = 64;
@@ -61,6 +64,11 @@ pub enum TemplateError {
     /// The rendered text exceeds [`MAX_RENDERED_BYTES`].
     #[error("the rendered conversation exceeds {MAX_RENDERED_BYTES} bytes; send less text")]
     TooMuchOutput,
+    /// Rendering made more values and text than [`MAX_TEMPLATE_MEMORY`].
+    #[error(
+        "the chat template makes more than {MAX_TEMPLATE_MEMORY} bytes of text and lists; send less text"
+    )]
+    TooMuchMemory,
     /// More than [`MAX_ITEMS`] messages or tools.
     #[error("the conversation has {0} messages or tools, more than {MAX_ITEMS}; send fewer")]
     TooManyItems(usize),
@@ -122,28 +130,27 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_debug(false);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, state, value| {
-            if !value.is_safe()
-                && matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
-            {
-                let mut text = String::new();
-                python_repr(value, 0, &mut text);
-                return out.write_str(&text).map_err(minijinja::Error::from);
-            }
-            minijinja::escape_formatter(out, state, value)
-        });
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
         });
+        let source = without_generation_tags(source);
+        check_constants(&source).map_err(TemplateError::Syntax)?;
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, source)
             .map_err(|error| TemplateError::Syntax(describe(&error)))?;
         let handles_tools = environment
             .get_template(NAME)
             .map_err(|error| TemplateError::Syntax(describe(&error)))?
             .undeclared_variables(false)
             .contains("tools");
+        let parsed =
+            environment.get_template(NAME).map_err(|error| TemplateError::Syntax(describe(&error)))?;
+        let compiled = get_compiled_template(&parsed);
+        for part in std::iter::once(&compiled.instructions).chain(compiled.blocks.values()) {
+            rewrite(part).map_err(TemplateError::Syntax)?;
+        }
+        drop(parsed);
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned(), handles_tools })
     }
 
@@ -166,8 +173,28 @@ impl ChatTemplate {
         let fuel = BASE_FUEL + FUEL_PER_ITEM * (conversation.messages.len() + tools.len()) as u64;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
+        let budget = Budget::new();
+        install(&mut environment, &budget);
+        let own = budget.clone();
+        environment.set_formatter(move |out, state, value| {
+            own.take_text(state, value)?;
+            if !value.is_safe()
+                && matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+            {
+                let mut text = String::new();
+                python_repr(value, 0, &mut text);
+                return out.write_str(&text).map_err(minijinja::Error::from);
+            }
+            minijinja::escape_formatter(out, state, value)
+        });
         let template =
             environment.get_template(NAME).map_err(|error| TemplateError::Syntax(describe(&error)))?;
+        let compiled = get_compiled_template(&template);
+        let instructions = rewrite(&compiled.instructions).map_err(TemplateError::Syntax)?;
+        let mut blocks = BTreeMap::new();
+        for (name, block) in &compiled.blocks {
+            blocks.insert(*name, rewrite(block).map_err(TemplateError::Syntax)?);
+        }
         let now = conversation.now_unix_s;
         let strftime = JinjaValue::from_function(move |format: String| strftime(&format, now));
         let context = minijinja::context! {
@@ -182,34 +209,18 @@ impl ChatTemplate {
                 None => minijinja::context! { tools => () },
             }
         };
-        let mut output = Bounded { bytes: Vec::new(), full: false };
-        match template.render_captured_to(context, &mut output) {
-            Ok(_) => {}
-            Err(_) if output.full => return Err(TemplateError::TooMuchOutput),
-            Err(error) => return Err(classify(&error, fuel)),
+        let mut text = String::new();
+        let mut output = make_string_output(&mut text);
+        let result = Vm::new(&environment)
+            .eval(&instructions, context, &blocks, &mut output, AutoEscape::None)
+            .map(|_| ());
+        drop(output);
+        match result {
+            Err(_) if budget.is_exceeded() => Err(TemplateError::TooMuchMemory),
+            Err(error) => Err(classify(&error, fuel)),
+            Ok(()) if text.len() > MAX_RENDERED_BYTES => Err(TemplateError::TooMuchOutput),
+            Ok(()) => Ok(text),
         }
-        String::from_utf8(output.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
-    }
-}
-
-/// Collects output up to [`MAX_RENDERED_BYTES`].
-struct Bounded {
-    bytes: Vec<u8>,
-    full: bool,
-}
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > MAX_RENDERED_BYTES {
-            self.full = true;
-            return Err(io::Error::other("the output limit is reached"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -286,6 +297,9 @@ fn tojson(
         .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
     let mut out = String::new();
     dump(&value, indent, sort_keys, 0, &mut out);
+    if out.len() > MAX_RENDERED_BYTES {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson: the text is too long"));
+    }
     Ok(JinjaValue::from_safe_string(out))
 }
 
@@ -308,6 +322,9 @@ fn dump(value: &Value, indent: Option<usize>, sort: bool, level: usize, out: &mu
         Value::Array(items) if !items.is_empty() => {
             out.push('[');
             for (index, item) in items.iter().enumerate() {
+                if out.len() > MAX_RENDERED_BYTES {
+                    return; // more than may be shown; indentation can be longer than what it indents
+                }
                 if index > 0 {
                     out.push_str(separator);
                 }
@@ -324,6 +341,9 @@ fn dump(value: &Value, indent: Option<usize>, sort: bool, level: usize, out: &mu
                 entries.sort_by_key(|entry| entry.0);
             }
             for (index, (key, item)) in entries.into_iter().enumerate() {
+                if out.len() > MAX_RENDERED_BYTES {
+                    return; // as above
+                }
                 if index > 0 {
                     out.push_str(separator);
                 }
