@@ -53,7 +53,7 @@ impl Kernel {
         }
     }
 
-    /// The kernel's name, as [`FromStr`] reads it.
+    /// The kernel's name, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Kernel::Scalar => "scalar",
