@@ -77,6 +77,8 @@ enum Progress {
     Finished,
     /// The tokens to resume from are not this model's.
     Mismatch(String),
+    /// The constraint leaves no token that could come next, which is the request's fault.
+    Stuck(String),
     /// The engine refused the sequence or failed.
     Failed(String),
 }
@@ -253,6 +255,7 @@ impl Local {
                     Progress::Mismatch(fault) => {
                         return Err(Trouble::new(FailureCode::ResumeMismatch, fault));
                     }
+                    Progress::Stuck(fault) => return Err(Trouble::new(FailureCode::BadRequest, fault)),
                     Progress::Failed(fault) => return Err(Trouble::new(FailureCode::Internal, fault)),
                 }
                 if done {
@@ -497,7 +500,7 @@ impl Runner {
                     let fault = format!(
                         "The constraint cannot be followed at token {position} ({reason}): simplify it."
                     );
-                    self.tell(id, Progress::Failed(fault), true);
+                    self.tell(id, Progress::Stuck(fault), true);
                 }
             }
             Event::Replayed { id, replay: result } => {

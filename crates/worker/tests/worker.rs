@@ -703,3 +703,17 @@ async fn a_request_that_runs_is_not_settled_yet() {
     }
     assert_eq!(worker.get(&path).await.1["failure"]["statement"]["code"], "cancelled");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_cannot_be_followed_is_the_requests_fault() {
+    let worker = Worker::tiny(|_| {}).await;
+    // Ambiguous, so that the work for a mask grows with the text until it is over the limit.
+    let rules: String = (0..60).map(|n| format!("r{n}: \"a\" start start | \"a\" start | \"a\"\n")).collect();
+    let names = (0..60).map(|n| format!("r{n}")).collect::<Vec<_>>().join(" | ");
+    let mut request = endless(worker.model(), 400);
+    request.constraint = assay_receipt::Constraint::Grammar(format!("start: {names}\n{rules}"));
+    let failure = worker.generate(&call(request)).await.unwrap().failure();
+    assert_eq!(failure.statement.code, FailureCode::BadRequest, "{}", failure.statement.message);
+    assert!(failure.statement.message.contains("constraint"), "{}", failure.statement.message);
+    worker.stop().await;
+}
