@@ -131,6 +131,7 @@ async fn turn(gateway: &Gateway, args: &ChatArgs, messages: &[Value]) -> Result<
         "mismatch" => ui::red("✗ another worker came to a different answer"),
         "-" => ui::red("✗ no receipt came with this answer"),
         "signed" => ui::green("✓ signed"),
+        "pending" => ui::green("✓ signed, a replay is under way"),
         other => ui::red(&format!("✗ {other}")),
     };
     let state = match check_here(gateway, field("request_id"), &answer).await? {
