@@ -163,6 +163,7 @@ export function readWorkers(value: unknown): Standing[] {
       earned: text("earned") || "0",
       withheld: text("withheld") || "0",
       suspended: (typeof all.suspended === "object" ? (all.suspended as Suspension | null) : null) ?? null,
+      accused: typeof all.accused === "object" && all.accused !== null,
       inFlight: number("in_flight"),
       resting: all.resting === true,
       lastFault: text("last_fault") || null,

@@ -172,6 +172,8 @@ export interface Standing {
   earned: string;
   withheld: string;
   suspended: Suspension | null;
+  /** One auditor came to another answer; no requests until a second one decides. */
+  accused: boolean;
   inFlight: number;
   resting: boolean;
   lastFault: string | null;

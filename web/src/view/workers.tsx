@@ -100,7 +100,15 @@ export function WorkersPanel({ app }: { app: App }): JSX.Element {
 
 function Row({ app, worker }: { app: App; worker: Standing }): JSX.Element {
   const { suspended } = worker;
-  const state = suspended ? "Suspended" : worker.resting ? "Resting" : worker.inFlight > 0 ? "Answering" : "Ready";
+  const state = suspended
+    ? "Suspended"
+    : worker.accused
+      ? "Accused"
+      : worker.resting
+        ? "Resting"
+        : worker.inFlight > 0
+          ? "Answering"
+          : "Ready";
   const tone = suspended ? "bad" : worker.resting ? "quiet" : "good";
   return (
     <>
