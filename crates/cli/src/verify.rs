@@ -133,31 +133,29 @@ fn local_lists() -> Result<Vec<Signed<Members>>> {
     Ok(lists)
 }
 
-/// The newest list that this signer made, that counted when the answer was finished, and that names its worker; or
-/// else the newest of all, against which the check will say what is wrong.
-fn in_force(mut lists: Vec<Signed<Members>>, signer: Address, bundle: &Bundle) -> Result<Signed<Members>> {
-    lists.retain(|list| list.signer(&bundle.domain).is_ok_and(|found| found == signer));
-    let finished_s = bundle.receipt.statement.finished_at_ms / 1_000;
-    let names_it = |list: &Signed<Members>| {
-        // A second of grace on both sides: clocks are read in milliseconds here and in seconds there.
-        let from = list.statement.issued_at_s.saturating_sub(1);
-        (from..=list.statement.expires_at_s + 1).contains(&finished_s)
-            && list.statement.member(&bundle.receipt.statement.worker).is_some()
-    };
-    let chosen = lists.iter().position(names_it).unwrap_or(0);
-    if lists.is_empty() {
-        return Err(Error::Rejected(format!(
-            "the list of workers was not signed by {signer}, so nothing is proved"
-        )));
+/// The newest list that counted when the answer was finished and that names its worker; or else the newest that counted,
+/// against which the check will say what is wrong.
+fn in_force(lists: Vec<Signed<Members>>, signer: Address, bundle: &Bundle) -> Result<Signed<Members>> {
+    let receipt = &bundle.receipt.statement;
+    let finished_s = receipt.finished_at_ms / 1_000;
+    let (mut newest, mut fault) = (None, None);
+    for list in lists {
+        match assay_verify::check_members(&list, Some(&signer), &bundle.domain, finished_s, 0) {
+            // A second of grace: this clock was read in milliseconds, on another machine.
+            Ok(_)
+                if list.statement.issued_at_s <= finished_s + 1
+                    && list.statement.member(&receipt.worker).is_some() =>
+            {
+                return Ok(list);
+            }
+            Ok(_) => newest = newest.or(Some(list)),
+            Err(error) => fault = fault.or(Some(error)),
+        }
     }
-    let list = lists.swap_remove(chosen);
-    if finished_s > list.statement.expires_at_s + 1 {
-        return Err(Error::Rejected(
-            "the list of workers had expired when this answer was signed; name a newer one with --members"
-                .into(),
-        ));
-    }
-    Ok(list)
+    newest.ok_or_else(|| match fault {
+        Some(error) => Error::Rejected(format!("{error}; nothing is proved without it")),
+        None => Error::said("there is no list of workers; name one with --members"),
+    })
 }
 
 /// Checks a bundle against the local network's lists of workers; `None` where there is no such network.

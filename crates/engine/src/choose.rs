@@ -49,17 +49,7 @@ impl Rule {
 
     /// Hands out logits instead of choosing.
     pub(crate) fn probe() -> Rule {
-        let sampling = Sampling {
-            temperature_milli: 0,
-            top_k: 0,
-            top_p_ppm: 1_000_000,
-            min_p_ppm: 0,
-            repetition_penalty_milli: 1000,
-            frequency_penalty_milli: 0,
-            presence_penalty_milli: 0,
-            logit_bias: Vec::new(),
-            seed: 0,
-        };
+        let sampling = Sampling { temperature_milli: 0, ..Sampling::default() };
         Rule { probe: true, ..Rule::new(&sampling, None, &[]) }
     }
 

@@ -29,6 +29,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A parsed request and the answers on their way, one for each choice.
 pub(crate) struct Started {
     pub(crate) ask: Ask,
+    pub(crate) model: Bytes32,
     pub(crate) id: String,
     pub(crate) created_s: u64,
     pub(crate) seed: u64,
@@ -42,7 +43,8 @@ pub(crate) fn bounds(gateway: &Gateway) -> Bounds {
     Bounds { choices_max: gateway.config.choices_max }
 }
 
-/// Sends what was asked for on its way.
+/// Sends what was asked for on its way. How the model writes its tokens is known when this returns, if log-probabilities
+/// were asked for.
 pub(crate) async fn start(
     gateway: &Arc<Gateway>,
     ask: Ask,
@@ -55,6 +57,9 @@ pub(crate) async fn start(
     let members = gateway.members()?;
     let model = gateway.model(&members, &ask.model)?;
     let policy = gateway.policy(&members, &model, ask.verification)?;
+    if ask.logprobs.is_some() {
+        gateway.vocabularies.load(gateway, model).await;
+    }
     let seed = match ask.seed {
         Some(seed) => seed,
         // 53 bits, so that every JSON reader can send it back exactly.
@@ -90,7 +95,7 @@ pub(crate) async fn start(
         running.push(serve::start(gateway, job).await?);
     }
     let id = running.first().map(|running| running.request_id.clone()).unwrap_or_default();
-    Ok(Started { ask, id, created_s, seed, running, place })
+    Ok(Started { ask, model, id, created_s, seed, running, place })
 }
 
 /// Waits for all choices.
@@ -320,11 +325,8 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let ask = Ask::chat(&body, bounds(&gateway))?;
     let started = start(&gateway, ask, &caller.key, "chatcmpl-").await?;
-    let model = started_model(&gateway, &started)?;
+    let model = started.model;
     let spelling = Spelling::new(&gateway, model);
-    if started.ask.logprobs.is_some() {
-        gateway.vocabularies.load(&gateway, model).await;
-    }
     if !started.ask.stream {
         return chat_complete(started, &spelling).await;
     }
@@ -379,17 +381,13 @@ pub(crate) async fn chat(
     Ok(server_sent(lines, place, &id))
 }
 
-fn started_model(gateway: &Gateway, started: &Started) -> Result<Bytes32, ApiError> {
-    gateway.model(&*gateway.members()?, &started.ask.model)
-}
-
 /// Changes exactly when the model does.
 fn fingerprint(model: &Bytes32) -> String {
     format!("fp_{}", &model.to_string()[2..14])
 }
 
 async fn chat_complete(started: Started, spelling: &Spelling) -> Result<Response, ApiError> {
-    let Started { ask, id, created_s, running, place, seed } = started;
+    let Started { ask, id, created_s, running, place, seed, .. } = started;
     let answers = collect(running).await?;
     drop(place);
     let choices: Vec<Value> = answers
@@ -488,12 +486,9 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let ask = Ask::completion(&body, bounds(&gateway))?;
     let started = start(&gateway, ask, &caller.key, "cmpl-").await?;
-    let model = started_model(&gateway, &started)?;
+    let model = started.model;
     let spelling = Spelling::new(&gateway, model);
-    if started.ask.logprobs.is_some() {
-        gateway.vocabularies.load(&gateway, model).await;
-    }
-    let Started { ask, id, created_s, running, place, seed } = started;
+    let Started { ask, id, created_s, running, place, seed, .. } = started;
     let head = json!({
         "id": id, "object": "text_completion", "created": created_s, "model": ask.model,
         "system_fingerprint": fingerprint(&model),

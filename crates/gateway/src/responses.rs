@@ -34,11 +34,7 @@ pub(crate) async fn responses(
     let ask = Ask::response(&body, bounds(&gateway))?;
     // It was just read, so it is JSON.
     let sent: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let model = gateway.model(&*gateway.members()?, &ask.model)?;
-    if ask.logprobs.is_some() {
-        gateway.vocabularies.load(&gateway, model).await;
-    }
-    let Started { ask, id, created_s, seed, running, place } =
+    let Started { ask, model, id, created_s, seed, running, place } =
         start(&gateway, ask, &caller.key, "resp_").await?;
     let echo = Echo { id: id.clone(), created_s, body: sent, seed };
     let spelling = Spelling::new(&gateway, model);

@@ -224,25 +224,6 @@ fn progress_is_monotone_and_ends_at_the_total() {
     assert!(last.0 == last.1 && last.1 > 0);
 }
 
-/// `ASSAY_TEST_GGUF=model.gguf cargo test --release -p assay-model --test artifact -- --ignored --nocapture`
-#[test]
-#[ignore = "needs a downloaded model, named by ASSAY_TEST_GGUF"]
-fn a_real_model_imports() {
-    let file = std::fs::read(std::env::var("ASSAY_TEST_GGUF").unwrap()).unwrap();
-    let start = std::time::Instant::now();
-    let bytes = import_gguf(&file, &mut |_, _| {}).unwrap();
-    let imported = start.elapsed();
-    let start = std::time::Instant::now();
-    let size = bytes.len();
-    let artifact = Artifact::parse(Arc::new(bytes)).unwrap();
-    let parsed = start.elapsed();
-    let start = std::time::Instant::now();
-    artifact.verify(&mut |_, _| {}).unwrap();
-    println!("{} {:?}", artifact.id(), artifact.manifest().tokens);
-    println!("{:?} {:?}", artifact.config(), artifact.manifest().licence);
-    println!("import {imported:?}, {size} bytes, parse {parsed:?}, verify {:?}", start.elapsed());
-}
-
 /// If this fails, every model gets a new id: raise the file format or the arithmetic version, and pin anew here and
 /// where the command line pins its default model.
 #[test]

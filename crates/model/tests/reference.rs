@@ -115,7 +115,7 @@ fn templates() {
 
 /// Needs SmolLM2-135M-Instruct as GGUF, named by `ASSAY_TEST_GGUF`.
 #[test]
-#[ignore = "needs the model file named by ASSAY_TEST_GGUF"]
+#[ignore = "needs the model file named by ASSAY_TEST_GGUF; .ci/parts/25-tokenizer runs it"]
 fn smollm2_against_llama_cpp() {
     let path =
         std::env::var_os("ASSAY_TEST_GGUF").expect("set ASSAY_TEST_GGUF to the SmolLM2-135M-Instruct GGUF");

@@ -25,17 +25,7 @@ pub fn engine(model: &Arc<Artifact>) -> Engine {
 }
 
 pub fn greedy() -> Sampling {
-    Sampling {
-        temperature_milli: 0,
-        top_k: 0,
-        top_p_ppm: 1_000_000,
-        min_p_ppm: 0,
-        repetition_penalty_milli: 1000,
-        frequency_penalty_milli: 0,
-        presence_penalty_milli: 0,
-        logit_bias: Vec::new(),
-        seed: 0,
-    }
+    Sampling { temperature_milli: 0, ..Sampling::default() }
 }
 
 pub fn sampled(seed: u64) -> Sampling {
