@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::client::Gateway;
+use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
 use crate::{config, home, members, models, ui};
 
@@ -283,7 +283,8 @@ fn banner(url: &str, model: &str, model_id: &Bytes32, workers: u16, folder: &Pat
     ui::say!("{} {workers} workers serve {} behind one gateway\n", ui::green("●"), ui::bold(model));
     ui::say!("  chat page   {}", ui::bold(url));
     ui::say!("  API         {url}/v1  (OpenAI-compatible: change the base URL, nothing else)");
-    ui::say!("  terminal    assay chat \"What is the capital of France?\"");
+    let gateway = if url == client::DEFAULT_URL { String::new() } else { format!(" --gateway {url}") };
+    ui::say!("  terminal    assay chat \"What is the capital of France?\"{gateway}");
     ui::say!("  model id    {model_id}");
     ui::say!("  state       {}", folder.display());
     ui::say!(
