@@ -1,0 +1,208 @@
+//! The checks that every graph passes, by interval arithmetic over every allowed input.
+
+use crate::node::{ZERO, half};
+use crate::{Error, Node, Range, SHIFT_MAX, Table, VALUE_MAX, limits};
+
+/// A closed interval in 64 bits.
+type Interval = (i64, i64);
+
+/// Of each tensor, its width and the range that holds all its values.
+pub(crate) fn shapes(
+    inputs: &[Range],
+    tables: &[Table],
+    nodes: &[Node],
+) -> Result<Vec<(usize, Range)>, Error> {
+    limit("inputs", inputs.len(), limits::WIDTH)?;
+    limit("nodes", nodes.len(), limits::NODES)?;
+    let entries: usize = tables.iter().map(|table| table.values.len()).sum();
+    limit("table entries", entries, limits::TABLE_ENTRIES)?;
+    for table in tables {
+        let last = i64::from(table.low) + table.values.len() as i64 - 1;
+        if table.values.is_empty() || !fits((i64::from(table.low), last)) {
+            return Err(Error::invalid("a table is empty or has keys out of bounds"));
+        }
+        if table.values.iter().any(|value| i64::from(*value).abs() > VALUE_MAX) {
+            return Err(Error::invalid("a table has a value out of bounds"));
+        }
+    }
+    let mut tensors: Vec<Vec<Interval>> =
+        vec![inputs.iter().map(|r| (r.low.into(), r.high.into())).collect()];
+    if tensors[0].iter().any(|range| range.0 > range.1 || !fits(*range)) {
+        return Err(Error::invalid("an input range is empty or out of bounds"));
+    }
+    let (mut weights, mut values, mut operations) = (0, inputs.len(), 0u64);
+    for (number, node) in nodes.iter().enumerate() {
+        if node.operands().iter().any(|operand| operand.index() > number) {
+            return Err(Error::invalid(format!("node {number} reads a tensor that is made later")));
+        }
+        let width = width(node, tables, &tensors)
+            .ok_or_else(|| Error::invalid(format!("the sizes of node {number} contradict each other")))?;
+        limit("values in a tensor", width, limits::WIDTH)?;
+        values += width;
+        limit("values", values, limits::VALUES)?;
+        weights += match node {
+            Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights.len(),
+            Node::Gather { index, .. } => index.len(),
+            Node::Sum { terms, bias } => terms.len() * bias.len(),
+            Node::Lookup { .. } => 0,
+        };
+        limit("weights", weights, limits::WEIGHTS)?;
+        operations = operations.saturating_add(node.operations());
+        if operations > limits::OPERATIONS {
+            return Err(Error::invalid("it needs more operations than are supported"));
+        }
+        let out = ranges(node, tables, &tensors)?;
+        if let Some(at) = out.iter().position(|range| !fits(*range)) {
+            return Err(Error::invalid(format!(
+                "value {at} of node {number} can reach {}, beyond {VALUE_MAX}",
+                out[at].0.abs().max(out[at].1.abs())
+            )));
+        }
+        tensors.push(out);
+    }
+    Ok(tensors.iter().map(|ranges| (ranges.len(), hull(ranges))).collect())
+}
+
+fn limit(what: &str, found: usize, max: usize) -> Result<(), Error> {
+    if found == 0 && what == "inputs" || found > max {
+        return Err(Error::invalid(format!("{found} {what}, where at most {max} are supported")));
+    }
+    Ok(())
+}
+
+fn fits(range: Interval) -> bool {
+    range.0 >= -VALUE_MAX && range.1 <= VALUE_MAX
+}
+
+fn hull(ranges: &[Interval]) -> Range {
+    let low = ranges.iter().map(|range| range.0).min().unwrap_or(0);
+    let high = ranges.iter().map(|range| range.1).max().unwrap_or(0);
+    // Every range fits, see above.
+    Range { low: low as i32, high: high as i32 }
+}
+
+/// The width of a node's result; `None` when its sizes contradict each other.
+fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usize> {
+    let of = |tensor: &crate::Tensor| tensors[tensor.index()].len();
+    match node {
+        Node::Linear { input, rows, weights, bias } => {
+            let rows = *rows as usize;
+            let fits = rows > 0 && bias.len() == rows && rows.checked_mul(of(input))? == weights.len();
+            fits.then_some(rows)
+        }
+        Node::Conv { input, window, weights, bias } => {
+            let numbers = [window.channels, window.filters, window.groups];
+            let pairs = [window.size, window.kernel, window.stride, window.dilation, window.output];
+            let small = |n: &u32| (1..=1 << 14).contains(n);
+            let sane = numbers.iter().chain(pairs.iter().flatten()).all(small)
+                && window.pad.iter().all(|n| *n <= 1 << 14)
+                && window.channels % window.groups == 0
+                && window.filters % window.groups == 0;
+            let fits = sane
+                && window.input_len() == of(input)
+                && window.weights_len() == weights.len()
+                && bias.len() == window.filters as usize
+                && window.output_len() <= limits::WIDTH;
+            fits.then(|| window.output_len())
+        }
+        Node::Gather { inputs, index } => {
+            let total: usize = inputs.iter().map(of).sum();
+            let fits = !index.is_empty() && index.iter().all(|i| *i == ZERO || (*i as usize) < total);
+            fits.then_some(index.len())
+        }
+        Node::Sum { terms, bias } => {
+            let fits = !bias.is_empty() && terms.iter().all(|(tensor, _)| of(tensor) == bias.len());
+            fits.then_some(bias.len())
+        }
+        Node::Lookup { input, shift, table } => {
+            (*shift <= SHIFT_MAX && (*table as usize) < tables.len()).then(|| of(input))
+        }
+    }
+}
+
+/// The range of each value of a node's result. Partial sums are bounded with it: the ranges that are added contain 0 or
+/// are one sided, so the bound used is the sum of the largest magnitudes.
+fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Vec<Interval>, Error> {
+    let wide = || Error::invalid("a partial sum can leave the bounds");
+    // Adds `weight · range` and keeps the sum of magnitudes, which bounds every partial sum in any order.
+    let add = |total: &mut (i64, i64, i64), weight: i32, range: Interval| {
+        let (a, b) = (i64::from(weight) * range.0, i64::from(weight) * range.1);
+        total.0 = total.0.saturating_add(a.min(b));
+        total.1 = total.1.saturating_add(a.max(b));
+        total.2 = total.2.saturating_add(a.abs().max(b.abs()));
+    };
+    let start = |bias: i32| (i64::from(bias), i64::from(bias), i64::from(bias).abs());
+    let finish = |totals: Vec<(i64, i64, i64)>| {
+        if totals.iter().any(|total| total.2 > VALUE_MAX) {
+            return Err(wide());
+        }
+        Ok(totals.into_iter().map(|total| (total.0, total.1)).collect())
+    };
+    match node {
+        Node::Linear { input, weights, bias, .. } => {
+            let x = &tensors[input.index()];
+            let row = |(row, bias): (&[i32], &i32)| {
+                let mut total = start(*bias);
+                row.iter().zip(x).for_each(|(weight, range)| add(&mut total, *weight, *range));
+                total
+            };
+            finish(weights.chunks_exact(x.len()).zip(bias).map(row).collect())
+        }
+        Node::Conv { input, window, weights, bias } => {
+            let x = &tensors[input.index()];
+            let plane = window.output[0] as usize * window.output[1] as usize;
+            let mut totals: Vec<_> =
+                bias.iter().flat_map(|bias| std::iter::repeat_n(start(*bias), plane)).collect();
+            let stride = window.stride[1] as usize;
+            window.runs(|out, input, weight, count| {
+                for i in 0..count {
+                    add(&mut totals[out + i], weights[weight], x[input + i * stride]);
+                }
+            });
+            finish(totals)
+        }
+        Node::Gather { inputs, index } => {
+            let all: Vec<Interval> =
+                inputs.iter().flat_map(|tensor| tensors[tensor.index()].iter().copied()).collect();
+            Ok(index.iter().map(|i| if *i == ZERO { (0, 0) } else { all[*i as usize] }).collect())
+        }
+        Node::Sum { terms, bias } => {
+            let mut totals: Vec<_> = bias.iter().map(|bias| start(*bias)).collect();
+            for (tensor, coefficient) in terms {
+                let x = &tensors[tensor.index()];
+                totals.iter_mut().zip(x).for_each(|(total, range)| add(total, *coefficient, *range));
+            }
+            finish(totals)
+        }
+        Node::Lookup { input, shift, table } => {
+            let table = &tables[*table as usize];
+            let half = i64::from(half(*shift));
+            let keys = table.keys();
+            let mut out = Vec::with_capacity(tensors[input.index()].len());
+            let mut last = None;
+            for range in &tensors[input.index()] {
+                let key = ((range.0 + half) >> shift, (range.1 + half) >> shift);
+                if range.1 + half > VALUE_MAX || key.0 < keys.low.into() || key.1 > keys.high.into() {
+                    return Err(Error::invalid(format!(
+                        "a look-up can meet the keys {} to {}, but its table has {} to {}",
+                        key.0, key.1, keys.low, keys.high
+                    )));
+                }
+                // Neighbours mostly share their range.
+                if let Some((known, range)) = last
+                    && known == key
+                {
+                    out.push(range);
+                    continue;
+                }
+                let first = (key.0 - i64::from(keys.low)) as usize;
+                let values = &table.values[first..=first + (key.1 - key.0) as usize];
+                let low = values.iter().min().copied().unwrap_or(0);
+                let high = values.iter().max().copied().unwrap_or(0);
+                last = Some((key, (low.into(), high.into())));
+                out.push((low.into(), high.into()));
+            }
+            Ok(out)
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The canonical bytes of a graph: little-endian, every list after its length, nothing optional. A graph has exactly one
+//! encoding, and `docs/proof.md` specifies it.
+
+use crate::{Encoding, Error, Graph, Interface, Node, Range, Table, Task, Tensor, Window, limits};
+
+/// The first bytes: "assay graph" and the version of this format.
+const MAGIC: &[u8; 8] = b"ASSAYGR1";
+
+impl Graph {
+    /// The canonical bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let w = &mut out;
+        w.extend_from_slice(MAGIC);
+        let Interface { encoding, task, scale, offset, labels } = &self.interface;
+        match encoding {
+            Encoding::Affine { offset, scale } => {
+                w.push(0);
+                put_f64s(w, offset);
+                put_f64s(w, scale);
+            }
+            Encoding::Rank { thresholds } => {
+                w.push(1);
+                put_u32(w, thresholds.len());
+                for list in thresholds {
+                    put_u32(w, list.len());
+                    list.iter().for_each(|x| w.extend_from_slice(&x.to_le_bytes()));
+                }
+            }
+        }
+        w.push(match task {
+            Task::Numbers => 0,
+            Task::Classes => 1,
+            Task::Binary => 2,
+        });
+        w.extend_from_slice(&scale.to_le_bytes());
+        put_f64s(w, offset);
+        put_u32(w, labels.len());
+        for label in labels {
+            put_u32(w, label.len());
+            w.extend_from_slice(label.as_bytes());
+        }
+        put_u32(w, self.inputs.len());
+        for range in &self.inputs {
+            w.extend_from_slice(&range.low.to_le_bytes());
+            w.extend_from_slice(&range.high.to_le_bytes());
+        }
+        put_u32(w, self.tables.len());
+        for table in &self.tables {
+            w.extend_from_slice(&table.low.to_le_bytes());
+            put_i32s(w, &table.values);
+        }
+        put_u32(w, self.nodes.len());
+        for node in &self.nodes {
+            put_node(w, node);
+        }
+        put_u32(w, self.output.index());
+        out
+    }
+
+    /// Reads and checks a graph.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the bytes are not the canonical encoding of a valid graph.
+    pub fn decode(bytes: &[u8]) -> Result<Graph, Error> {
+        if bytes.len() > limits::BYTES {
+            return Err(Error::invalid("it is larger than any valid graph"));
+        }
+        let mut r = Reader { bytes };
+        if r.take(MAGIC.len())? != MAGIC {
+            return Err(Error::invalid("it does not begin as a graph of this version does"));
+        }
+        let encoding = match r.u8()? {
+            0 => Encoding::Affine { offset: r.f64s()?, scale: r.f64s()? },
+            1 => {
+                let lists = r.len(4)?;
+                let mut thresholds = Vec::with_capacity(lists);
+                for _ in 0..lists {
+                    let len = r.len(4)?;
+                    let list = r.take(4 * len)?.chunks_exact(4);
+                    thresholds.push(list.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+                }
+                Encoding::Rank { thresholds }
+            }
+            _ => return Err(Error::invalid("it has an unknown encoding of inputs")),
+        };
+        let task = match r.u8()? {
+            0 => Task::Numbers,
+            1 => Task::Classes,
+            2 => Task::Binary,
+            _ => return Err(Error::invalid("it has an unknown task")),
+        };
+        let (scale, offset) = (f64::from_le_bytes(r.array()?), r.f64s()?);
+        let count = r.len(4)?;
+        let mut labels = Vec::with_capacity(count);
+        for _ in 0..count {
+            let len = r.len(1)?;
+            let text =
+                std::str::from_utf8(r.take(len)?).map_err(|_| Error::invalid("a label is not UTF-8"))?;
+            labels.push(text.to_owned());
+        }
+        let count = r.len(8)?;
+        let mut inputs = Vec::with_capacity(count);
+        for _ in 0..count {
+            inputs.push(Range { low: r.i32()?, high: r.i32()? });
+        }
+        let count = r.len(8)?;
+        let mut tables = Vec::with_capacity(count);
+        for _ in 0..count {
+            tables.push(Table { low: r.i32()?, values: r.i32s()? });
+        }
+        let count = r.len(5)?;
+        let mut nodes = Vec::with_capacity(count.min(limits::NODES));
+        for _ in 0..count {
+            nodes.push(r.node()?);
+        }
+        let output = Tensor(r.u32()?);
+        if !r.bytes.is_empty() {
+            return Err(Error::invalid("bytes follow its end"));
+        }
+        let interface = Interface { encoding, task, scale, offset, labels };
+        Graph::new(inputs, tables, nodes, output, interface)
+    }
+}
+
+fn put_u32(w: &mut Vec<u8>, value: usize) {
+    // Every length of a checked graph is below its limit.
+    w.extend_from_slice(&(value as u32).to_le_bytes());
+}
+
+fn put_i32s(w: &mut Vec<u8>, values: &[i32]) {
+    put_u32(w, values.len());
+    values.iter().for_each(|value| w.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn put_f64s(w: &mut Vec<u8>, values: &[f64]) {
+    put_u32(w, values.len());
+    values.iter().for_each(|value| w.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn put_node(w: &mut Vec<u8>, node: &Node) {
+    match node {
+        Node::Linear { input, rows, weights, bias } => {
+            w.push(0);
+            put_u32(w, input.index());
+            put_u32(w, *rows as usize);
+            put_i32s(w, weights);
+            put_i32s(w, bias);
+        }
+        Node::Conv { input, window, weights, bias } => {
+            w.push(1);
+            put_u32(w, input.index());
+            window_numbers(window).iter().for_each(|n| w.extend_from_slice(&n.to_le_bytes()));
+            put_i32s(w, weights);
+            put_i32s(w, bias);
+        }
+        Node::Gather { inputs, index } => {
+            w.push(2);
+            put_u32(w, inputs.len());
+            inputs.iter().for_each(|tensor| put_u32(w, tensor.index()));
+            put_u32(w, index.len());
+            index.iter().for_each(|i| w.extend_from_slice(&i.to_le_bytes()));
+        }
+        Node::Sum { terms, bias } => {
+            w.push(3);
+            put_u32(w, terms.len());
+            for (tensor, coefficient) in terms {
+                put_u32(w, tensor.index());
+                w.extend_from_slice(&coefficient.to_le_bytes());
+            }
+            put_i32s(w, bias);
+        }
+        Node::Lookup { input, shift, table } => {
+            w.push(4);
+            for n in [input.0, *shift, *table] {
+                w.extend_from_slice(&n.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn window_numbers(w: &Window) -> [u32; 15] {
+    let [s, k, t, d, p, o] = [w.size, w.kernel, w.stride, w.dilation, w.pad, w.output];
+    [w.channels, s[0], s[1], w.filters, w.groups, k[0], k[1], t[0], t[1], d[0], d[1], p[0], p[1], o[0], o[1]]
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
+        let (head, rest) =
+            self.bytes.split_at_checked(count).ok_or_else(|| Error::invalid("it ends too early"))?;
+        self.bytes = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u8(&mut self) -> Result<u8, Error> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn u32(&mut self) -> Result<u32, Error> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn i32(&mut self) -> Result<i32, Error> {
+        Ok(i32::from_le_bytes(self.array()?))
+    }
+
+    /// A length of items of at least `size` bytes each, which the rest can hold: what bounds memory by the input's size.
+    fn len(&mut self, size: usize) -> Result<usize, Error> {
+        let len = self.u32()? as usize;
+        if len > self.bytes.len() / size {
+            return Err(Error::invalid("a list is longer than what follows"));
+        }
+        Ok(len)
+    }
+
+    fn i32s(&mut self) -> Result<Vec<i32>, Error> {
+        let len = self.len(4)?;
+        Ok(self
+            .take(4 * len)?
+            .chunks_exact(4)
+            .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect())
+    }
+
+    fn f64s(&mut self) -> Result<Vec<f64>, Error> {
+        let len = self.len(8)?;
+        (0..len).map(|_| Ok(f64::from_le_bytes(self.array()?))).collect()
+    }
+
+    fn node(&mut self) -> Result<Node, Error> {
+        Ok(match self.u8()? {
+            0 => Node::Linear {
+                input: Tensor(self.u32()?),
+                rows: self.u32()?,
+                weights: self.i32s()?,
+                bias: self.i32s()?,
+            },
+            1 => {
+                let input = Tensor(self.u32()?);
+                let mut n = [0; 15];
+                for n in &mut n {
+                    *n = self.u32()?;
+                }
+                let window = Window {
+                    channels: n[0],
+                    size: [n[1], n[2]],
+                    filters: n[3],
+                    groups: n[4],
+                    kernel: [n[5], n[6]],
+                    stride: [n[7], n[8]],
+                    dilation: [n[9], n[10]],
+                    pad: [n[11], n[12]],
+                    output: [n[13], n[14]],
+                };
+                Node::Conv { input, window, weights: self.i32s()?, bias: self.i32s()? }
+            }
+            2 => {
+                let count = self.len(4)?;
+                let inputs = (0..count).map(|_| Ok(Tensor(self.u32()?))).collect::<Result<_, Error>>()?;
+                let count = self.len(4)?;
+                let index = (0..count).map(|_| self.u32()).collect::<Result<_, Error>>()?;
+                Node::Gather { inputs, index }
+            }
+            3 => {
+                let count = self.len(8)?;
+                let terms = (0..count)
+                    .map(|_| Ok((Tensor(self.u32()?), self.i32()?)))
+                    .collect::<Result<_, Error>>()?;
+                Node::Sum { terms, bias: self.i32s()? }
+            }
+            4 => Node::Lookup { input: Tensor(self.u32()?), shift: self.u32()?, table: self.u32()? },
+            _ => return Err(Error::invalid("it has an unknown kind of node")),
+        })
+    }
+}

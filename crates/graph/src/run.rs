@@ -1,0 +1,124 @@
+//! Exact evaluation.
+
+use crate::node::{ZERO, half};
+use crate::{Error, Graph, Node, Tensor};
+
+/// The values of every tensor for a batch of inputs: what a proof is made from.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    batch: usize,
+    output: usize,
+    tensors: Vec<Vec<i32>>,
+}
+
+impl Trace {
+    /// The number of examples.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The values of a tensor, example by example.
+    ///
+    /// # Panics
+    /// When the tensor is not of the graph that ran.
+    pub fn tensor(&self, tensor: Tensor) -> &[i32] {
+        &self.tensors[tensor.index()]
+    }
+
+    /// The results, example by example.
+    pub fn output(&self) -> &[i32] {
+        &self.tensors[self.output]
+    }
+}
+
+impl Graph {
+    /// Evaluates the graph on a batch: `inputs` holds the examples one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the number of values is no positive multiple of the graph's, or a value lies outside its range.
+    pub fn run(&self, inputs: &[i32]) -> Result<Trace, Error> {
+        let batch = self.check_inputs(inputs)?;
+        let mut tensors: Vec<Vec<i32>> = vec![inputs.to_vec()];
+        for (number, node) in self.nodes.iter().enumerate() {
+            let width = self.shapes[number + 1].0;
+            let mut out = vec![0i32; width * batch];
+            for (example, out) in out.chunks_exact_mut(width).enumerate() {
+                let x = |tensor: Tensor| {
+                    let width = self.shapes[tensor.index()].0;
+                    &tensors[tensor.index()][example * width..][..width]
+                };
+                self.step(node, x, out);
+            }
+            tensors.push(out);
+        }
+        Ok(Trace { batch, output: self.output.index(), tensors })
+    }
+
+    /// The number of examples in a batch of inputs, each of which was found inside its range.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn check_inputs(&self, inputs: &[i32]) -> Result<usize, Error> {
+        let width = self.inputs.len();
+        if inputs.is_empty() || !inputs.len().is_multiple_of(width) {
+            return Err(Error::Input(format!("{} values, where each example has {width}", inputs.len())));
+        }
+        for example in inputs.chunks_exact(width) {
+            if let Some(at) =
+                example.iter().zip(&self.inputs).position(|(value, range)| !range.contains(*value))
+            {
+                let range = self.inputs[at];
+                return Err(Error::Input(format!(
+                    "value {at} is {}, outside {} to {}",
+                    example[at], range.low, range.high
+                )));
+            }
+        }
+        Ok(inputs.len() / width)
+    }
+
+    /// One node on one example. No sum overflows: the graph was checked for every input in range.
+    fn step<'a>(&self, node: &Node, x: impl Fn(Tensor) -> &'a [i32], out: &mut [i32]) {
+        match node {
+            Node::Linear { input, weights, bias, .. } => {
+                let x = x(*input);
+                for ((out, row), bias) in out.iter_mut().zip(weights.chunks_exact(x.len())).zip(bias) {
+                    *out = bias + row.iter().zip(x).map(|(weight, x)| weight * x).sum::<i32>();
+                }
+            }
+            Node::Conv { input, window, weights, bias } => {
+                let x = x(*input);
+                let plane = window.output[0] as usize * window.output[1] as usize;
+                for (out, bias) in out.chunks_exact_mut(plane).zip(bias) {
+                    out.fill(*bias);
+                }
+                let stride = window.stride[1] as usize;
+                window.runs(|at, input, weight, count| {
+                    let weight = weights[weight];
+                    let x = x[input..].iter().step_by(stride);
+                    out[at..at + count].iter_mut().zip(x).for_each(|(out, x)| *out += weight * x);
+                });
+            }
+            Node::Gather { inputs, index } => {
+                let all: Vec<i32> = inputs.iter().flat_map(|tensor| x(*tensor)).copied().collect();
+                for (out, index) in out.iter_mut().zip(index) {
+                    *out = if *index == ZERO { 0 } else { all[*index as usize] };
+                }
+            }
+            Node::Sum { terms, bias } => {
+                out.copy_from_slice(bias);
+                for (tensor, coefficient) in terms {
+                    out.iter_mut().zip(x(*tensor)).for_each(|(out, x)| *out += coefficient * x);
+                }
+            }
+            Node::Lookup { input, shift, table } => {
+                let table = &self.tables[*table as usize];
+                let half = half(*shift);
+                for (out, x) in out.iter_mut().zip(x(*input)) {
+                    // The graph was checked: every key is in the table.
+                    *out = table.values[(((x + half) >> shift) - table.low) as usize];
+                }
+            }
+        }
+    }
+}

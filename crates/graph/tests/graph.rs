@@ -1,0 +1,167 @@
+//! What every graph promises: bounds, exact evaluation, one encoding.
+#![allow(clippy::unwrap_used)]
+
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, VALUE_MAX, Window, ZERO};
+use proptest::prelude::*;
+
+fn conv() -> (Window, Vec<i32>, Vec<i32>) {
+    let window = Window {
+        channels: 4,
+        size: [5, 6],
+        filters: 6,
+        groups: 2,
+        kernel: [3, 2],
+        stride: [2, 1],
+        dilation: [1, 2],
+        pad: [1, 1],
+        output: [3, 6],
+    };
+    let weights = (0..window.weights_len()).map(|i| (i as i32 * 37) % 23 - 11).collect();
+    (window, weights, vec![1, -2, 3, -4, 5, -6])
+}
+
+fn small() -> Graph {
+    let (window, weights, bias) = conv();
+    let nodes = vec![
+        Node::Conv { input: Tensor::INPUT, window, weights, bias },
+        Node::Lookup { input: Tensor(1), shift: 3, table: 0 },
+        Node::Gather { inputs: vec![Tensor(2), Tensor::INPUT], index: vec![0, ZERO, 107, 108, 227, 3] },
+        Node::Sum { terms: vec![(Tensor(3), 2), (Tensor(3), -1)], bias: vec![0, 1, 2, 3, 4, 5] },
+        Node::Linear {
+            input: Tensor(4),
+            rows: 2,
+            weights: (0..12).map(|i| i - 6).collect(),
+            bias: vec![7, -7],
+        },
+    ];
+    let table = Table::clamp(-600, 600, 0, 15);
+    Graph::new(vec![Range { low: -15, high: 15 }; 120], vec![table], nodes, Tensor(5), Interface::plain(2))
+        .unwrap()
+}
+
+#[test]
+fn a_convolution_is_what_its_definition_says() {
+    let (w, weights, bias) = conv();
+    let x: Vec<i32> = (0..120).map(|i| (i * 29) % 31 - 15).collect();
+    let found = small().run(&x).unwrap();
+    let mut expected = Vec::new();
+    for f in 0..6i64 {
+        for oy in 0..3i64 {
+            for ox in 0..6i64 {
+                let mut sum = i64::from(bias[f as usize]);
+                for c in 0..2i64 {
+                    for ky in 0..3i64 {
+                        for kx in 0..2i64 {
+                            let (y, x_) = (oy * 2 + ky - 1, ox + kx * 2 - 1);
+                            if (0..5).contains(&y) && (0..6).contains(&x_) {
+                                let channel = f / 3 * 2 + c;
+                                let weight = weights[(((f * 2 + c) * 3 + ky) * 2 + kx) as usize];
+                                sum +=
+                                    i64::from(weight) * i64::from(x[((channel * 5 + y) * 6 + x_) as usize]);
+                            }
+                        }
+                    }
+                }
+                expected.push(sum as i32);
+            }
+        }
+    }
+    assert_eq!(w.output_len(), expected.len());
+    assert_eq!(found.tensor(Tensor(1)), expected);
+    let relu: Vec<i32> = expected.iter().map(|x| ((x + 4) >> 3).clamp(0, 15)).collect();
+    assert_eq!(found.tensor(Tensor(2)), relu);
+    assert_eq!(found.tensor(Tensor(3)), [relu[0], 0, relu[107], x[0], x[119], relu[3]]);
+}
+
+#[test]
+fn a_batch_is_its_examples() {
+    let graph = small();
+    let x: Vec<i32> = (0..360).map(|i| (i * 17) % 31 - 15).collect();
+    let together = graph.run(&x).unwrap();
+    for (one, all) in x.chunks(120).zip(together.output().chunks(2)) {
+        assert_eq!(graph.run(one).unwrap().output(), all);
+    }
+}
+
+#[test]
+fn inputs_outside_are_refused() {
+    let graph = small();
+    assert!(graph.run(&[0; 119]).is_err());
+    assert!(graph.run(&[]).is_err());
+    let mut x = vec![0; 120];
+    x[7] = 16;
+    assert!(graph.run(&x).unwrap_err().to_string().contains("value 7 is 16, outside -15 to 15"));
+}
+
+/// Each graph is refused, with a reason that names the fault.
+#[test]
+fn graphs_that_break_a_promise_are_refused() {
+    let inputs = || vec![Range { low: 0, high: 255 }; 2];
+    let linear = |weights: Vec<i32>| Node::Linear { input: Tensor(0), rows: 1, weights, bias: vec![0] };
+    let build = |tables, nodes, output: u32| {
+        Graph::new(inputs(), tables, nodes, Tensor(output), Interface::plain(1)).unwrap_err().to_string()
+    };
+    let table = || vec![Table::clamp(-4, 4, 0, 4)];
+    assert!(build(vec![], vec![linear(vec![1 << 21, 1 << 21])], 1).contains("partial sum"));
+    // The sum would fit, a partial sum would not.
+    assert!(build(vec![], vec![linear(vec![1 << 22, -(1 << 22)])], 1).contains("partial sum"));
+    assert!(build(vec![], vec![linear(vec![1, 2, 3])], 1).contains("contradict"));
+    assert!(build(vec![], vec![linear(vec![1, 1])], 2).contains("no tensor"));
+    let lookup = |shift, table| Node::Lookup { input: Tensor(1), shift, table };
+    assert!(build(table(), vec![linear(vec![1, 1]), lookup(0, 0)], 2).contains("can meet the keys 0 to 510"));
+    assert!(build(table(), vec![linear(vec![1, 1]), lookup(17, 0)], 2).contains("contradict"));
+    assert!(build(table(), vec![linear(vec![1, 1]), lookup(8, 1)], 2).contains("contradict"));
+    assert!(build(vec![Table { low: 0, values: vec![] }], vec![linear(vec![1, 1])], 1).contains("empty"));
+    let early = Node::Lookup { input: Tensor(1), shift: 0, table: 0 };
+    assert!(build(table(), vec![early], 1).contains("made later"));
+    let gather = Node::Gather { inputs: vec![Tensor(0)], index: vec![2] };
+    assert!(build(vec![], vec![gather], 1).contains("contradict"));
+    assert!(Graph::new(vec![], vec![], vec![], Tensor(0), Interface::plain(0)).is_err());
+    let far = vec![Range { low: 0, high: VALUE_MAX as i32 + 1 }];
+    assert!(Graph::new(far, vec![], vec![], Tensor(0), Interface::plain(1)).is_err());
+}
+
+#[test]
+fn an_encoding_is_canonical_and_its_id_depends_on_every_byte() {
+    let graph = small();
+    let bytes = graph.encode();
+    let again = Graph::decode(&bytes).unwrap();
+    assert_eq!((&again, again.encode()), (&graph, bytes.clone()));
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert!(Graph::decode(&longer).is_err());
+    for cut in 0..bytes.len() {
+        assert!(Graph::decode(&bytes[..cut]).is_err());
+    }
+    for at in 0..bytes.len() {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        if let Ok(other) = Graph::decode(&other) {
+            assert_ne!(other.id(), graph.id(), "byte {at}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn hostile_bytes_give_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), good in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let _ = Graph::decode(&[&b"ASSAYGR1"[..], &bytes].concat());
+        let mut bytes = small().encode();
+        let at = good.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(graph) = Graph::decode(&bytes) {
+            prop_assert_eq!(graph.encode(), bytes);
+        }
+    }
+
+    /// The bounds hold: no input in range reaches a value outside what the check promised.
+    #[test]
+    fn values_stay_in_the_ranges_found(seed in prop::collection::vec(-15i32..=15, 120)) {
+        let graph = small();
+        let trace = graph.run(&seed).unwrap();
+        for tensor in 0..=5 {
+            let range = graph.range(Tensor(tensor));
+            prop_assert!(trace.tensor(Tensor(tensor)).iter().all(|value| range.contains(*value)));
+        }
+    }
+}
