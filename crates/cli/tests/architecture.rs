@@ -12,6 +12,7 @@ fn root() -> PathBuf {
 const MAY_USE: &[(&str, &[&str])] = &[
     ("arithmetic", &[]),
     ("graph", &[]),
+    ("proof", &["graph"]),
     ("receipt", &[]),
     ("model", &["arithmetic", "receipt"]),
     ("engine", &["arithmetic", "model", "receipt"]),
@@ -24,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// What the pure crates must not be able to reach: sockets, files through async runtimes, clocks, random sources.
 const SHELL_ONLY: &[&str] = &["tokio", "axum", "reqwest", "redb", "memmap2", "getrandom", "tracing", "clap"];
-const PURE: &[&str] = &["arithmetic", "graph", "receipt", "model", "engine", "verify", "verify_wasm"];
+const PURE: &[&str] = &["arithmetic", "graph", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
 
 fn dependencies(name: &str) -> BTreeSet<String> {
     let path = root().join("crates").join(name).join("Cargo.toml");

@@ -178,6 +178,12 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             let table = &tables[*table as usize];
             let half = i64::from(half(*shift));
             let keys = table.keys();
+            // A proof knows x + half only as key · 2^shift + remainder in its field. With these bounds the two differ by
+            // less than the modulus for every key of the table, so that no wrong key fits.
+            let reach = (i64::from(keys.low) << shift, (i64::from(keys.high) + 1) << shift);
+            if reach.0 < -2 * VALUE_MAX || reach.1 > 2 * VALUE_MAX {
+                return Err(Error::invalid("a table is too wide for the shift of a look-up"));
+            }
             let mut out = Vec::with_capacity(tensors[input.index()].len());
             let mut last = None;
             for range in &tensors[input.index()] {

@@ -112,6 +112,9 @@ fn graphs_that_break_a_promise_are_refused() {
     assert!(build(table(), vec![linear(vec![1, 1]), lookup(17, 0)], 2).contains("contradict"));
     assert!(build(table(), vec![linear(vec![1, 1]), lookup(8, 1)], 2).contains("contradict"));
     assert!(build(vec![Table { low: 0, values: vec![] }], vec![linear(vec![1, 1])], 1).contains("empty"));
+    // A key that is out of reach, but whose multiple of 2^shift wraps around in the field of a proof to one within.
+    let wide = vec![Table { low: -(1 << 14), values: vec![0; (1 << 14) + (1 << 15)] }];
+    assert!(build(wide, vec![linear(vec![1, 1]), lookup(16, 0)], 2).contains("too wide for the shift"));
     let early = Node::Lookup { input: Tensor(1), shift: 0, table: 0 };
     assert!(build(table(), vec![early], 1).contains("made later"));
     let gather = Node::Gather { inputs: vec![Tensor(0)], index: vec![2] };

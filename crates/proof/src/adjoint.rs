@@ -1,0 +1,165 @@
+//! Linear functions of the committed slots, pulled back through a graph.
+//!
+//! Given a weight for every row (what a random combination of look-ups asks for) and for every output, [`pull_back`] finds
+//! the weight of every slot, of every input and the constant such that the weighted sum of keys, values and outputs equals
+//! the weighted sum of slots and inputs plus the constant, in every example. It is reverse-mode differentiation: nodes are
+//! visited from the last to the first, and everything but a look-up is linear; a look-up ends at its slots.
+
+use assay_graph::{Node, Tensor, ZERO};
+use p3_field::{Field as _, PrimeCharacteristicRing as _};
+
+use crate::circuit::Circuit;
+use crate::field::{E, F, LAZY_MAX, Lazy, int, limbs};
+
+/// The weights that [`pull_back`] finds.
+pub(crate) struct Linear {
+    /// One a slot.
+    pub(crate) slots: Vec<E>,
+    /// One an input value.
+    pub(crate) inputs: Vec<E>,
+    /// The constant.
+    pub(crate) constant: E,
+}
+
+/// Pulls back `Σ_row rows[row] · (key + beta · value) + Σ_i outputs[i] · output_i`. `rows` has one weight a row.
+pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E]) -> Linear {
+    let graph = circuit.graph;
+    let mut slots = vec![E::ZERO; circuit.slots];
+    let mut constant = E::ZERO;
+    // Of each tensor the weights of its values; empty while all are zero.
+    let mut weights: Vec<Vec<E>> = vec![Vec::new(); graph.nodes().len() + 1];
+    add(&mut weights[graph.output().index()], outputs);
+    let mut lookups = circuit.lookups.iter().rev();
+    for (number, node) in graph.nodes().iter().enumerate().rev() {
+        let out = std::mem::take(&mut weights[number + 1]);
+        match node {
+            Node::Lookup { input, shift, .. } => {
+                let Some(lookup) = lookups.next() else { continue };
+                debug_assert_eq!(lookup.node, number);
+                let (slot, row) = lookup.results;
+                let rows_here = &rows[row..row + lookup.width];
+                for (i, weight) in rows_here.iter().enumerate() {
+                    slots[slot + i] += beta * *weight + out.get(i).copied().unwrap_or(E::ZERO);
+                }
+                // key = (x + half - remainder) / 2^shift, exact in the integers and hence in the field.
+                let scale = F::TWO.exp_u64(u64::from(*shift)).inverse();
+                let keys: Vec<E> = rows_here.iter().map(|weight| *weight * scale).collect();
+                add(&mut weights[input.index()], &keys);
+                if let Some((slot, row)) = lookup.remainders {
+                    constant += keys.iter().copied().sum::<E>() * int(1 << (shift - 1));
+                    for (i, key) in keys.iter().enumerate() {
+                        slots[slot + i] += rows[row + i] - *key;
+                    }
+                }
+            }
+            _ if out.is_empty() => {}
+            Node::Linear { input, weights: matrix, bias, .. } => {
+                constant += inner(bias, &out);
+                let x = &mut weights[input.index()];
+                add(x, &transposed(matrix, &out, graph.width(*input)));
+            }
+            Node::Conv { input, window, weights: filters, bias } => {
+                let plane = window.output[0] as usize * window.output[1] as usize;
+                let sums: Vec<E> = out.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect();
+                constant += inner(bias, &sums);
+                let width = graph.width(*input);
+                let stride = window.stride[1] as usize;
+                // An input meets each weight at most once.
+                let x = if magnitude(filters) < LAZY_MAX {
+                    let out: Vec<_> = out.iter().map(|weight| limbs(*weight)).collect();
+                    let mut x = vec![Lazy::default(); width];
+                    window.runs(|at, input, weight, count| {
+                        for i in 0..count {
+                            x[input + i * stride].add(filters[weight], &out[at + i]);
+                        }
+                    });
+                    x.into_iter().map(Lazy::finish).collect()
+                } else {
+                    let mut x = vec![E::ZERO; width];
+                    window.runs(|at, input, weight, count| {
+                        for i in 0..count {
+                            x[input + i * stride] += out[at + i] * int(filters[weight]);
+                        }
+                    });
+                    x
+                };
+                add(&mut weights[input.index()], &x);
+            }
+            Node::Gather { inputs, index } => {
+                let widths: Vec<usize> = inputs.iter().map(|tensor| graph.width(*tensor)).collect();
+                let mut all = vec![E::ZERO; widths.iter().sum()];
+                for (index, weight) in index.iter().zip(&out) {
+                    if *index != ZERO {
+                        all[*index as usize] += *weight;
+                    }
+                }
+                let mut rest = all.as_slice();
+                for (tensor, width) in inputs.iter().zip(widths) {
+                    let (head, tail) = rest.split_at(width);
+                    add(&mut weights[tensor.index()], head);
+                    rest = tail;
+                }
+            }
+            Node::Sum { terms, bias } => {
+                constant += inner(bias, &out);
+                for (tensor, coefficient) in terms {
+                    let coefficient = int(*coefficient);
+                    let scaled: Vec<E> = out.iter().map(|weight| *weight * coefficient).collect();
+                    add(&mut weights[tensor.index()], &scaled);
+                }
+            }
+        }
+    }
+    let mut inputs = std::mem::take(&mut weights[Tensor::INPUT.index()]);
+    inputs.resize(graph.inputs().len(), E::ZERO);
+    Linear { slots, inputs, constant }
+}
+
+fn add(total: &mut Vec<E>, more: &[E]) {
+    if total.is_empty() {
+        total.extend_from_slice(more);
+    } else {
+        total.iter_mut().zip(more).for_each(|(total, more)| *total += *more);
+    }
+}
+
+/// The sum of magnitudes.
+pub(crate) fn magnitude(weights: &[i32]) -> u64 {
+    weights.iter().map(|weight| u64::from(weight.unsigned_abs())).sum()
+}
+
+/// `Σ_i a_i · b_i`.
+pub(crate) fn inner(a: &[i32], b: &[E]) -> E {
+    if magnitude(a) < LAZY_MAX {
+        let mut sum = Lazy::default();
+        a.iter().zip(b).filter(|(a, _)| **a != 0).for_each(|(a, b)| sum.add(*a, &limbs(*b)));
+        sum.finish()
+    } else {
+        a.iter().zip(b).map(|(a, b)| *b * int(*a)).sum()
+    }
+}
+
+/// `Mᵀ · out` for a matrix with `columns` columns.
+fn transposed(matrix: &[i32], out: &[E], columns: usize) -> Vec<E> {
+    let mut total = vec![E::ZERO; columns];
+    // As many rows at once as lazy sums can take.
+    let mut first = 0;
+    while first < out.len() {
+        let mut lazy = vec![Lazy::default(); columns];
+        let (mut last, mut sum) = (first, 0);
+        while last < out.len() {
+            let row = &matrix[last * columns..(last + 1) * columns];
+            // The largest weight of a row bounds what it adds to any column; below 2^31, so one row always fits.
+            sum += row.iter().map(|weight| u64::from(weight.unsigned_abs())).max().unwrap_or(0);
+            if sum >= LAZY_MAX && last > first {
+                break;
+            }
+            let weight = limbs(out[last]);
+            lazy.iter_mut().zip(row).for_each(|(sum, entry)| sum.add(*entry, &weight));
+            last += 1;
+        }
+        total.iter_mut().zip(lazy).for_each(|(total, lazy)| *total += lazy.finish());
+        first = last;
+    }
+    total
+}

@@ -1,0 +1,139 @@
+//! The fields, and multilinear polynomials over them.
+//!
+//! A polynomial in `n` variables is the list of its 2^n values on the corners of the cube. The first coordinate of a point
+//! is the most significant bit of the index.
+
+use p3_challenger::{CanObserve as _, FieldChallenger as _, HashChallenger, SerializingChallenger32};
+use p3_field::extension::QuinticTrinomialExtensionField;
+use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
+use p3_koala_bear::KoalaBear;
+
+/// The base field: integers modulo 2^31 - 2^24 + 1.
+pub(crate) type F = KoalaBear;
+/// The field of challenges: degree 5, 2^154.9 elements.
+pub(crate) type E = QuinticTrinomialExtensionField<F>;
+/// The transcript: BLAKE3 over everything sent so far.
+pub(crate) type Challenger = SerializingChallenger32<F, HashChallenger<u8, p3_blake3::Blake3, 32>>;
+
+/// The degree of [`E`] over [`F`].
+const DEGREE: usize = 5;
+
+/// A transcript that starts with these bytes.
+pub(crate) fn transcript(statement: Vec<u8>) -> Challenger {
+    Challenger::from_hasher(statement, p3_blake3::Blake3)
+}
+
+pub(crate) fn observe(challenger: &mut Challenger, values: &[E]) {
+    for value in values {
+        let coefficients: &[F] = value.as_basis_coefficients_slice();
+        challenger.observe_slice(coefficients);
+    }
+}
+
+pub(crate) fn draw(challenger: &mut Challenger) -> E {
+    challenger.sample_algebra_element()
+}
+
+pub(crate) fn draw_point(challenger: &mut Challenger, len: usize) -> Vec<E> {
+    (0..len).map(|_| draw(challenger)).collect()
+}
+
+/// An integer as a field element; negative ones count down from the modulus.
+pub(crate) fn int(value: i32) -> F {
+    if value < 0 { -F::from_u32(value.unsigned_abs()) } else { F::from_u32(value.unsigned_abs()) }
+}
+
+/// The values of `eq(point, x)` for all corners `x`.
+pub(crate) fn eq_table(point: &[E]) -> Vec<E> {
+    let mut table = Vec::with_capacity(1 << point.len());
+    table.push(E::ONE);
+    for coordinate in point.iter().rev() {
+        let half = table.len();
+        for i in 0..half {
+            let high = table[i] * *coordinate;
+            table[i] -= high;
+            table.push(high);
+        }
+    }
+    table
+}
+
+/// `eq(a, b) = Π (a_i b_i + (1 - a_i)(1 - b_i))`.
+pub(crate) fn eq(a: &[E], b: &[E]) -> E {
+    a.iter().zip(b).map(|(a, b)| (*a * *b).double() - *a - *b + E::ONE).product()
+}
+
+/// `base + r · (low + …)`: the quadratic through `h(0)`, `h(1)` with leading coefficient `top`, at `r`.
+pub(crate) fn quadratic(at_0: E, at_1: E, top: E, r: E) -> E {
+    at_0 + r * (at_1 - at_0 - top + r * top)
+}
+
+/// `Σ_i w_i · c_i` over integers `w` below 2^31 in sum of magnitudes and field elements `c`: lazily reduced sums of products.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Lazy([i64; DEGREE]);
+
+/// The coefficients of an element as integers below 2^31.
+pub(crate) fn limbs(value: E) -> [i64; DEGREE] {
+    let mut out = [0; DEGREE];
+    for (out, coefficient) in out.iter_mut().zip(value.as_basis_coefficients_slice()) {
+        *out = i64::from(F::as_canonical_u32(coefficient));
+    }
+    out
+}
+
+impl Lazy {
+    /// Adds a product. The caller keeps `Σ |weight| < 2^31`, so that the sums stay below 2^62.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, weight: i32, limbs: &[i64; DEGREE]) {
+        for (sum, limb) in self.0.iter_mut().zip(limbs) {
+            *sum += i64::from(weight) * limb;
+        }
+    }
+
+    pub(crate) fn finish(self) -> E {
+        let modulus = i64::from(F::ORDER_U32);
+        // The remainder lies in 0..modulus, so the conversion is exact.
+        E::from_basis_coefficients_fn(|i| F::from_u32(self.0[i].rem_euclid(modulus) as u32))
+    }
+}
+
+/// The bound on sums of magnitudes that [`Lazy`] may take.
+pub(crate) const LAZY_MAX: u64 = 1 << 31;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn element(seed: u64) -> E {
+        let mut state = seed;
+        E::from_basis_coefficients_fn(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            F::from_u32((state >> 33) as u32 % F::ORDER_U32)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_holds_eq_at_every_corner(seeds in prop::collection::vec(any::<u64>(), 0..7)) {
+            let point: Vec<E> = seeds.iter().map(|seed| element(*seed)).collect();
+            let table = eq_table(&point);
+            for (index, value) in table.iter().enumerate() {
+                let corner: Vec<E> = (0..point.len())
+                    .map(|i| E::from_u32((index >> (point.len() - 1 - i)) as u32 & 1))
+                    .collect();
+                prop_assert_eq!(*value, eq(&point, &corner));
+            }
+        }
+
+        #[test]
+        fn lazy_sums_are_sums(terms in prop::collection::vec((-(1i32 << 24)..1 << 24, any::<u64>()), 0..100)) {
+            let (mut lazy, mut plain) = (Lazy::default(), E::ZERO);
+            for (weight, seed) in terms {
+                lazy.add(weight, &limbs(element(seed)));
+                plain += element(seed) * int(weight);
+            }
+            prop_assert_eq!(lazy.finish(), plain);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! One self-describing file: what is claimed, and the proof of it.
+
+use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
+
+use crate::circuit::LOG_MAX;
+use crate::commitment::{Opening, Root};
+use crate::field::{E, F};
+use crate::fractions::Level;
+use crate::{BATCH_MAX, Error};
+
+/// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
+const MAGIC: &[u8; 8] = b"ASSAYPF1";
+
+/// The largest proof file that is read.
+pub const FILE_BYTES_MAX: usize = 1 << 28;
+
+/// The largest opening of a commitment that is read; real ones stay below 150 kB.
+const OPENING_BYTES_MAX: usize = 1 << 22;
+
+/// Bytes of an element of the field of challenges.
+const ELEMENT: usize = 20;
+
+/// What is claimed, and the proof of it.
+#[derive(Clone)]
+pub struct Proof {
+    /// The id of the graph, see [`assay_graph::Graph::id`].
+    pub model: [u8; 32],
+    /// The inputs, example by example.
+    pub inputs: Vec<i32>,
+    /// The outputs, example by example.
+    pub outputs: Vec<i32>,
+    pub(crate) root: Root,
+    pub(crate) levels: Vec<Level>,
+    pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) opening: Opening,
+}
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Proof({}, {} inputs, {} outputs)", hex(&self.model), self.inputs.len(), self.outputs.len())
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::from("0x"), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl Proof {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// [`Error::Prover`] when the opening cannot be written, which does not happen to one that was made or read here.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut w = MAGIC.to_vec();
+        w.extend_from_slice(&self.model);
+        for values in [&self.inputs, &self.outputs] {
+            w.extend_from_slice(&(values.len() as u32).to_le_bytes());
+            values.iter().for_each(|value| put_varint(&mut w, *value));
+        }
+        w.extend_from_slice(&self.root);
+        w.push(self.levels.len() as u8);
+        for level in &self.levels {
+            level
+                .rounds
+                .iter()
+                .flatten()
+                .chain(&level.ends)
+                .for_each(|element| put_element(&mut w, *element));
+        }
+        w.push(self.rounds.len() as u8);
+        self.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
+        let opening =
+            postcard::to_allocvec(&self.opening).map_err(|error| Error::Prover(error.to_string()))?;
+        w.extend_from_slice(&opening);
+        Ok(w)
+    }
+
+    /// Reads a file. Every proof has one form only: any other bytes of the same meaning are refused.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Proof, Error> {
+        if bytes.len() > FILE_BYTES_MAX {
+            return Err(Error::File("it is larger than any proof"));
+        }
+        let mut r = Reader { bytes };
+        if r.take(MAGIC.len())? != MAGIC {
+            return Err(Error::File("it does not begin as one of this version does"));
+        }
+        let model = r.array()?;
+        let (inputs, outputs) = (r.varints()?, r.varints()?);
+        let root = r.array()?;
+        let count = r.log()?;
+        let mut levels = Vec::with_capacity(count);
+        for number in 0..count {
+            let rounds = r.rounds(number)?;
+            levels.push(Level { rounds, ends: [r.element()?, r.element()?, r.element()?, r.element()?] });
+        }
+        let count = r.log()?;
+        let rounds = r.rounds(count)?;
+        let rest = r.bytes;
+        if rest.len() > OPENING_BYTES_MAX {
+            return Err(Error::File("its opening is larger than any"));
+        }
+        const OPENING: Error = Error::File("its opening is damaged");
+        let opening: Opening = postcard::from_bytes(rest).map_err(|_| OPENING)?;
+        if postcard::to_allocvec(&opening).map_err(|_| OPENING)? != rest {
+            return Err(OPENING);
+        }
+        Ok(Proof { model, inputs, outputs, root, levels, rounds, opening })
+    }
+
+    /// Bytes of the proof alone, without inputs and outputs.
+    ///
+    /// # Errors
+    /// As [`to_bytes`](Self::to_bytes).
+    pub fn proof_len(&self) -> Result<usize, Error> {
+        let statement = Proof { inputs: Vec::new(), outputs: Vec::new(), ..self.clone() };
+        Ok(statement.to_bytes()?.len())
+    }
+}
+
+/// Small magnitudes in few bytes: zigzag, then seven bits a byte, the lowest first.
+fn put_varint(w: &mut Vec<u8>, value: i32) {
+    let mut rest = ((value << 1) ^ (value >> 31)) as u32;
+    while rest >= 0x80 {
+        w.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    w.push(rest as u8);
+}
+
+fn put_element(w: &mut Vec<u8>, element: E) {
+    for coefficient in element.as_basis_coefficients_slice() {
+        let coefficient: &F = coefficient;
+        w.extend_from_slice(&coefficient.as_canonical_u32().to_le_bytes());
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
+        let (head, rest) = self.bytes.split_at_checked(count).ok_or(Error::File("it ends too early"))?;
+        self.bytes = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn varints(&mut self) -> Result<Vec<i32>, Error> {
+        let count = u32::from_le_bytes(self.array()?) as usize;
+        // Each takes at least a byte.
+        if count > self.bytes.len() || count > BATCH_MAX * assay_graph::limits::WIDTH {
+            return Err(Error::File("it ends too early"));
+        }
+        (0..count).map(|_| self.varint()).collect()
+    }
+
+    fn varint(&mut self) -> Result<i32, Error> {
+        let mut value = 0u64;
+        for shift in (0..).step_by(7).take(5) {
+            let [byte] = self.array()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                // No leading zeros, and nothing beyond 32 bits.
+                let value = u32::try_from(value).map_err(|_| Error::File("a number is too large"))?;
+                if byte == 0 && shift > 0 {
+                    break;
+                }
+                return Ok((value >> 1) as i32 ^ -((value & 1) as i32));
+            }
+        }
+        Err(Error::File("a number is not in its shortest form"))
+    }
+
+    fn log(&mut self) -> Result<usize, Error> {
+        let [count] = self.array()?;
+        if usize::from(count) > LOG_MAX {
+            Err(Error::File("it is larger than any proof"))
+        } else {
+            Ok(count.into())
+        }
+    }
+
+    fn rounds(&mut self, count: usize) -> Result<Vec<[E; 2]>, Error> {
+        (0..count).map(|_| Ok([self.element()?, self.element()?])).collect()
+    }
+
+    fn element(&mut self) -> Result<E, Error> {
+        let bytes: [u8; ELEMENT] = self.array()?;
+        let number = |i: usize| {
+            u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+        };
+        if (0..ELEMENT / 4).any(|i| number(i) >= F::ORDER_U32) {
+            return Err(Error::File("a number is not below the modulus"));
+        }
+        Ok(E::from_basis_coefficients_fn(|i| F::from_u32(number(i))))
+    }
+}

@@ -1,0 +1,60 @@
+//! Succinct proofs that an integer graph computed these outputs from these inputs.
+//!
+//! [`prove`] runs a [`Graph`] on a batch of inputs and returns a [`Proof`]; [`verify`] checks it against the graph. The
+//! work of the check hardly grows with the batch. `docs/proof.md` specifies the protocol and counts the bits of its
+//! soundness; in one paragraph: everything in a graph that is not a look-up is linear, so the prover commits, with one
+//! WHIR commitment, to the results of the look-ups, to the remainders of their rounding, and to how often each table
+//! entry was used. One logarithmic-derivative look-up argument, evaluated by a GKR sum-check over fractions, shows that
+//! every result and remainder is in its table; it ends in one claim about a linear function of the committed vector. A
+//! second sum-check turns that claim, with the one about the outputs, into one evaluation, and WHIR opens it.
+//!
+//! What a proof says: *these inputs give these outputs in the graph with this id*. Values in the committed vector cannot
+//! wrap around in the field, because a graph bounds them ([`assay_graph::VALUE_MAX`]). It is succinct, but **not hiding**:
+//! inputs and outputs are in the open, and the openings of the commitment leak parts of what lies between. So it is no
+//! zero-knowledge proof.
+//!
+//! This crate does no I/O and knows no clock. Without its `prover` feature it has no threads and compiles to WebAssembly.
+//!
+//! ```
+//! use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
+//! let linear = Node::Linear { input: Tensor::INPUT, rows: 1, weights: vec![2, -1], bias: vec![3] };
+//! let round = Node::Lookup { input: Tensor(1), shift: 2, table: 0 };
+//! let inputs = vec![Range { low: 0, high: 15 }; 2];
+//! let relu = Table::clamp(-3, 10, 0, 7);
+//! let graph = Graph::new(inputs, vec![relu], vec![linear, round], Tensor(2), Interface::plain(1))?;
+//!
+//! let proof = assay_proof::prove(&graph, &[5, 1, 4, 0])?; // a batch of two
+//! assert_eq!(proof.outputs, [3, 3]);
+//! assay_proof::verify(&graph, &proof)?;
+//!
+//! let mut other = proof.clone();
+//! other.outputs[1] = 4;
+//! assert!(assay_proof::verify(&graph, &other).is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod adjoint;
+mod circuit;
+mod commitment;
+mod error;
+mod field;
+mod file;
+mod fractions;
+mod product;
+#[cfg(feature = "prover")]
+mod prove;
+mod verify;
+
+pub use assay_graph::Graph;
+pub use commitment::security_bits;
+pub use error::Error;
+pub use file::{FILE_BYTES_MAX, Proof};
+#[cfg(feature = "prover")]
+pub use prove::{Stage, prove, prove_reporting};
+pub use verify::verify;
+
+/// The version of the protocol. It is the first thing that a transcript absorbs.
+pub const VERSION: u32 = 1;
+
+/// The most examples that one proof covers.
+pub const BATCH_MAX: usize = 1 << 16;

@@ -1,0 +1,141 @@
+//! The prover.
+
+use assay_graph::{Graph, Node, Trace};
+use p3_field::PrimeCharacteristicRing as _;
+
+use crate::circuit::{Circuit, Sizes};
+use crate::commitment::{self, prover::commit};
+use crate::field::{E, F, draw, int};
+use crate::verify::{Claim, statement};
+use crate::{Error, Proof, fractions, product};
+
+/// What the prover is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Running the model.
+    Run,
+    /// Committing to what lies between inputs and outputs.
+    Commit,
+    /// Proving the look-ups.
+    Lookups,
+    /// Proving the linear relations.
+    Linear,
+    /// Opening the commitment.
+    Open,
+}
+
+impl Stage {
+    /// All stages in their order.
+    pub const ALL: [Stage; 5] = [Stage::Run, Stage::Commit, Stage::Lookups, Stage::Linear, Stage::Open];
+}
+
+/// Runs the graph on a batch of inputs and proves its outputs. The same inputs give the same proof.
+///
+/// # Errors
+/// [`Error::Graph`] when the inputs do not fit, [`Error::Size`] when they are too many for one proof.
+pub fn prove(graph: &Graph, inputs: &[i32]) -> Result<Proof, Error> {
+    prove_reporting(graph, inputs, &mut |_| ())
+}
+
+/// As [`prove`]; `report` is called as each stage begins.
+///
+/// # Errors
+/// As [`prove`].
+pub fn prove_reporting(graph: &Graph, inputs: &[i32], report: &mut dyn FnMut(Stage)) -> Result<Proof, Error> {
+    let circuit = Circuit::new(graph);
+    let sizes = circuit.sizes(graph.check_inputs(inputs)?)?;
+    report(Stage::Run);
+    let trace = graph.run(inputs)?;
+    let witness = Witness::new(&circuit, sizes, &trace);
+    finish(&circuit, sizes, inputs, trace.output(), witness, report)
+}
+
+/// What the prover commits to, and where each row finds its entry.
+pub(crate) struct Witness {
+    /// Slots, then multiplicities, then zeros.
+    pub(crate) committed: Vec<F>,
+    /// The number of the entry that each row meets.
+    pub(crate) hits: Vec<u32>,
+}
+
+impl Witness {
+    pub(crate) fn new(circuit: &Circuit<'_>, sizes: Sizes, trace: &Trace) -> Witness {
+        let padded = 1 << sizes.log_batch;
+        let mut committed = vec![F::ZERO; 1 << sizes.log_committed];
+        let mut hits = vec![0u32; circuit.rows * padded];
+        let nodes = circuit.graph.nodes();
+        for lookup in &circuit.lookups {
+            let Node::Lookup { input, shift, table } = &nodes[lookup.node] else { continue };
+            let table = &circuit.graph.tables()[*table as usize];
+            let x = trace.tensor(*input);
+            let half = if *shift == 0 { 0 } else { 1 << (shift - 1) };
+            let mask = (1 << shift) - 1;
+            for i in 0..lookup.width {
+                for b in 0..padded {
+                    let example = b.min(trace.batch() - 1);
+                    let sum = x[example * lookup.width + i] + half;
+                    let entry = ((sum >> shift) - lookup.entries.1) as usize;
+                    let (slot, row) = lookup.results;
+                    committed[(slot + i) * padded + b] = int(table.values[entry]);
+                    hits[(row + i) * padded + b] = (lookup.entries.0 + entry) as u32;
+                    if let Some((slot, row)) = lookup.remainders {
+                        let remainder = sum & mask;
+                        committed[(slot + i) * padded + b] = int(remainder);
+                        hits[(row + i) * padded + b] = (lookup.range_entries + remainder as usize) as u32;
+                    }
+                }
+            }
+        }
+        let first = circuit.slots * padded;
+        let mut counts = vec![0u32; circuit.entries.len()];
+        hits.iter().for_each(|entry| counts[*entry as usize] += 1);
+        committed[first..].iter_mut().zip(counts).for_each(|(out, count)| *out = F::from_u32(count));
+        Witness { committed, hits }
+    }
+}
+
+/// Proves these outputs from a witness, as the protocol says, whether or not it is true.
+pub(crate) fn finish(
+    circuit: &Circuit<'_>,
+    sizes: Sizes,
+    inputs: &[i32],
+    outputs: &[i32],
+    witness: Witness,
+    report: &mut dyn FnMut(Stage),
+) -> Result<Proof, Error> {
+    let model = circuit.graph.id();
+    let batch = inputs.len() / circuit.graph.inputs().len();
+    let Witness { committed, hits } = witness;
+    let mut challenger = statement(&model, batch, inputs, outputs);
+    report(Stage::Commit);
+    let (root, commitment) = commit(committed.clone(), &mut challenger)?;
+
+    report(Stage::Lookups);
+    let (alpha, beta) = (draw(&mut challenger), draw(&mut challenger));
+    let beta_2 = beta * beta;
+    let tables: Vec<E> = circuit
+        .entries
+        .iter()
+        .map(|entry| alpha - beta_2 * F::from_u32(entry.tag) - beta * int(entry.value) - int(entry.key))
+        .collect();
+    let first = circuit.slots << sizes.log_batch;
+    let padding = (1 << sizes.log_rows) - hits.len() - tables.len();
+    let rows = hits.iter().map(|entry| tables[*entry as usize]);
+    let denominators: Vec<E> =
+        rows.chain(tables.iter().copied()).chain(std::iter::repeat_n(E::ONE, padding)).collect();
+    let multiplicities = committed[first..first + tables.len()].iter().map(|count| -E::from(*count));
+    let numerators: Vec<E> = std::iter::repeat_n(E::ONE, hits.len())
+        .chain(multiplicities)
+        .chain(std::iter::repeat_n(E::ZERO, padding))
+        .collect();
+    let (levels, leaves) = fractions::prover::prove(numerators, denominators, &mut challenger)?;
+
+    report(Stage::Linear);
+    let claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut challenger);
+    let weights = claim.weights(circuit);
+    let (rounds, point) = product::prover::prove(&committed, weights, claim.value, &mut challenger);
+
+    report(Stage::Open);
+    let opening = commitment::prover::open(commitment, &point, &mut challenger)?;
+    Ok(Proof { model, inputs: inputs.to_vec(), outputs: outputs.to_vec(), root, levels, rounds, opening })
+}

@@ -1,0 +1,77 @@
+//! Proofs of what is true are accepted, and survive their file.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
+use assay_proof::{Error, Proof, prove, security_bits, verify};
+use common::{convolution, inputs, perceptron};
+use proptest::prelude::*;
+
+#[test]
+fn batches_of_every_size_are_proved() {
+    let graph = perceptron();
+    for batch in [1, 2, 3, 4, 7, 16, 33] {
+        let inputs = inputs(&graph, batch, 1);
+        let proof = prove(&graph, &inputs).unwrap();
+        assert_eq!(proof.outputs, graph.run(&inputs).unwrap().output());
+        verify(&graph, &proof).unwrap();
+        let again = Proof::from_bytes(&proof.to_bytes().unwrap()).unwrap();
+        verify(&graph, &again).unwrap();
+    }
+}
+
+#[test]
+fn every_kind_of_node_is_proved() {
+    let graph = convolution();
+    let proof = prove(&graph, &inputs(&graph, 3, 2)).unwrap();
+    verify(&graph, &proof).unwrap();
+}
+
+#[test]
+fn a_graph_without_look_ups_is_proved() {
+    let node =
+        Node::Linear { input: Tensor::INPUT, rows: 3, weights: vec![1, -2, 3, 4, 5, 6], bias: vec![1, 2, 3] };
+    let inputs = vec![Range { low: -100, high: 100 }; 2];
+    let graph = Graph::new(inputs, vec![], vec![node], Tensor(1), Interface::plain(3)).unwrap();
+    for batch in [1, 5, 600] {
+        let proof = prove(&graph, &common::inputs(&graph, batch, 3)).unwrap();
+        verify(&graph, &proof).unwrap();
+        let mut other = proof.clone();
+        other.outputs[0] += 1;
+        assert!(matches!(verify(&graph, &other), Err(Error::Rejected(_))));
+    }
+}
+
+#[test]
+fn the_same_inputs_give_the_same_proof() {
+    let graph = perceptron();
+    let inputs = inputs(&graph, 5, 4);
+    let bytes = || prove(&graph, &inputs).unwrap().to_bytes().unwrap();
+    assert_eq!(bytes(), bytes());
+}
+
+#[test]
+fn every_size_has_more_than_a_hundred_bits() {
+    for log in 8..=24 {
+        let bits = security_bits(log).unwrap();
+        assert!(bits >= 100.0, "2^{log}: {bits}");
+    }
+    assert!(security_bits(7).is_none() && security_bits(25).is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+    #[test]
+    fn random_networks_are_proved(weights in prop::collection::vec(-40i32..=40, 24), shift in 0u32..6, seed in any::<u64>(), batch in 1usize..6) {
+        let nodes = vec![
+            Node::Linear { input: Tensor::INPUT, rows: 4, weights: weights[..16].to_vec(), bias: vec![1, -5, 0, 9] },
+            Node::Lookup { input: Tensor(1), shift, table: 0 },
+            Node::Linear { input: Tensor(2), rows: 2, weights: weights[16..].to_vec(), bias: vec![0, 3] },
+        ];
+        let tables = vec![Table::clamp(-2500, 2500, -9, 30)];
+        let graph = Graph::new(vec![Range { low: -15, high: 15 }; 4], tables, nodes, Tensor(3), Interface::plain(2)).unwrap();
+        let proof = prove(&graph, &inputs(&graph, batch, seed)).unwrap();
+        verify(&graph, &proof).unwrap();
+    }
+}
