@@ -72,8 +72,8 @@ fn main() {
             let mut scratch = AttentionScratch::default();
             let mut out = vec![0; dim];
             let seconds = best(|| {
-                let factor = attention_factor(dim);
-                attention(kernel, &keys[..dim], query_scale, factor, &[block], &mut scratch, &mut out);
+                let scoring = Scoring::new(dim as u64, None);
+                attention(kernel, &keys[..dim], query_scale, scoring, &[block], &mut scratch, &mut out);
                 black_box(&out);
             });
             println!(
@@ -97,7 +97,7 @@ fn main() {
         });
         report("silu_mul", &mut || {
             y.copy_from_slice(&x);
-            silu_mul(kernel, &mut y, &x)
+            activate(kernel, Activation::Silu, &mut y, Some(&x))
         });
         for style in [RopeStyle::Interleaved, RopeStyle::Half] {
             report(&format!("rope {style:?}"), &mut || {

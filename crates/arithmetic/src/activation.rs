@@ -3,15 +3,28 @@
 use crate::scale::Rescale;
 use crate::{Kernel, Scale, kernels};
 
-/// SwiGLU: `gate[i] = silu(gate[i]) · up[i]`, in Q16, saturating.
+/// What a feed-forward layer does between its linear layers, `x · weight(x)` with a weight from 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x · sigmoid(x)` with [`sigmoid`](crate::tables::sigmoid).
+    #[default]
+    Silu,
+    /// GELU in the form with tanh: `x · sigmoid(2 √(2/π) (x + 0.044715 x³))` (Hendrycks and Gimpel, arXiv 1606.08415).
+    GeluTanh,
+    /// GELU itself: `x · Φ(x)` with [`normal`](crate::tables::normal).
+    GeluErf,
+}
+
+/// The step between the linear layers of a feed-forward layer, in place, in Q16, saturating.
 ///
-/// `silu(g) = round(g · sigmoid(g) / 2^30)` with [`sigmoid`](crate::tables::sigmoid) in Q30; the product with `up` is rounded by 16 bits.
+/// With `y = round(x · weight / 2^30)` for `x` in `gate`: `y` itself, or `y · up` rounded by 16 bits if the layer is gated
+/// (SwiGLU, GeGLU).
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn silu_mul(kernel: Kernel, gate: &mut [i32], up: &[i32]) {
-    assert_eq!(gate.len(), up.len(), "gate and up must have the same length");
-    kernels::silu_mul(kernel, gate, up)
+pub fn activate(kernel: Kernel, activation: Activation, gate: &mut [i32], up: Option<&[i32]>) {
+    assert!(up.is_none_or(|up| up.len() == gate.len()), "gate and up must have the same length");
+    kernels::activate(kernel, activation, gate, up)
 }
 
 /// `x[i] += y[i]`, saturating: the residual connection.

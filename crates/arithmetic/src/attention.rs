@@ -1,6 +1,7 @@
 //! Attention of one query head of one token over quantised keys and values.
 
-use crate::scale::Rescale;
+use crate::scale::{Rescale, round_shift, saturate32};
+use crate::tables::{LOG2_E_Q30, sigmoid};
 use crate::{HEAD_DIM_MAX, Kernel, LENGTH_MAX, Scale, kernels};
 
 /// Quantised keys and values of consecutive tokens for one key-value head.
@@ -26,15 +27,68 @@ pub struct AttentionScratch {
     sums: Vec<i64>,
 }
 
-/// The factor of the scores: `log2(e) / sqrt(head_dim)`.
-pub fn attention_factor(head_dim: usize) -> Scale {
-    Scale::inverse_sqrt(head_dim as u64).mul(Scale::LOG2_E)
+/// How dot products become the exponents of a softmax.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scoring {
+    /// What a dot product is multiplied by: `1 / sqrt(divisor)`, times `log2(e)` unless scores are capped.
+    pub factor: Scale,
+    /// The cap of the scores.
+    pub cap: Option<SoftCap>,
 }
 
-/// `out = softmax(query · keys · factor) · values` in Q16, saturating.
+impl Scoring {
+    /// Dot products are divided by the root of `divisor`, normally the length of a head, and then capped.
+    pub fn new(divisor: u64, cap: Option<SoftCap>) -> Scoring {
+        let root = Scale::inverse_sqrt(divisor);
+        Scoring { factor: if cap.is_some() { root } else { root.mul(Scale::LOG2_E) }, cap }
+    }
+}
+
+/// A bound that numbers approach smoothly: `cap · tanh(x / cap)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftCap {
+    /// Q16.
+    cap: i64,
+    /// `round(2^47 / cap)`, at most `2^31`.
+    reciprocal: i64,
+}
+
+impl SoftCap {
+    /// The caps that can be used, in Q16: 1 to 1,024.
+    pub const RANGE: std::ops::RangeInclusive<u32> = 1 << 16..=1 << 26;
+
+    /// A cap in Q16.
+    ///
+    /// # Panics
+    /// If it is not in [`SoftCap::RANGE`].
+    pub fn new(cap: u32) -> SoftCap {
+        assert!(Self::RANGE.contains(&cap), "the cap {cap} is out of range");
+        let cap = i64::from(cap);
+        SoftCap { cap, reciprocal: ((1 << 47) + cap / 2) / cap }
+    }
+
+    /// `cap · (2 · sigmoid(2x / cap) - 1)`, Q16 to Q16.
+    pub fn apply(self, x: i32) -> i32 {
+        let twice = saturate32(round_shift(i64::from(x) * self.reciprocal, 30));
+        let tanh = 2 * i64::from(sigmoid(twice)) - (1 << 30);
+        round_shift(self.cap * tanh, 30) as i32 // at most the cap
+    }
+}
+
+/// Caps scores and turns them from powers of e into powers of two. Returns the largest.
+fn capped(cap: SoftCap, scores: &mut [i32]) -> i32 {
+    let mut max = i32::MIN;
+    for score in scores {
+        // The cap is at most 2^26, so the result fits.
+        *score = round_shift(i64::from(cap.apply(*score)) * i64::from(LOG2_E_Q30), 30) as i32;
+        max = max.max(*score);
+    }
+    max
+}
+
+/// `out = softmax(cap(query · keys · factor)) · values` in Q16, saturating.
 ///
-/// The blocks together hold the tokens that the query may see, the query's own last. `factor` contains the logarithm
-/// of e, see [`attention_factor`]. The result depends on nothing else: not on the split into blocks, nor on other
+/// The blocks together hold the tokens that the query may see, in any order. The result depends on nothing else: not on the split into blocks, nor on other
 /// queries. Without any token, the output is zero.
 ///
 /// # Panics
@@ -44,7 +98,7 @@ pub fn attention(
     kernel: Kernel,
     query: &[i16],
     query_scale: Scale,
-    factor: Scale,
+    scoring: Scoring,
     blocks: &[KeyValues<'_>],
     scratch: &mut AttentionScratch,
     out: &mut [i32],
@@ -59,7 +113,7 @@ pub fn attention(
     scratch.sums.resize(dim, 0);
 
     // Scores in Q16, base 2, and the largest exponent of the values' scales.
-    let query_scale = query_scale.mul(factor);
+    let query_scale = query_scale.mul(scoring.factor);
     let mut rest = &mut scratch.scores[..];
     let (mut max, mut exponent) = (i32::MIN, None);
     for block in blocks {
@@ -70,7 +124,11 @@ pub fn attention(
         );
         let (scores, after) = rest.split_at_mut(n);
         rest = after;
-        max = max.max(kernels::scores(kernel, query, query_scale, block.keys, block.key_scales, scores));
+        let largest = kernels::scores(kernel, query, query_scale, block.keys, block.key_scales, scores);
+        max = max.max(match scoring.cap {
+            None => largest,
+            Some(cap) => capped(cap, scores),
+        });
         exponent =
             exponent.max(block.value_scales.iter().filter(|s| s.mantissa != 0).map(|s| s.exponent).max());
     }

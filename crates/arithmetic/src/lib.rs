@@ -6,7 +6,7 @@
 //! repeats a computation compares bits and needs no tolerance.
 //!
 //! What is here: the number types ([`Scale`], the fixed-point words), the operations of a transformer (quantisation,
-//! RMS norm, linear layers, rotary positions, attention, SwiGLU) and the sampling of a token from integer logits. Each
+//! RMS and layer norm, linear layers, rotary positions, attention, gated units, the choice of experts) and the sampling of a token from integer logits. Each
 //! operation takes a [`Kernel`]: a scalar reference and twins for AVX2, AVX-512 VNNI and NEON that return the same
 //! bits. What is not here: models, files, threads, receipts. There are no floating-point numbers on any path that runs
 //! a model; [`Scale::from_f32`] exists for importers only.
@@ -39,19 +39,23 @@ mod kernels;
 mod linear;
 mod quantise;
 mod rope;
+mod route;
 mod sample;
 mod scale;
 pub mod tables;
+mod unit;
 
-pub use activation::{add, dequantise_row, silu_mul};
-pub use attention::{AttentionScratch, KeyValues, attention, attention_factor};
+pub use activation::{Activation, activate, add, dequantise_row};
+pub use attention::{AttentionScratch, KeyValues, Scoring, SoftCap, attention};
 pub use cast::{CastError, i8s, i32s, scales};
 pub use kernel::Kernel;
 pub use linear::{MatrixView, Output, SEGMENT, linear};
-pub use quantise::{Quantised, QuantisedView, quantise, rms_norm, rms_norm_quantise};
+pub use quantise::{Quantised, QuantisedView, layer_norm, quantise, rms_norm, rms_norm_quantise};
 pub use rope::{RopeStyle, rope};
+pub use route::{mix, route};
 pub use sample::{BANNED, LogSoftmax, Sampler, SamplerParams, Seen, adjust_logits, argmax, uniform};
 pub use scale::Scale;
+pub use unit::unit_vector;
 
 /// The version of this arithmetic. It is part of every manifest and receipt: two versions may differ in their bits.
 pub const VERSION: u32 = 1;

@@ -1,6 +1,6 @@
 //! Twelve-bit activations and the RMS norm that folds into them.
 
-use crate::scale::Rescale;
+use crate::scale::{Rescale, saturate32};
 use crate::{ACTIVATION_MAX, Kernel, LENGTH_MAX, Scale, kernels};
 
 /// `1/2047`: `round(2^41 / 2047) · 2^-41`.
@@ -113,6 +113,27 @@ pub fn rms_norm(kernel: Kernel, x: &mut [i32], weight: &[i32], eps: u64) {
         for (x, &p) in x.iter_mut().zip(&products) {
             *x = rescale.apply(p);
         }
+    }
+}
+
+/// Layer norm of rows in place, Q16 to Q16, saturating: `(x - mean(x)) · weight / sqrt(variance(x) + eps) + bias`.
+///
+/// The mean is rounded to Q16; after it is subtracted the row is treated as in [`rms_norm`]. `weight` and `bias` are
+/// Q16 and as long as a row, `eps` has 32 fractional bits. (Ba, Kiros and Hinton, arXiv 1607.06450.)
+///
+/// # Panics
+/// As [`rms_norm`], and if `weight` and `bias` differ in length.
+pub fn layer_norm(kernel: Kernel, x: &mut [i32], weight: &[i32], bias: &[i32], eps: u64) {
+    assert_eq!(weight.len(), bias.len(), "weight and bias must have the same length");
+    let cols = weight.len() as i64; // checked against LENGTH_MAX below
+    for x in rows_mut(x, weight.len()) {
+        let sum: i64 = x.iter().map(|&x| i64::from(x)).sum(); // below 2^51
+        let mean = (sum + cols / 2).div_euclid(cols);
+        x.iter_mut().for_each(|x| *x = saturate32(i64::from(*x) - mean));
+    }
+    rms_norm(kernel, x, weight, eps);
+    for x in rows_mut(x, weight.len()) {
+        crate::add(x, bias);
     }
 }
 

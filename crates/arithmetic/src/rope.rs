@@ -14,7 +14,7 @@ pub enum RopeStyle {
 /// Turns one head of Q16 words in place: each pair `(a, b)` becomes `(a·cos - b·sin, a·sin + b·cos)`, each rounded once
 /// (half up) and saturated.
 ///
-/// `cos` and `sin` hold the row of the model's table for the token's position: Q30, at most `2^30` in absolute value.
+/// `cos` and `sin` hold the row of the model's table for the token's position: Q30, at most `1.5 · 2^30` in absolute value.
 /// If they are shorter than half a head, the values that have no entry stay as they are (partial rotation): the rotated
 /// part is the first `2 · cos.len()` values.
 ///

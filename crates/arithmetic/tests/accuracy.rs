@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::float_arithmetic)]
 
-use assay_arithmetic::tables::{EXP2, LOG2, RECIPROCAL, exp2_neg, log2, sigmoid};
+use assay_arithmetic::tables::{EXP2, LOG2, NORMAL, RECIPROCAL, exp2_neg, log2, normal, sigmoid};
 use assay_arithmetic::*;
 
 const Q30: f64 = (1u64 << 30) as f64;
@@ -47,6 +47,100 @@ fn sigmoid_is_close_and_nearly_monotonic() {
     assert_eq!(sigmoid(0), 1 << 29);
     assert_eq!(sigmoid(i32::MAX), 1 << 30);
     assert_eq!(sigmoid(i32::MIN), 0);
+}
+
+/// `Φ(x)` by its power series, good to 1e-13 within ±8.
+fn phi(x: f64) -> f64 {
+    let (mut term, mut sum, mut n) = (x, x, 1.0);
+    while term.abs() > 1e-17 * sum.abs() {
+        n += 2.0;
+        term *= x * x / n;
+        sum += term;
+    }
+    0.5 + sum * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
+}
+
+#[test]
+fn the_normal_distribution_is_close() {
+    for (i, entry) in NORMAL.iter().enumerate() {
+        assert!((f64::from(*entry) - Q30 * phi(i as f64 / 128.0)).abs() <= 0.5001, "{i}");
+    }
+    let mut before = 0;
+    for x in (-9 << 16..9 << 16).step_by(37) {
+        let now = normal(x);
+        assert!(now >= before, "{x}");
+        before = now;
+        let exact = Q30 * phi(f64::from(x) / 65536.0);
+        assert!((f64::from(now) - exact).abs() <= 2000.0, "{x}: {now} {exact}");
+    }
+    assert_eq!((normal(0), normal(i32::MAX), normal(i32::MIN)), (1 << 29, 1 << 30, 0));
+}
+
+#[test]
+fn gelu_is_close() {
+    for x in (-40 << 16..40 << 16).step_by(97) {
+        let (exact, run) = (f64::from(x) / 65536.0, |activation| {
+            let mut word = [x];
+            activate(Kernel::Scalar, activation, &mut word, None);
+            f64::from(word[0]) / 65536.0
+        });
+        let tanh = 0.5
+            * exact
+            * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (exact + 0.044715 * exact.powi(3))).tanh());
+        assert!((run(Activation::GeluTanh) - tanh).abs() < 3e-5, "{exact}");
+        assert!((run(Activation::GeluErf) - exact * phi(exact.clamp(-9.0, 9.0))).abs() < 3e-5, "{exact}");
+    }
+}
+
+#[test]
+fn soft_caps_are_close() {
+    for cap in [1.0f64, 30.0, 50.0, 1024.0] {
+        let soft = SoftCap::new((cap * 65536.0) as u32);
+        for x in (-200 << 16..200 << 16).step_by(1009) {
+            let exact = cap * (f64::from(x) / 65536.0 / cap).tanh();
+            let found = f64::from(soft.apply(x)) / 65536.0;
+            assert!((found - exact).abs() < cap * 1e-5 + 1e-4, "{cap} {x}: {found} {exact}");
+        }
+        for extreme in [i32::MIN, i32::MAX] {
+            assert!(f64::from(soft.apply(extreme)).abs() <= cap * 65536.0);
+        }
+    }
+}
+
+#[test]
+fn layer_norms_are_close() {
+    let x: Vec<i32> = (0..384).map(|i| (i * i * 7919 % 400_000) - 100_000).collect();
+    let (weight, bias): (Vec<i32>, Vec<i32>) = (0..384).map(|i| (60_000 + 50 * i, 90 * i - 9_000)).unzip();
+    let float = |v: &[i32]| v.iter().map(|&v| f64::from(v) / 65536.0).collect::<Vec<_>>();
+    let (xs, ws, bs) = (float(&x), float(&weight), float(&bias));
+    let mean = xs.iter().sum::<f64>() / 384.0;
+    let variance = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 384.0;
+    let mut out = x.clone();
+    layer_norm(Kernel::Scalar, &mut out, &weight, &bias, 4295);
+    for i in 0..384 {
+        let exact = (xs[i] - mean) / (variance + 1e-6).sqrt() * ws[i] + bs[i];
+        assert!((float(&out)[i] - exact).abs() < 5e-5, "{i}");
+    }
+}
+
+#[test]
+fn unit_vectors_have_length_one() {
+    for shift in [0, 7, 30, 50] {
+        let sums: Vec<i64> = (0..384i64).map(|i| (i * i * 7919 % 4001 - 2000) << shift).collect();
+        let length = sums.iter().map(|&s| (s as f64).powi(2)).sum::<f64>().sqrt();
+        let mut out = vec![0; 384];
+        unit_vector(&sums, &mut out);
+        for (out, sum) in out.iter().zip(&sums) {
+            assert!((f64::from(*out) / Q30 - *sum as f64 / length).abs() < 1e-7);
+        }
+    }
+    for (sums, expected) in
+        [([0, 0], [0, 0]), ([-5, 0], [-1 << 30, 0]), ([1 << 62, -1 << 62], [759_250_125, -759_250_125])]
+    {
+        let mut out = [7; 2];
+        unit_vector(&sums, &mut out);
+        assert!(out.iter().zip(expected).all(|(a, b): (&i32, i32)| (a - b).abs() <= 1), "{out:?}");
+    }
 }
 
 #[test]
@@ -140,7 +234,7 @@ fn attention_agrees_with_floats() {
         Kernel::best(),
         &q,
         qs,
-        attention_factor(dim),
+        Scoring::new(dim as u64, None),
         &[block],
         &mut AttentionScratch::default(),
         &mut out,

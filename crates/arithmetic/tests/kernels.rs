@@ -103,6 +103,7 @@ proptest! {
             )),
         query_scale in scale(),
         cut in 0usize..90,
+        cap in prop::option::of(prop_oneof![Just(50u32 << 16), SoftCap::RANGE]),
     ) {
         let block = |range: std::ops::Range<usize>| KeyValues {
             keys: &keys[range.start * dim..range.end * dim],
@@ -111,13 +112,14 @@ proptest! {
             value_scales: &value_scales[range],
         };
         let cut = cut.min(tokens);
+        let scoring = Scoring::new(dim as u64, cap.map(SoftCap::new));
         let mut scratch = AttentionScratch::default();
         let mut expected = vec![0; dim];
-        attention(Kernel::Scalar, &query, query_scale, attention_factor(dim), &[block(0..tokens)], &mut scratch, &mut expected);
+        attention(Kernel::Scalar, &query, query_scale, scoring, &[block(0..tokens)], &mut scratch, &mut expected);
         for kernel in Kernel::available() {
             let mut out = vec![1; dim];
             let blocks = [block(0..cut), block(cut..tokens)];
-            attention(kernel, &query, query_scale, attention_factor(dim), &blocks, &mut scratch, &mut out);
+            attention(kernel, &query, query_scale, scoring, &blocks, &mut scratch, &mut out);
             prop_assert_eq!(&out, &expected, "{}", kernel);
         }
     }
@@ -139,7 +141,9 @@ proptest! {
             rms_norm_quantise(kernel, &x, &weight, eps, &mut b, &mut sb);
             let mut c = x.clone();
             rms_norm(kernel, &mut c, &weight, eps);
-            (a, sa, b, sb, c)
+            let mut d = x.clone();
+            layer_norm(kernel, &mut d, &weight, &weight, eps);
+            (a, sa, b, sb, c, d)
         };
         let expected = run(Kernel::Scalar);
         for values in [&expected.0, &expected.2] {
@@ -152,16 +156,49 @@ proptest! {
     }
 
     #[test]
-    fn words_any(pairs in prop::collection::vec((word(), word()), 0..70)) {
+    fn words_any(pairs in prop::collection::vec((word(), word()), 0..70), gated in any::<bool>()) {
         let (gate, up): (Vec<i32>, Vec<i32>) = pairs.into_iter().unzip();
-        let run = |kernel| {
-            let mut out = gate.clone();
-            silu_mul(kernel, &mut out, &up);
-            out
-        };
-        let expected = run(Kernel::Scalar);
-        for kernel in Kernel::available() {
-            prop_assert_eq!(&run(kernel), &expected, "{}", kernel);
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+            let run = |kernel| {
+                let mut out = gate.clone();
+                activate(kernel, activation, &mut out, gated.then_some(&up));
+                out
+            };
+            let expected = run(Kernel::Scalar);
+            for kernel in Kernel::available() {
+                prop_assert_eq!(&run(kernel), &expected, "{} {:?}", kernel, activation);
+            }
+        }
+    }
+
+    #[test]
+    fn routes_any(
+        logits in prop::collection::vec(prop_oneof![word(), -3i32..3], 1..40),
+        used in 1usize..9,
+        words in prop::collection::vec(word(), 8),
+    ) {
+        let used = used.min(logits.len());
+        let mut chosen = Vec::new();
+        route(&logits, used, &mut chosen);
+        prop_assert_eq!(chosen.len(), used);
+        for pair in chosen.windows(2) {
+            let ((a, wa), (b, wb)) = (pair[0], pair[1]);
+            prop_assert!(logits[a] > logits[b] || logits[a] == logits[b] && a < b && wa == wb);
+            prop_assert!(wa >= wb);
+        }
+        // Nothing that was left out comes before the last that was chosen.
+        let (last, _) = chosen[used - 1];
+        for (expert, &logit) in logits.iter().enumerate() {
+            let out = chosen.iter().all(|(other, _)| *other != expert);
+            prop_assert!(!out || logit < logits[last] || logit == logits[last] && expert > last);
+        }
+        let sum: u64 = chosen.iter().map(|(_, w)| u64::from(*w)).sum();
+        prop_assert!(sum.abs_diff(1 << 30) <= used as u64);
+        // Experts that agree are not changed but for the rounding of the weights.
+        let mut out = vec![0; 8];
+        mix(chosen.iter().map(|&(_, weight)| (weight, &words[..])), &mut out);
+        for (out, word) in out.iter().zip(&words) {
+            prop_assert!((i64::from(*out) - i64::from(*word)).abs() <= 1 + ((i64::from(*word).abs() * 8) >> 29));
         }
     }
 
@@ -169,7 +206,7 @@ proptest! {
     fn rope_any(
         (head, table) in (0usize..70).prop_flat_map(|half| (
             prop::collection::vec(word(), 2 * half + half % 3),
-            prop::collection::vec((-1i32 << 30..=1 << 30, -1i32 << 30..=1 << 30), half),
+            prop::collection::vec((-3i32 << 29..=3 << 29, -3i32 << 29..=3 << 29), half),
         )),
     ) {
         let (cos, sin): (Vec<i32>, Vec<i32>) = table.into_iter().unzip();
@@ -222,7 +259,7 @@ fn attention_extreme() {
             kernel,
             &keys[..dim],
             scales[0],
-            attention_factor(dim),
+            Scoring::new(dim as u64, None),
             &[block],
             &mut AttentionScratch::default(),
             &mut out,

@@ -3,7 +3,7 @@
 //! Every kernel must reproduce the file. To write it anew after a deliberate change of the arithmetic (and of
 //! `VERSION`), run this test with `ASSAY_WRITE_VECTORS=1`.
 
-use assay_arithmetic::tables::{EXP2, LOG2, RECIPROCAL, exp2_neg, log2, sigmoid};
+use assay_arithmetic::tables::{EXP2, LOG2, NORMAL, RECIPROCAL, exp2_neg, log2, normal, sigmoid};
 use assay_arithmetic::*;
 use serde_json::{Value, json};
 use sha3::{Digest, Keccak256};
@@ -81,6 +81,7 @@ fn attention_case(
     dim: usize,
     tokens: usize,
     query_exponent: i32,
+    cap: Option<u32>,
 ) -> Value {
     let (query, keys, values) =
         (stream.values(dim), stream.values(dim * tokens), stream.values(dim * tokens));
@@ -92,11 +93,15 @@ fn attention_case(
     let block =
         KeyValues { keys: &keys, key_scales: &key_scales, values: &values, value_scales: &value_scales };
     let mut out = vec![0; dim];
-    let factor = attention_factor(dim);
-    attention(kernel, &query, query_scale, factor, &[block], &mut AttentionScratch::default(), &mut out);
-    json!({"head_dim": dim, "query": query, "query_scale": pairs(&[query_scale])[0], "factor": pairs(&[factor])[0],
+    let scoring = Scoring::new(dim as u64, cap.map(SoftCap::new));
+    attention(kernel, &query, query_scale, scoring, &[block], &mut AttentionScratch::default(), &mut out);
+    let mut case = json!({"head_dim": dim, "query": query, "query_scale": pairs(&[query_scale])[0], "factor": pairs(&[scoring.factor])[0],
         "keys": keys, "key_scales": pairs(&key_scales), "values": values, "value_scales": pairs(&value_scales),
-        "out_q16": out})
+        "out_q16": out});
+    if let Some(cap) = cap {
+        case["cap_q16"] = json!(cap);
+    }
+    case
 }
 
 fn sampling_cases(stream: &mut Stream) -> Value {
@@ -162,10 +167,11 @@ fn vectors(kernel: Kernel) -> Value {
     gate.extend([i32::MIN, i32::MAX, i32::MAX, 1 << 16, 0]);
     up.extend([i32::MIN, i32::MAX, i32::MIN, -1, 5]);
     let mut swiglu = gate.clone();
-    silu_mul(kernel, &mut swiglu, &up);
+    activate(kernel, Activation::Silu, &mut swiglu, Some(&up));
     let (embedding, embedding_scale) = (s.weights(12), s.scales(1));
     let mut embedded = vec![0; 12];
     dequantise_row(&embedding, embedding_scale[0], &mut embedded);
+    let caps = [1u32 << 16, 30 << 16, 50 << 16, 1 << 26];
     json!({
         "version": VERSION,
         "about": "Test vectors for docs/arithmetic.md. A scale is [mantissa, exponent]; null means none.",
@@ -199,14 +205,72 @@ fn vectors(kernel: Kernel) -> Value {
         "rope": {"head_q16": head, "cos_q30": cos, "sin_q30": sin,
             "interleaved_q16": turned(RopeStyle::Interleaved), "half_q16": turned(RopeStyle::Half)},
         "attention": [
-            attention_case(kernel, &mut s, 8, 13, -42),
-            attention_case(kernel, &mut s, 20, 34, -44),
-            attention_case(kernel, &mut s, 8, 1, -41),
+            attention_case(kernel, &mut s, 8, 13, -42, None),
+            attention_case(kernel, &mut s, 20, 34, -44, None),
+            attention_case(kernel, &mut s, 8, 1, -41, None),
         ],
         "silu_mul": {"gate_q16": gate, "up_q16": up, "out_q16": swiglu},
         "dequantise_row": {"row": embedding, "scale": pairs(&embedding_scale)[0], "out_q16": embedded},
         "sampling": sampling_cases(&mut s),
+        "tables_2": {
+            "keccak256_of_little_endian_u32": {"normal": table_hash(&NORMAL)},
+            "normal": signed.map(|x| json!([x, normal(x)])),
+        },
+        "gelu": gelu_cases(kernel, &mut s),
+        "layer_norm": [
+            layer_norm_case(kernel, &row, &weight, &up[..20], 42_950),
+            layer_norm_case(kernel, &[0, 0, i32::MIN, i32::MAX], &[1 << 16, -1 << 15], &[5, -7], 4295),
+        ],
+        "soft_cap": caps.map(|cap| {
+            let soft = SoftCap::new(cap);
+            json!({"cap_q16": cap, "of_q16": signed.map(|x| [x, soft.apply(x)])})
+        }),
+        "attention_capped": [
+            attention_case(kernel, &mut s, 8, 13, -38, Some(50 << 16)),
+            attention_case(kernel, &mut s, 20, 9, -39, Some(3 << 16)),
+        ],
+        "experts": [
+            experts_case(&mut s, &[65_536, -3, 65_536, 200_000, 199_999, 65_536], 4),
+            experts_case(&mut s, &[i32::MIN, i32::MAX, 0], 2),
+            experts_case(&mut s, &[7, 7, 7], 3),
+        ],
+        "unit_vector": [unit_case(&[3, -4, 0]), unit_case(&[0, 0]), unit_case(&[1 << 62, -1, 1 << 61, -(1 << 40)])],
     })
+}
+
+fn unit_case(sums: &[i64]) -> Value {
+    let mut out = vec![0; sums.len()];
+    unit_vector(sums, &mut out);
+    json!({"sums": sums.iter().map(i64::to_string).collect::<Vec<_>>(), "out_q30": out})
+}
+
+fn gelu_cases(kernel: Kernel, s: &mut Stream) -> Value {
+    let (mut gate, mut up) = (s.words(24, 8 << 16), s.words(24, 8 << 16));
+    gate.extend([i32::MIN, i32::MAX, i32::MAX, 6 << 16, -6 << 16, 0]);
+    up.extend([i32::MIN, i32::MAX, i32::MIN, -1, 1 << 16, 5]);
+    let run = |activation, up: Option<&[i32]>| {
+        let mut out = gate.clone();
+        activate(kernel, activation, &mut out, up);
+        out
+    };
+    json!({"gate_q16": gate, "up_q16": up,
+        "tanh_gated_q16": run(Activation::GeluTanh, Some(&up)), "tanh_q16": run(Activation::GeluTanh, None),
+        "erf_gated_q16": run(Activation::GeluErf, Some(&up)), "erf_q16": run(Activation::GeluErf, None)})
+}
+
+fn layer_norm_case(kernel: Kernel, x: &[i32], weight: &[i32], bias: &[i32], eps: u64) -> Value {
+    let mut out = x.to_vec();
+    layer_norm(kernel, &mut out, weight, bias, eps);
+    json!({"x_q16": x, "weight_q16": weight, "bias_q16": bias, "eps_q32": eps, "out_q16": out})
+}
+
+fn experts_case(s: &mut Stream, logits: &[i32], used: usize) -> Value {
+    let mut chosen = Vec::new();
+    route(logits, used, &mut chosen);
+    let answers: Vec<Vec<i32>> = (0..used).map(|_| s.words(3, 1 << 20)).collect();
+    let mut out = vec![0; 3];
+    mix(chosen.iter().zip(&answers).map(|(&(_, weight), y)| (weight, &y[..])), &mut out);
+    json!({"logits_q16": logits, "used": used, "experts_and_weights_q30": chosen, "answers_q16": answers, "out_q16": out})
 }
 
 /// Every member of the top two levels on a line of its own: short enough to read, easy to compare.
@@ -253,7 +317,7 @@ fn vectors_hold_for_every_kernel() {
 fn specification_states_the_tables() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/arithmetic.md");
     let specification = std::fs::read_to_string(path).unwrap();
-    for table in [&EXP2[..], &RECIPROCAL, &LOG2] {
+    for table in [&EXP2[..], &RECIPROCAL, &LOG2, &NORMAL] {
         assert!(specification.contains(&table_hash(table)), "{}", table_hash(table));
     }
 }

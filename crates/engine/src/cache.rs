@@ -1,5 +1,6 @@
 //! The keys and values of a sequence.
 
+use std::ops::Range;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use assay_arithmetic::{KeyValues, Scale};
@@ -14,13 +15,14 @@ pub(crate) struct HeadCache {
 }
 
 impl HeadCache {
-    /// The first `tokens` positions.
-    pub(crate) fn first(&self, tokens: usize, head_dim: usize) -> KeyValues<'_> {
+    /// Some positions.
+    pub(crate) fn range(&self, positions: Range<usize>, head_dim: usize) -> KeyValues<'_> {
+        let words = positions.start * head_dim..positions.end * head_dim;
         KeyValues {
-            keys: &self.keys[..tokens * head_dim],
-            key_scales: &self.key_scales[..tokens],
-            values: &self.values[..tokens * head_dim],
-            value_scales: &self.value_scales[..tokens],
+            keys: &self.keys[words.clone()],
+            key_scales: &self.key_scales[positions.clone()],
+            values: &self.values[words],
+            value_scales: &self.value_scales[positions],
         }
     }
 }

@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use assay_arithmetic::{
-    AttentionScratch, Kernel, MatrixView, Output, Quantised, QuantisedView, Sampler, Scale, add, attention,
-    attention_factor, dequantise_row, linear, quantise, rms_norm, rms_norm_quantise, rope, silu_mul,
+    AttentionScratch, Kernel, MatrixView, Output, Quantised, QuantisedView, Sampler, Scale, Scoring, SoftCap,
+    activate, add, attention, dequantise_row, linear, mix, quantise, rms_norm, rms_norm_quantise, rope,
+    route,
 };
 use assay_model::{Artifact, Config as Shape, Layer};
 
@@ -87,6 +88,9 @@ struct Scratch {
     quantised: Quantised,
     wide: Vec<i32>,
     other: Vec<i32>,
+    gate: Vec<i32>,
+    /// The experts of each row and their weights.
+    routes: Vec<(usize, u32)>,
     head: Quantised,
     attention: AttentionScratch,
     logits: Vec<i32>,
@@ -102,7 +106,10 @@ pub(crate) struct Core {
     artifact: Arc<Artifact>,
     kernel: Kernel,
     threads: usize,
-    factor: Scale,
+    scoring: Scoring,
+    logit_cap: Option<SoftCap>,
+    /// What embeddings are multiplied by.
+    embedding_scale: Option<Scale>,
     pub(crate) barrier: Arc<Barrier>,
     plan: RwLock<Plan>,
     scratch: Vec<Mutex<Scratch>>,
@@ -151,7 +158,8 @@ fn some_rows<'a>(w: &MatrixView<'a>, rows: Range<usize>) -> MatrixView<'a> {
 impl Core {
     pub(crate) fn new(artifact: Arc<Artifact>, kernel: Kernel, threads: usize) -> Core {
         let shape = artifact.config();
-        let tiles = (few_rows(threads) * shape.heads)
+        let experts = shape.experts.map_or(0, |experts| experts.used);
+        let tiles = (few_rows(threads) * shape.heads.max(experts))
             .max(shape.vocab.div_ceil(LOGIT_ROWS))
             .max(shape.dim.div_ceil(8))
             .max(shape.ffn.div_ceil(8));
@@ -159,7 +167,12 @@ impl Core {
         Core {
             kernel,
             threads,
-            factor: attention_factor(shape.head_dim),
+            scoring: Scoring::new(
+                shape.attention_scale.unwrap_or(shape.head_dim as u64),
+                shape.attention_cap_q16.map(SoftCap::new),
+            ),
+            logit_cap: shape.logit_cap_q16.map(SoftCap::new),
+            embedding_scale: shape.embedding_scale_q16.map(|f| Scale::from_integer(f.into()).shifted(-16)),
             barrier: Arc::new(Barrier::new(threads)),
             plan: RwLock::default(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
@@ -241,7 +254,9 @@ impl Core {
         x.resize(rows.len() * embedding.cols, 0);
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(embedding.cols)) {
             let token = row.token as usize;
-            dequantise_row(embedding.row(token), embedding.scales[token], x);
+            let scale = embedding.scales[token];
+            let scale = self.embedding_scale.map_or(scale, |factor| scale.mul(factor));
+            dequantise_row(embedding.row(token), scale, x);
         }
     }
 
@@ -256,20 +271,32 @@ impl Core {
         quantise(self.kernel, x, cols, &mut out.values, &mut out.scales);
     }
 
-    /// Norm (where the model has one) and rotation of `heads` heads a row.
-    fn turn(&self, rows: &[Row], heads: usize, norm: Option<&[i32]>, x: &mut [i32]) {
+    /// Norm and rotation (where the layer has them) of `heads` heads a row.
+    fn turn(&self, rows: &[Row], layer: &Layer<'_>, heads: usize, norm: Option<&[i32]>, x: &mut [i32]) {
         let shape = self.artifact.config();
-        if let Some(norm) = norm {
-            rms_norm(self.kernel, x, norm, shape.rms_eps_q32);
-        }
-        let half = shape.head_dim / 2;
+        self.norm_in_place(norm, x);
+        let Some((cos, sin)) = layer.rope else { return };
+        let pairs = shape.rope_pairs();
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(heads * shape.head_dim)) {
-            let cos = &self.artifact.rope_cos()[row.position * half..][..half];
-            let sin = &self.artifact.rope_sin()[row.position * half..][..half];
+            let cos = &cos[row.position * pairs..][..pairs];
+            let sin = &sin[row.position * pairs..][..pairs];
             for head in x.chunks_exact_mut(shape.head_dim) {
                 rope(self.kernel, shape.rope, head, cos, sin);
             }
         }
+    }
+
+    /// Norm of rows, where the model has one.
+    fn norm_in_place(&self, norm: Option<&[i32]>, x: &mut [i32]) {
+        if let Some(norm) = norm {
+            rms_norm(self.kernel, x, norm, self.artifact.config().rms_eps_q32);
+        }
+    }
+
+    /// Positions that a token sees in a layer.
+    fn seen(&self, layer: usize, position: usize) -> Range<usize> {
+        let window = self.artifact.config().window(layer).unwrap_or(usize::MAX);
+        (position + 1).saturating_sub(window)..position + 1
     }
 
     // Few rows: every phase splits the weights.
@@ -296,8 +323,8 @@ impl Core {
                     self.kernel,
                     queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
                     queries.scales[task / shape.heads],
-                    self.factor,
-                    &[keys_values.first(row.position + 1, shape.head_dim)],
+                    self.scoring,
+                    &[keys_values.range(self.seen(index, row.position), shape.head_dim)],
                     &mut s.attention,
                     &mut out,
                 );
@@ -311,8 +338,12 @@ impl Core {
             }
             self.quantise(&s.wide, shape.heads * shape.head_dim, &mut s.quantised);
             self.split_linear(&layer.o, s.quantised.view(), &self.even, phases)?;
-            self.add_tiles(&self.even, count, &mut s.x);
+            self.add_tiles(&self.even, count, layer.post_attention_norm, s);
             self.norm(&s.x, layer.ffn_norm, &mut s.quantised);
+            if layer.router.is_some() {
+                self.split_experts(&layer, count, s, phases)?;
+                continue;
+            }
 
             let size = self.tile(shape.ffn);
             for task in phases.next(shape.ffn.div_ceil(size)) {
@@ -320,13 +351,13 @@ impl Core {
                 let mut gate = write(&self.odd[task]);
                 self.linear_part(&layer.gate, rows.clone(), s.quantised.view(), None, &mut gate);
                 self.linear_part(&layer.up, rows, s.quantised.view(), None, &mut s.other);
-                silu_mul(self.kernel, &mut gate, &s.other);
+                activate(self.kernel, shape.activation, &mut gate, Some(&s.other));
             }
             self.barrier.wait()?;
             gather(&self.odd, shape.ffn, size, count, &mut s.wide);
             self.quantise(&s.wide, shape.ffn, &mut s.quantised);
             self.split_linear(&layer.down, s.quantised.view(), &self.even, phases)?;
-            self.add_tiles(&self.even, count, &mut s.x);
+            self.add_tiles(&self.even, count, layer.post_ffn_norm, s);
         }
         Ok(())
     }
@@ -342,13 +373,13 @@ impl Core {
         };
         self.linear_part(w, head * dim..(head + 1) * dim, s.quantised.view(), bias, &mut s.other);
         if unit < heads {
-            self.turn(&plan.rows, 1, layer.q_norm, &mut s.other);
+            self.turn(&plan.rows, layer, 1, layer.q_norm, &mut s.other);
             self.quantise(&s.other, dim, &mut write(&self.queries[head]));
             return;
         }
         let keys = unit < heads + kv;
         if keys {
-            self.turn(&plan.rows, 1, layer.k_norm, &mut s.other);
+            self.turn(&plan.rows, layer, 1, layer.k_norm, &mut s.other);
         }
         self.quantise(&s.other, dim, &mut s.head);
         for ((row, values), &scale) in
@@ -377,16 +408,75 @@ impl Core {
         self.barrier.wait()
     }
 
-    /// Adds what [`Core::split_linear`] made to the residual stream.
-    fn add_tiles(&self, tiles: &Tiles, count: usize, x: &mut [i32]) {
-        let dim = x.len() / count;
-        let size = self.tile(dim);
-        for (task, tile) in tiles[..dim.div_ceil(size)].iter().enumerate() {
-            let rows = part(task, dim, size);
-            for (x, y) in x.chunks_exact_mut(dim).zip(read(tile).chunks_exact(rows.len())) {
-                add(&mut x[rows.clone()], y);
-            }
+    /// Adds what [`Core::split_linear`] made to the residual stream, after its norm where the model has one.
+    fn add_tiles(&self, tiles: &Tiles, count: usize, norm: Option<&[i32]>, s: &mut Scratch) {
+        let dim = s.x.len() / count;
+        gather(tiles, dim, self.tile(dim), count, &mut s.other);
+        self.norm_in_place(norm, &mut s.other);
+        add(&mut s.x, &s.other);
+    }
+
+    /// The feed-forward part of a layer with experts: each task is one expert of one row.
+    fn split_experts(
+        &self,
+        layer: &Layer<'_>,
+        count: usize,
+        s: &mut Scratch,
+        phases: &mut Phases<'_>,
+    ) -> Result<(), Broken> {
+        let shape = self.artifact.config();
+        let used = self.route(layer, s);
+        for task in phases.next(count * used) {
+            let x = s.quantised.view().tokens(task / used..task / used + 1);
+            let mut out = write(&self.odd[task]);
+            self.expert(layer, s.routes[task].0, x, &mut s.gate, &mut s.other, &mut s.head, &mut out);
         }
+        self.barrier.wait()?;
+        s.other.resize(count * shape.dim, 0);
+        for (row, out) in s.other.chunks_exact_mut(shape.dim).enumerate() {
+            let tasks = row * used..(row + 1) * used;
+            let tiles: Vec<_> = self.odd[tasks.clone()].iter().map(read).collect();
+            mix(s.routes[tasks].iter().zip(&tiles).map(|(&(_, weight), y)| (weight, &y[..])), out);
+        }
+        self.norm_in_place(layer.post_ffn_norm, &mut s.other);
+        add(&mut s.x, &s.other);
+        // The logits, which may be next, are written to the tiles that were just read.
+        self.barrier.wait()
+    }
+
+    /// Chooses the experts of the rows in `s.quantised` into `s.routes`; returns how many a row has.
+    fn route(&self, layer: &Layer<'_>, s: &mut Scratch) -> usize {
+        let (Some(router), Some(experts)) = (&layer.router, self.artifact.config().experts) else { return 0 };
+        self.linear_part(router, 0..router.rows, s.quantised.view(), None, &mut s.gate);
+        s.routes.clear();
+        let mut chosen = Vec::new();
+        for logits in s.gate.chunks_exact(router.rows) {
+            route(logits, experts.used, &mut chosen);
+            s.routes.append(&mut chosen);
+        }
+        experts.used
+    }
+
+    /// One expert's answer to some rows.
+    #[allow(clippy::too_many_arguments)] // the buffers are parts of one scratch, of which the caller borrows others
+    fn expert(
+        &self,
+        layer: &Layer<'_>,
+        expert: usize,
+        x: QuantisedView<'_>,
+        gate: &mut Vec<i32>,
+        up: &mut Vec<i32>,
+        quantised: &mut Quantised,
+        out: &mut Vec<i32>,
+    ) {
+        let shape = self.artifact.config();
+        let rows = expert * shape.ffn..(expert + 1) * shape.ffn;
+        self.linear_part(&layer.gate, rows.clone(), x, None, gate);
+        self.linear_part(&layer.up, rows, x, None, up);
+        activate(self.kernel, shape.activation, gate, Some(up));
+        self.quantise(gate, shape.ffn, quantised);
+        let rows = expert * shape.dim..(expert + 1) * shape.dim;
+        self.linear_part(&layer.down, rows, quantised.view(), None, out);
     }
 
     // Many rows: blocks of rows run through the layers.
@@ -425,11 +515,11 @@ impl Core {
         self.norm(&block.x, layer.attention_norm, &mut s.quantised);
         let x = s.quantised.view();
         self.linear_all(&layer.q, x, layer.q_bias, &mut s.other);
-        self.turn(rows, shape.heads, layer.q_norm, &mut s.other);
+        self.turn(rows, &layer, shape.heads, layer.q_norm, &mut s.other);
         self.quantise(&s.other, shape.head_dim, &mut block.queries);
 
         self.linear_all(&layer.k, x, layer.k_bias, &mut s.other);
-        self.turn(rows, shape.kv_heads, layer.k_norm, &mut s.other);
+        self.turn(rows, &layer, shape.kv_heads, layer.k_norm, &mut s.other);
         self.store(rows, s, |row, head, values, scale| {
             row.cache.put_key(index, head, row.position, values, scale)
         });
@@ -465,8 +555,8 @@ impl Core {
                         self.kernel,
                         &block.queries.values[head * dim..][..dim],
                         block.queries.scales[head],
-                        self.factor,
-                        &[keys_values.first(row.position + 1, dim)],
+                        self.scoring,
+                        &[keys_values.range(self.seen(index, row.position), dim)],
                         &mut s.attention,
                         &mut s.wide[head * dim..][..dim],
                     );
@@ -475,15 +565,55 @@ impl Core {
         }
         self.quantise(&s.wide, shape.heads * dim, &mut s.quantised);
         self.linear_all(&layer.o, s.quantised.view(), None, &mut s.other);
+        self.norm_in_place(layer.post_attention_norm, &mut s.other);
         add(&mut block.x, &s.other);
 
         self.norm(&block.x, layer.ffn_norm, &mut s.quantised);
-        self.linear_all(&layer.gate, s.quantised.view(), None, &mut s.wide);
-        self.linear_all(&layer.up, s.quantised.view(), None, &mut s.other);
-        silu_mul(self.kernel, &mut s.wide, &s.other);
-        self.quantise(&s.wide, shape.ffn, &mut s.quantised);
-        self.linear_all(&layer.down, s.quantised.view(), None, &mut s.other);
+        if layer.router.is_some() {
+            self.experts(&layer, s);
+        } else {
+            self.linear_all(&layer.gate, s.quantised.view(), None, &mut s.wide);
+            self.linear_all(&layer.up, s.quantised.view(), None, &mut s.other);
+            activate(self.kernel, shape.activation, &mut s.wide, Some(&s.other));
+            self.quantise(&s.wide, shape.ffn, &mut s.quantised);
+            self.linear_all(&layer.down, s.quantised.view(), None, &mut s.other);
+        }
+        self.norm_in_place(layer.post_ffn_norm, &mut s.other);
         add(&mut block.x, &s.other);
+    }
+
+    /// The feed-forward part of a layer with experts, from `s.quantised` to `s.other`: each expert takes the rows that
+    /// use it at once.
+    fn experts(&self, layer: &Layer<'_>, s: &mut Scratch) {
+        let shape = self.artifact.config();
+        let used = self.route(layer, s);
+        let (dim, count) = (shape.dim, shape.experts.map_or(0, |experts| experts.count));
+        // The answer to each pair of a row and one of its experts.
+        s.wide.resize(s.routes.len() * dim, 0);
+        let (mut rows, mut up, mut out) = (Quantised::default(), Vec::new(), Vec::new());
+        for expert in 0..count {
+            let pairs: Vec<usize> = (0..s.routes.len()).filter(|&pair| s.routes[pair].0 == expert).collect();
+            if pairs.is_empty() {
+                continue;
+            }
+            rows.resize(pairs.len(), dim);
+            for ((pair, values), scale) in
+                pairs.iter().zip(rows.values.chunks_exact_mut(dim)).zip(&mut rows.scales)
+            {
+                let row = s.quantised.view().tokens(pair / used..pair / used + 1);
+                values.copy_from_slice(row.values);
+                *scale = row.scales[0];
+            }
+            self.expert(layer, expert, rows.view(), &mut s.gate, &mut up, &mut s.head, &mut out);
+            for (pair, out) in pairs.iter().zip(out.chunks_exact(dim)) {
+                s.wide[pair * dim..][..dim].copy_from_slice(out);
+            }
+        }
+        s.other.resize(s.routes.len() / used * dim, 0);
+        for (row, out) in s.other.chunks_exact_mut(dim).enumerate() {
+            let parts = s.wide[row * used * dim..][..used * dim].chunks_exact(dim);
+            mix(s.routes[row * used..].iter().zip(parts).map(|(&(_, weight), y)| (weight, y)), out);
+        }
     }
 
     // The end: logits and choices.
@@ -505,7 +635,11 @@ impl Core {
             self.norm(&s.wide, self.artifact.output_norm(), &mut s.quantised);
             for task in phases.next(output.rows.div_ceil(LOGIT_ROWS)) {
                 let rows = part(task, output.rows, LOGIT_ROWS);
-                self.linear_part(&output, rows, s.quantised.view(), None, &mut write(&self.odd[task]));
+                let mut logits = write(&self.odd[task]);
+                self.linear_part(&output, rows, s.quantised.view(), None, &mut logits);
+                if let Some(cap) = self.logit_cap {
+                    logits.iter_mut().for_each(|logit| *logit = cap.apply(*logit));
+                }
             }
             self.barrier.wait()?;
             for task in phases.next(wants.len()) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use assay_arithmetic::Kernel;
 use assay_engine::{Config, Engine};
-use assay_model::Artifact;
+use assay_model::{Architecture, Artifact};
 use common::{ARCHITECTURES, Answer, collect, config, engine, generation, model, prompt, run, samplings};
 
 /// keccak256 of all logits of some texts.
@@ -30,14 +30,24 @@ fn hash(model: &Arc<Artifact>, config: Config) -> String {
     hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Whether every setting is tried: the architectures differ in the steps of a layer, not in how these are shared out.
+fn thorough(architecture: Architecture) -> bool {
+    matches!(architecture, Architecture::Llama | Architecture::Qwen3Moe)
+}
+
 #[test]
 fn logits_have_one_hash() {
     for architecture in ARCHITECTURES {
         let model = model(architecture, 1);
         let expected = hash(&model, config(1));
         for kernel in Kernel::available() {
-            for threads in [1, 2, 3, 4] {
-                for prefill_chunk in [1, 7, 31, 32, 256] {
+            let (threads, chunks) = if thorough(architecture) {
+                (&[1, 2, 3, 4][..], &[1, 7, 31, 32, 256][..])
+            } else {
+                (&[1, 3][..], &[1, 7, 256][..])
+            };
+            for &threads in threads {
+                for &prefill_chunk in chunks {
                     let found = hash(&model, Config { threads, kernel, prefill_chunk, ..config(1) });
                     assert_eq!(found, expected, "{architecture:?} {kernel} {threads} {prefill_chunk}");
                 }
@@ -49,7 +59,8 @@ fn logits_have_one_hash() {
 #[test]
 fn models_differ() {
     let hashes = ARCHITECTURES.map(|a| hash(&model(a, 1), config(1)));
-    assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2]);
+    let distinct: std::collections::HashSet<_> = hashes.iter().collect();
+    assert_eq!(distinct.len(), hashes.len());
     assert_ne!(hash(&model(ARCHITECTURES[0], 2), config(1)), hashes[0]);
 }
 
@@ -69,7 +80,7 @@ fn answers_depend_on_nothing_but_the_request() {
         assert!(alone.iter().all(|a| !a.tokens.is_empty() && a.other.is_none()));
         drop(original);
         let again = model(architecture, 3);
-        for batch in 1..=8 {
+        for batch in (1..=8).filter(|batch| thorough(architecture) || [1, 5].contains(batch)) {
             let prefill_chunk = [5, 7, 16, 64][batch % 4];
             let settings = Kernel::available().into_iter().flat_map(|kernel| [(kernel, 1), (kernel, 2)]);
             for (kernel, threads) in settings {

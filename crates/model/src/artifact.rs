@@ -8,7 +8,7 @@ use assay_arithmetic::{MatrixView, Scale, i8s};
 use assay_receipt::Bytes32;
 use rayon::prelude::*;
 
-use crate::manifest::{FORMAT, MAX_MANIFEST_BYTES, SectionKind};
+use crate::manifest::{FORMAT, MAX_MANIFEST_BYTES, SectionKind, rope_section};
 use crate::{Config, Error, Manifest, merkle};
 
 /// The bytes of an artifact, mapped or in memory. `as_ref` must return the same bytes each time.
@@ -44,8 +44,8 @@ pub struct Artifact {
     layers: Vec<LayerParts>,
     output_norm: Vec<i32>,
     output: Option<Matrix>,
-    rope_cos: Vec<i32>,
-    rope_sin: Vec<i32>,
+    /// Cosines and sines.
+    ropes: Vec<[Vec<i32>; 2]>,
     tokenizer: Range<usize>,
     /// The hashes of all tiles, computed when the first opening is asked for.
     leaves: OnceLock<Vec<Bytes32>>,
@@ -76,10 +76,13 @@ struct LayerParts {
     q_norm: Option<Vec<i32>>,
     k_norm: Option<Vec<i32>>,
     o: Matrix,
+    post_attention_norm: Option<Vec<i32>>,
     ffn_norm: Vec<i32>,
+    router: Option<Matrix>,
     gate: Matrix,
     up: Matrix,
     down: Matrix,
+    post_ffn_norm: Option<Vec<i32>>,
 }
 
 /// The weights of one layer. Norms and biases are Q16.
@@ -105,14 +108,22 @@ pub struct Layer<'a> {
     pub k_norm: Option<&'a [i32]>,
     /// Output projection of attention: `dim` rows, `heads * head_dim` columns.
     pub o: MatrixView<'a>,
+    /// Weight of the norm of attention's output, `dim` long, if the model has it.
+    pub post_attention_norm: Option<&'a [i32]>,
     /// Weight of the norm before the feed-forward layer, `dim` long.
     pub ffn_norm: &'a [i32],
-    /// Gate projection: `ffn` rows, `dim` columns.
+    /// Logits of the experts: a row for each, `dim` columns; in a model with experts.
+    pub router: Option<MatrixView<'a>>,
+    /// Gate projection: `ffn` rows, `dim` columns; in a model with experts `ffn` rows for each, one below the other.
     pub gate: MatrixView<'a>,
-    /// Up projection: `ffn` rows, `dim` columns.
+    /// Up projection, as the gate's.
     pub up: MatrixView<'a>,
-    /// Down projection: `dim` rows, `ffn` columns.
+    /// Down projection: `dim` rows, `ffn` columns; in a model with experts `dim` rows for each.
     pub down: MatrixView<'a>,
+    /// Weight of the norm of the feed-forward layer's output, `dim` long, if the model has it.
+    pub post_ffn_norm: Option<&'a [i32]>,
+    /// Rotary table of the layer, if it rotates: cosines and sines in Q30, `rope_pairs` for each of `context` positions.
+    pub rope: Option<(&'a [i32], &'a [i32])>,
 }
 
 /// Decodes sections by name.
@@ -139,8 +150,8 @@ impl<'a> Reader<'a> {
 
     fn rope(&self, name: &str) -> Result<Vec<i32>, Error> {
         let words = self.words(name)?;
-        if words.iter().any(|word| word.unsigned_abs() > 1 << 30) {
-            return Err(Error::Section { section: name.into(), reason: "it has an entry beyond 1".into() });
+        if words.iter().any(|word| word.unsigned_abs() > 3 << 29) {
+            return Err(Error::Section { section: name.into(), reason: "it has an entry beyond 1.5".into() });
         }
         Ok(words)
     }
@@ -224,20 +235,26 @@ impl Artifact {
         let layers: Result<Vec<LayerParts>, Error> = (0..config.layers)
             .map(|i| {
                 let name = |part: &str| format!("layers.{i}.{part}");
-                let norm =
-                    |part: &str| if config.qk_norm { read.words(&name(part)).map(Some) } else { Ok(None) };
+                let norm = |there: bool, part: &str| there.then(|| read.words(&name(part))).transpose();
+                let experts = config.experts.map_or(1, |experts| experts.count);
                 Ok(LayerParts {
                     attention_norm: read.words(&name("attention_norm"))?,
                     q: read.matrix(&name("q"), q, dim, config.qkv_bias)?,
                     k: read.matrix(&name("k"), kv, dim, config.qkv_bias)?,
                     v: read.matrix(&name("v"), kv, dim, config.qkv_bias)?,
-                    q_norm: norm("q_norm")?,
-                    k_norm: norm("k_norm")?,
+                    q_norm: norm(config.qk_norm, "q_norm")?,
+                    k_norm: norm(config.qk_norm, "k_norm")?,
                     o: read.matrix(&name("o"), dim, q, false)?,
+                    post_attention_norm: norm(config.post_norms, "post_attention_norm")?,
                     ffn_norm: read.words(&name("ffn_norm"))?,
-                    gate: read.matrix(&name("gate"), ffn, dim, false)?,
-                    up: read.matrix(&name("up"), ffn, dim, false)?,
-                    down: read.matrix(&name("down"), dim, ffn, false)?,
+                    router: config
+                        .experts
+                        .map(|_| read.matrix(&name("router"), experts, dim, false))
+                        .transpose()?,
+                    gate: read.matrix(&name("gate"), experts * ffn, dim, false)?,
+                    up: read.matrix(&name("up"), experts * ffn, dim, false)?,
+                    down: read.matrix(&name("down"), experts * dim, ffn, false)?,
+                    post_ffn_norm: norm(config.post_norms, "post_ffn_norm")?,
                 })
             })
             .collect();
@@ -249,8 +266,14 @@ impl Artifact {
             layers: layers?,
             output_norm: read.words("output_norm")?,
             output: if tied { None } else { Some(read.matrix("output", config.vocab, dim, false)?) },
-            rope_cos: read.rope("rope_cos")?,
-            rope_sin: read.rope("rope_sin")?,
+            ropes: (0..config.rope_tables())
+                .map(|table| {
+                    Ok([
+                        read.rope(&rope_section("rope_cos", table))?,
+                        read.rope(&rope_section("rope_sin", table))?,
+                    ])
+                })
+                .collect::<Result<_, Error>>()?,
             tokenizer: start + tokenizer.start..start + tokenizer.end,
             leaves: OnceLock::new(),
             data,
@@ -303,16 +326,6 @@ impl Artifact {
         &self.output_norm
     }
 
-    /// Cosines of the rotary angles, Q30: for each of `context` positions, `head_dim / 2` entries.
-    pub fn rope_cos(&self) -> &[i32] {
-        &self.rope_cos
-    }
-
-    /// Sines of the rotary angles, laid out as [`Artifact::rope_cos`].
-    pub fn rope_sin(&self) -> &[i32] {
-        &self.rope_sin
-    }
-
     /// The weights of layer `index`.
     ///
     /// # Panics
@@ -330,10 +343,17 @@ impl Artifact {
             q_norm: parts.q_norm.as_deref(),
             k_norm: parts.k_norm.as_deref(),
             o: self.view(&parts.o),
+            post_attention_norm: parts.post_attention_norm.as_deref(),
             ffn_norm: &parts.ffn_norm,
+            router: parts.router.as_ref().map(|router| self.view(router)),
             gate: self.view(&parts.gate),
             up: self.view(&parts.up),
             down: self.view(&parts.down),
+            post_ffn_norm: parts.post_ffn_norm.as_deref(),
+            rope: self.config().rope_table(index).map(|table| {
+                let [cos, sin] = &self.ropes[table];
+                (&cos[..], &sin[..])
+            }),
         }
     }
 

@@ -4,14 +4,14 @@
 //! every count, length, offset and type is checked against the bytes that are there before it is used, and strings and
 //! arrays are read in place, so that a small file cannot ask for much memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
 use crate::dequantise::TensorType;
-use crate::import::{self, Model, RopeScaling, Tensor};
+use crate::import::{self, Model, Rope, RopeScaling, Tensor};
 use crate::tokenizer::{GgufTokenizer, tokenizer_json_from_gguf};
-use crate::{Architecture, Config, Error, RopeStyle, SourceFormat, SpecialTokens};
+use crate::{Activation, Architecture, Config, Error, Experts, RopeStyle, SourceFormat, SpecialTokens};
 
 /// The most metadata keys or tensors in a file; published files have a few dozen keys and a few thousand tensors.
 const MAX_ENTRIES: u64 = 1 << 16;
@@ -265,6 +265,23 @@ impl<'a> Gguf<'a> {
         Ok(array.map(|bytes| bytes.as_chunks::<4>().0.to_vec()).unwrap_or_default())
     }
 
+    /// Which layers have a window: every `n`th has none, or a list of flags.
+    fn sliding_pattern(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>, Error> {
+        let layers = layers.min(1024);
+        let pattern = self.optional(key, |value| match value {
+            Value::Integer(n) => {
+                let n = usize::try_from(n).ok().filter(|n| *n > 0)?;
+                Some((0..layers).map(|layer| layer % n != n - 1).collect())
+            }
+            Value::Array(7, _, flags) => Some(flags.iter().map(|flag| *flag != 0).collect()),
+            _ => None,
+        })?;
+        match pattern {
+            Some(list) if Vec::len(&list) != layers => Err(Error::Metadata(key.into())),
+            pattern => Ok(pattern),
+        }
+    }
+
     pub(crate) fn tokenizer(&self) -> Result<GgufTokenizer, Error> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let model = self.text(&key("model"))?.ok_or_else(|| Error::Metadata(key("model")))?;
@@ -307,7 +324,8 @@ fn special_tokens(file: &Gguf<'_>, tokenizer: &GgufTokenizer, vocab: usize) -> R
     })
 }
 
-/// Imports a GGUF file (version 2 or 3; architectures `llama`, `qwen2`, `qwen3`; types F32, F16, BF16, Q4_0, Q4_1, Q5_0,
+/// Imports a GGUF file (version 2 or 3; architectures `llama`, `qwen2`, `qwen3`,
+/// `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`; types F32, F16, BF16, Q4_0, Q4_1, Q5_0,
 /// Q5_1, Q8_0, Q4_K, Q5_K, Q6_K) and returns the artifact's bytes. The same file gives the same bytes on any machine.
 ///
 /// `progress` is called with the bytes of work done and in all. Memory: the result, and a row of floats a thread.
@@ -324,9 +342,17 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
     let name =
         file.text("general.architecture")?.ok_or_else(|| Error::Metadata("general.architecture".into()))?;
     let (architecture, rope) = match name {
+        "llama" if file.integer("llama.expert_count")?.is_some_and(|n| n > 0) => {
+            (Architecture::Mixtral, RopeStyle::Interleaved)
+        }
         "llama" => (Architecture::Llama, RopeStyle::Interleaved),
         "qwen2" => (Architecture::Qwen2, RopeStyle::Half),
         "qwen3" => (Architecture::Qwen3, RopeStyle::Half),
+        "qwen3moe" => (Architecture::Qwen3Moe, RopeStyle::Half),
+        "gemma2" => (Architecture::Gemma2, RopeStyle::Half),
+        "gemma3" => (Architecture::Gemma3, RopeStyle::Half),
+        "phi3" => (Architecture::Phi3, RopeStyle::Half),
+        "smollm3" => (Architecture::Smollm3, RopeStyle::Interleaved),
         other => return Err(Error::Architecture(other.into())),
     };
     let key = |part: &str| format!("{name}.{part}");
@@ -341,21 +367,11 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         None if heads > 0 && dim % heads == 0 => dim / heads,
         None => return Err(Error::Metadata(key("attention.key_length"))),
     };
-    for (part, what) in [
-        ("attention.value_length", "values of another length than keys"),
-        ("rope.dimension_count", "rotary positions on part of a head"),
-    ] {
-        if file.integer(&key(part))?.is_some_and(|n| n != head_dim as u64) {
-            return Err(Error::Unsupported(what.into()));
-        }
+    if file.integer(&key("attention.value_length"))?.is_some_and(|n| n != head_dim as u64) {
+        return Err(Error::Unsupported("values of another length than keys".into()));
     }
-    for (part, what) in
-        [("expert_count", "experts"), ("attention.sliding_window", "a sliding attention window")]
-    {
-        if file.integer(&key(part))?.is_some_and(|n| n != 0) {
-            return Err(Error::Unsupported(what.into()));
-        }
-    }
+    let rope_dim = file.integer(&key("rope.dimension_count"))?.filter(|n| *n != head_dim as u64);
+    let rope_dim = rope_dim.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let trained =
         file.integer(&key("context_length"))?.ok_or_else(|| Error::Metadata(key("context_length")))?;
     let eps = file.float(&key("attention.layer_norm_rms_epsilon"))?;
@@ -365,6 +381,34 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         .get("token_embd.weight")
         .ok_or_else(|| Error::MissingTensor("token_embd.weight".into()))?;
     let vocab = embedding.shape.first().copied().unwrap_or_default();
+    let context = import::context(trained);
+    let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
+    let window = match file.integer(&key("attention.sliding_window"))? {
+        Some(n) if n > 0 => usize::try_from(n).unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    };
+    let pattern = file.sliding_pattern(&key("attention.sliding_window_pattern"), layers)?;
+    let local = |layer: usize| match (architecture, &pattern) {
+        (_, Some(pattern)) => pattern[layer],
+        (Architecture::Gemma2, None) => layer.is_multiple_of(2),
+        (Architecture::Gemma3, None) => layer % 6 != 5,
+        _ => true,
+    };
+    if window != usize::MAX
+        && matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe)
+    {
+        return Err(Error::Unsupported("a sliding attention window".into())); // which layers have it is not said
+    }
+    let experts = experts(&file, name, architecture)?;
+    let cap = |part: &str, default: Option<f64>| {
+        let cap = file.float(&key(part))?.or(default).filter(|cap| *cap != 0.0);
+        cap.map(|cap| import::q16(cap, &key(part))).transpose()
+    };
+    let second = architecture == Architecture::Gemma2;
+    // The models of 27 billion parameters, which have so many layers, divide by the share of a head in the width.
+    let large = layers == if second { 46 } else { 62 };
+    let attention_scale =
+        (gemma && large && heads > 0).then(|| (dim / heads) as u64).filter(|n| *n != head_dim as u64);
     let config = Config {
         architecture,
         layers,
@@ -372,14 +416,39 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         heads,
         kv_heads,
         head_dim,
-        ffn: file.count(&key("feed_forward_length"))?,
+        ffn: match file.integer(&key("expert_feed_forward_length"))? {
+            Some(n) if experts.is_some() && n > 0 => usize::try_from(n).unwrap_or(usize::MAX),
+            _ => file.count(&key("feed_forward_length"))?,
+        },
         vocab: usize::try_from(vocab).unwrap_or(usize::MAX),
-        context: import::context(trained),
+        context,
         rms_eps_q32: import::epsilon(eps)?,
         rope,
         tied_embeddings: !file.tensors.contains_key("output.weight"),
         qkv_bias: file.tensors.contains_key("blk.0.attn_q.bias"),
         qk_norm: file.tensors.contains_key("blk.0.attn_q_norm.weight"),
+        activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
+        post_norms: gemma,
+        windows: import::windows(layers.min(1024), context, window, local),
+        rope_layers: match architecture {
+            Architecture::Gemma3 => {
+                (0..layers.min(1024)).map(|layer| Some(usize::from(local(layer)))).collect()
+            }
+            Architecture::Smollm3 => {
+                (0..layers.min(1024)).map(|layer| (layer % 4 != 3).then_some(0)).collect()
+            }
+            _ => Vec::new(),
+        },
+        rope_dim,
+        attention_scale,
+        attention_cap_q16: cap("attn_logit_softcapping", second.then_some(50.0))?,
+        logit_cap_q16: cap("final_logit_softcapping", second.then_some(30.0))?,
+        embedding_scale_q16: if gemma {
+            Some(import::q16((dim as f64).sqrt(), &key("embedding_length"))?)
+        } else {
+            None
+        },
+        experts,
     };
     config.check()?;
 
@@ -389,33 +458,39 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
     }
     let tokens = special_tokens(&file, &tokenizer, config.vocab)?;
 
-    let scaling = match file.text(&key("rope.scaling.type"))? {
-        None | Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear(file.float(&key("rope.scaling.factor"))?.unwrap_or(1.0)),
-        Some(other) => return Err(Error::Unsupported(format!("the rotary scaling {other:?}"))),
-    };
-    let scaling =
-        match (scaling, file.float(&key("rope.scale_linear"))?, file.tensors.get("rope_freqs.weight")) {
-            (scaling, None, None) => scaling,
-            (RopeScaling::None, Some(factor), None) => RopeScaling::Linear(factor),
-            (RopeScaling::None, None, Some(factors)) => RopeScaling::Factors(factors.vector(head_dim / 2)?),
-            _ => return Err(Error::Unsupported("two rotary scalings at once".into())),
-        };
+    let ropes = ropes(&file, name, &config, trained)?;
 
     let Gguf { metadata, tensors: mut source } = file;
     let text = |key: &str| {
         if let Some(Value::Text(text)) = metadata.get(key) { Some((*text).to_owned()) } else { None }
     };
     let mut tensors = HashMap::new();
-    let mut unused: HashSet<&str> =
-        source.keys().copied().filter(|name| *name != "rope_freqs.weight").collect();
+    ROPE_TENSORS.iter().for_each(|name| drop(source.remove(name)));
+    if architecture == Architecture::Phi3 {
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        for i in 0..config.layers {
+            for (from, parts) in [
+                ("attn_qkv", &[("q", q), ("k", kv), ("v", kv)][..]),
+                ("ffn_up", &[("gate", config.ffn), ("up", config.ffn)]),
+            ] {
+                let from = format!("blk.{i}.{from}.weight");
+                let fused = source.remove(from.as_str()).ok_or(Error::MissingTensor(from))?;
+                let rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
+                for ((to, _), part) in parts.iter().zip(fused.split(&rows)?) {
+                    tensors.insert(format!("layers.{i}.{to}"), part);
+                }
+            }
+        }
+    }
     for (to, from) in names(&config) {
+        if tensors.contains_key(&to) {
+            continue;
+        }
         let tensor = source.remove(from.as_str()).ok_or_else(|| Error::MissingTensor(from.clone()))?;
-        unused.remove(from.as_str());
         tensors.insert(to, tensor);
     }
     // A tensor that is not understood would be left out of the computation, and the answers would be wrong.
-    if let Some(name) = unused.iter().min() {
+    if let Some(name) = source.keys().min() {
         return Err(Error::Unsupported(format!("the tensor {name}")));
     }
     Ok(Model {
@@ -426,14 +501,77 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         tokens,
         chat_template: text("tokenizer.chat_template"),
         tokenizer: tokenizer_json_from_gguf(&tokenizer)?,
-        rope_base: match metadata.get(key("rope.freq_base").as_str()) {
-            None => 10_000.0,
-            Some(Value::Float(base)) => *base,
-            Some(_) => return Err(Error::Metadata(key("rope.freq_base"))),
-        },
-        rope_scaling: scaling,
+        ropes,
+        norm_offset: 0.0, // files hold the norms of Gemma with the one that it adds
         tensors,
     })
+}
+
+/// Tensors that only say how positions are rotated.
+const ROPE_TENSORS: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// The experts of the architecture `name`, if the model has them.
+fn experts(file: &Gguf<'_>, name: &str, architecture: Architecture) -> Result<Option<Experts>, Error> {
+    let key = |part: &str| format!("{name}.{part}");
+    let count = file.integer(&key("expert_count"))?.unwrap_or(0);
+    let known = matches!(architecture, Architecture::Mixtral | Architecture::Qwen3Moe);
+    if count == 0 && !known {
+        return Ok(None);
+    }
+    if !known {
+        return Err(Error::Unsupported(format!("experts in the architecture {name}")));
+    }
+    if file.integer(&key("expert_shared_count"))?.is_some_and(|n| n != 0) {
+        return Err(Error::Unsupported("experts that every token uses".into()));
+    }
+    if file.integer(&key("expert_gating_func"))?.is_some_and(|n| n > 1)
+        || file.float(&key("expert_weights_scale"))?.is_some_and(|scale| scale != 1.0 && scale != 0.0)
+        || file.flag(&key("expert_weights_norm"))? == Some(false)
+    {
+        return Err(Error::Unsupported("experts that are not weighed by a softmax over those in use".into()));
+    }
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    Ok(Some(Experts { count, used: file.count(&key("expert_used_count"))? }))
+}
+
+/// The rotary tables of the architecture `name`.
+fn ropes(file: &Gguf<'_>, name: &str, config: &Config, trained: u64) -> Result<Vec<Rope>, Error> {
+    let key = |part: &str| format!("{name}.{part}");
+    let pairs = config.rope_pairs();
+    let factors = |tensor: &str| file.tensors.get(tensor).map(|tensor| tensor.vector(pairs)).transpose();
+    let original = file.integer(&key("rope.scaling.original_context_length"))?.unwrap_or(trained);
+    // A context beyond the original one uses the factors for long contexts from the start, as other servers do.
+    let long = config.context as u64 > original;
+    let stretched = factors(if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" })?;
+    let scaling = match file.text(&key("rope.scaling.type"))? {
+        None | Some("none") => None,
+        Some("linear") => Some(RopeScaling::Linear(file.float(&key("rope.scaling.factor"))?.unwrap_or(1.0))),
+        Some("longrope") if stretched.is_some() => None,
+        Some(other) => return Err(Error::Unsupported(format!("the rotary scaling {other:?}"))),
+    };
+    let found = [
+        scaling,
+        file.float(&key("rope.scale_linear"))?.map(RopeScaling::Linear),
+        factors("rope_freqs.weight")?.map(RopeScaling::Factors),
+        stretched.clone().map(RopeScaling::Factors),
+    ];
+    let mut found = found.into_iter().flatten();
+    let scaling = found.next().unwrap_or(RopeScaling::None);
+    if found.next().is_some() {
+        return Err(Error::Unsupported("two rotary scalings at once".into()));
+    }
+    let gain = match (stretched, file.float(&key("rope.scaling.attn_factor"))?) {
+        (Some(_), None) => import::long_gain(trained, original),
+        (_, gain) => gain.unwrap_or(1.0),
+    };
+    let base = file.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+    let mut ropes = vec![Rope { base, scaling, gain }];
+    if config.rope_tables() > 1 {
+        let base = file.float(&key("rope.freq_base_swa"))?.unwrap_or(10_000.0);
+        ropes.push(Rope { base, scaling: RopeScaling::None, gain: 1.0 });
+    }
+    Ok(ropes)
 }
 
 /// The artifact's names and the file's names of all tensors of a model.
@@ -454,9 +592,20 @@ pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
         add("v", "attn_v.weight");
         add("o", "attn_output.weight");
         add("ffn_norm", "ffn_norm.weight");
-        add("gate", "ffn_gate.weight");
-        add("up", "ffn_up.weight");
-        add("down", "ffn_down.weight");
+        if config.experts.is_some() {
+            add("router", "ffn_gate_inp.weight");
+            add("gate", "ffn_gate_exps.weight");
+            add("up", "ffn_up_exps.weight");
+            add("down", "ffn_down_exps.weight");
+        } else {
+            add("gate", "ffn_gate.weight");
+            add("up", "ffn_up.weight");
+            add("down", "ffn_down.weight");
+        }
+        if config.post_norms {
+            add("post_attention_norm", "post_attention_norm.weight");
+            add("post_ffn_norm", "post_ffw_norm.weight");
+        }
         if config.qkv_bias {
             add("q.bias", "attn_q.bias");
             add("k.bias", "attn_k.bias");

@@ -27,12 +27,30 @@ pub(crate) struct Tensor<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// Cuts a matrix into parts of so many rows, which are all of its rows.
+    pub(crate) fn split(&self, parts: &[usize]) -> Result<Vec<Tensor<'a>>, Error> {
+        let total = parts.iter().fold(0, |sum: usize, rows| sum.saturating_add(*rows));
+        let cols = *self.shape.last().unwrap_or(&0);
+        let row = self.row_bytes(total, usize::try_from(cols).unwrap_or(usize::MAX))?;
+        let mut rest = self.bytes;
+        Ok(parts
+            .iter()
+            .map(|&rows| {
+                let (bytes, after) = rest.split_at(rows * row); // the product was checked with the shape
+                rest = after;
+                Tensor { name: self.name.clone(), kind: self.kind, shape: vec![rows as u64, cols], bytes }
+            })
+            .collect())
+    }
+
     /// Checks the shape and returns the bytes of a row.
     fn row_bytes(&self, rows: usize, cols: usize) -> Result<usize, Error> {
         let fits = match *self.shape {
             [n] => rows == 1 && n == cols as u64,
             [r, c] => r == rows as u64 && c == cols as u64,
+            // Matrices one below the other.
+            [n, r, c] => n.checked_mul(r) == Some(rows as u64) && c == cols as u64,
             _ => false,
         };
         let bytes = self.kind.bytes(cols as u64).and_then(|bytes| usize::try_from(bytes).ok());
@@ -76,6 +94,15 @@ pub(crate) enum RopeScaling {
     },
 }
 
+/// One rotary table.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Rope {
+    pub(crate) base: f64,
+    pub(crate) scaling: RopeScaling,
+    /// What cosines and sines are multiplied by: 1, or a little more in models with scaled long contexts.
+    pub(crate) gain: f64,
+}
+
 /// Everything that one format's reader finds out.
 pub(crate) struct Model<'a> {
     pub(crate) format: SourceFormat,
@@ -85,8 +112,10 @@ pub(crate) struct Model<'a> {
     pub(crate) tokens: SpecialTokens,
     pub(crate) chat_template: Option<String>,
     pub(crate) tokenizer: Vec<u8>,
-    pub(crate) rope_base: f64,
-    pub(crate) rope_scaling: RopeScaling,
+    /// As many as the configuration names.
+    pub(crate) ropes: Vec<Rope>,
+    /// What is added to the weights of norms: 1 where a format stores them less one.
+    pub(crate) norm_offset: f64,
     /// By the artifact's section name, without `.weights`.
     pub(crate) tensors: HashMap<String, Tensor<'a>>,
 }
@@ -94,6 +123,36 @@ pub(crate) struct Model<'a> {
 /// The smaller of the trained context and what the tables cover.
 pub(crate) fn context(trained: u64) -> usize {
     trained.min(MAX_CONTEXT) as usize
+}
+
+/// The window of each layer, for [`Config::windows`]: `window` where `local` says so, none where it would hide nothing.
+pub(crate) fn windows(
+    layers: usize,
+    context: usize,
+    window: usize,
+    local: impl Fn(usize) -> bool,
+) -> Vec<usize> {
+    if window >= context || !(0..layers).any(&local) {
+        return Vec::new();
+    }
+    (0..layers).map(|layer| if local(layer) { window } else { 0 }).collect()
+}
+
+/// Sixteen fractional bits, half away from zero, for a number from 0 to 32,768.
+pub(crate) fn q16(value: f64, what: &str) -> Result<u32, Error> {
+    if !(value.is_finite() && (0.0..=32_768.0).contains(&value)) {
+        return Err(Error::Metadata(format!("{what} between 0 and 32768")));
+    }
+    Ok((value * 65_536.0).round() as u32)
+}
+
+/// What cosines and sines are multiplied by when a context of `original` tokens is stretched to `trained` (LongRoPE, as
+/// Phi 3 uses it: arXiv 2402.13753 and 2404.14219).
+pub(crate) fn long_gain(trained: u64, original: u64) -> f64 {
+    if trained <= original || original < 2 {
+        return 1.0;
+    }
+    (1.0 + libm::log(trained as f64 / original as f64) / libm::log(original as f64)).sqrt()
 }
 
 /// An epsilon with 32 fractional bits, half away from zero.
@@ -189,7 +248,8 @@ fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Err
         SectionKind::Q16 => {
             if let Some((tensor, _, cols)) = source(model, section)? {
                 for (out, value) in data[range].as_chunks_mut::<4>().0.iter_mut().zip(tensor.vector(cols)?) {
-                    let word = (f64::from(value) * 65_536.0).round();
+                    let offset = if section.name.ends_with("norm") { model.norm_offset } else { 0.0 };
+                    let word = ((f64::from(value) + offset) * 65_536.0).round();
                     if word.abs() > f64::from(i32::MAX) {
                         return Err(Error::Weight { tensor: tensor.name.clone(), row: 0 });
                     }
@@ -199,12 +259,15 @@ fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Err
         }
         SectionKind::Scales => {} // written with the weights
         SectionKind::Q30 => {
-            let frequencies = frequencies(model)?;
-            let function = if section.name == "rope_cos" { libm::cos } else { libm::sin };
+            let (function, table) = section.name.split_once('.').unwrap_or((&section.name, "0"));
+            let rope = table.parse().ok().and_then(|table: usize| model.ropes.get(table));
+            let rope = rope.ok_or_else(|| Error::Manifest(format!("no {} was read", section.name)))?;
+            let frequencies = frequencies(rope, 2 * model.config.rope_pairs())?;
+            let function = if function == "rope_cos" { libm::cos } else { libm::sin };
             let words = data[range].as_chunks_mut::<4>().0;
             words.par_chunks_mut(frequencies.len()).enumerate().for_each(|(position, row)| {
                 for (out, frequency) in row.iter_mut().zip(&frequencies) {
-                    let value = function(position as f64 * frequency);
+                    let value = function(position as f64 * frequency) * rope.gain;
                     *out = ((value * 1_073_741_824.0).round() as i32).to_le_bytes();
                 }
             });
@@ -263,18 +326,20 @@ fn quantise_row(values: &[f32], out: &mut [u8]) -> Option<Scale> {
     Scale::from_f32(scale)
 }
 
-/// The angle per position of each pair of a head, in radians.
-fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
-    let head = model.config.head_dim;
-    let base = model.rope_base;
+/// The angle per position of each pair, in radians. `dim` elements of a head are rotated.
+fn frequencies(rope: &Rope, dim: usize) -> Result<Vec<f64>, Error> {
+    let base = rope.base;
+    if !(1.0..=1.5).contains(&rope.gain) {
+        return Err(Error::Unsupported(format!("rotary positions that are multiplied by {}", rope.gain)));
+    }
     if !(base.is_finite() && base > 1.0) {
         return Err(Error::Metadata("base of its rotary frequencies above 1".into()));
     }
-    let divisors_ok = match &model.rope_scaling {
+    let divisors_ok = match &rope.scaling {
         RopeScaling::None => true,
         RopeScaling::Linear(factor) => factor.is_finite() && *factor >= 1.0,
         RopeScaling::Factors(factors) => {
-            factors.len() == head / 2 && factors.iter().all(|f| f.is_finite() && *f >= 0.5)
+            factors.len() == dim / 2 && factors.iter().all(|f| f.is_finite() && *f >= 0.5)
         }
         RopeScaling::Llama3 {
             factor,
@@ -288,10 +353,10 @@ fn frequencies(model: &Model<'_>) -> Result<Vec<f64>, Error> {
     if !divisors_ok {
         return Err(Error::Metadata("scaling of its rotary frequencies in range".into()));
     }
-    Ok((0..head / 2)
+    Ok((0..dim / 2)
         .map(|i| {
-            let frequency = libm::pow(base, -2.0 * i as f64 / head as f64);
-            match &model.rope_scaling {
+            let frequency = libm::pow(base, -2.0 * i as f64 / dim as f64);
+            match &rope.scaling {
                 RopeScaling::None => frequency,
                 RopeScaling::Linear(factor) => frequency / factor,
                 RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::tokenizer::MAX_TOKENIZER_BYTES;
-use assay_arithmetic::RopeStyle;
+use assay_arithmetic::{Activation, RopeStyle, SoftCap};
 use assay_receipt::Bytes32;
 use serde::{Deserialize, Serialize};
 
@@ -18,16 +18,29 @@ pub(crate) const MAX_CONTEXT: u64 = 32_768;
 /// The longest manifest that is read, in bytes: 1,024 layers and a long chat template fit several times.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 8 << 20;
 
-/// Which family of decoder the model belongs to; they differ in biases, norms and the layout of rotary pairs.
+/// Which family the model belongs to. Only importers and people look at it: what differs is said by the other fields of
+/// [`Config`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Architecture {
-    /// Llama 1 to 3, Mistral, SmolLM and others of the same shape.
+    /// Llama 1 to 3, Mistral, SmolLM 1 and 2 and others of the same shape.
     Llama,
+    /// Llama with experts.
+    Mixtral,
     /// Qwen 2 and 2.5: query, key and value have biases.
     Qwen2,
     /// Qwen 3: queries and keys are normalised per head.
     Qwen3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// Gemma 2: norms around, GeGLU, scores and logits are capped, every other layer has a window.
+    Gemma2,
+    /// Gemma 3: norms around, GeGLU, five of six layers have a window and rotate faster.
+    Gemma3,
+    /// Phi 3: published with fused matrices, which the import takes apart.
+    Phi3,
+    /// SmolLM 3: every fourth layer does not rotate.
+    Smollm3,
 }
 
 /// How [`RopeStyle`] is written in a manifest.
@@ -38,7 +51,31 @@ enum RopeStyleText {
     Half,
 }
 
-/// The model's shape. Counts are in elements.
+/// How [`Activation`] is written in a manifest.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Activation", rename_all = "snake_case")]
+enum ActivationText {
+    Silu,
+    GeluTanh,
+    GeluErf,
+}
+
+/// Experts of the feed-forward layers. Each is as wide as [`Config::ffn`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// Experts in a layer, 2 to 1,024.
+    pub count: usize,
+    /// Experts that a token uses, 1 to 64.
+    pub used: usize,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The model's shape. Counts are in elements. From [`Config::activation`] on, a field is left out of the manifest where
+/// it has its default, which is what a Llama has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -71,6 +108,36 @@ pub struct Config {
     pub qkv_bias: bool,
     /// Whether queries and keys are normalised per head.
     pub qk_norm: bool,
+    /// What stands between the feed-forward layers.
+    #[serde(default, with = "ActivationText", skip_serializing_if = "is_default")]
+    pub activation: Activation,
+    /// Whether the outputs of attention and of the feed-forward layer are normalised before they are added.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub post_norms: bool,
+    /// For each layer, the last tokens that a token sees, itself included; 0 for all. Empty if that is so everywhere.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub windows: Vec<usize>,
+    /// For each layer, the number of its rotary table, if it rotates. Empty if all use table 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rope_layers: Vec<Option<usize>>,
+    /// Elements of a head that are rotated, from the first on: even; absent for all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rope_dim: Option<usize>,
+    /// Scores are divided by the root of this; absent for `head_dim`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attention_scale: Option<u64>,
+    /// The cap of scores, with 16 fractional bits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attention_cap_q16: Option<u32>,
+    /// The cap of logits, with 16 fractional bits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logit_cap_q16: Option<u32>,
+    /// What embeddings are multiplied by, with 16 fractional bits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub embedding_scale_q16: Option<u32>,
+    /// The experts, in a model that has them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub experts: Option<Experts>,
 }
 
 /// Ids of tokens with a function.
@@ -219,6 +286,26 @@ pub(crate) fn limit(what: &'static str, found: u64, min: u64, max: u64) -> Resul
 }
 
 impl Config {
+    /// The last tokens that a token sees in a layer, itself included, if not all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().filter(|window| *window > 0)
+    }
+
+    /// The number of a layer's rotary table, if it rotates.
+    pub fn rope_table(&self, layer: usize) -> Option<usize> {
+        self.rope_layers.get(layer).copied().unwrap_or(Some(0))
+    }
+
+    /// The number of rotary tables.
+    pub fn rope_tables(&self) -> usize {
+        (0..self.layers).filter_map(|layer| self.rope_table(layer)).max().map_or(0, |last| last + 1)
+    }
+
+    /// Entries of a rotary table for one position.
+    pub fn rope_pairs(&self) -> usize {
+        self.rope_dim.unwrap_or(self.head_dim) / 2
+    }
+
     /// Refuses shapes that the engine cannot run or that would overflow; after this all products fit in `u64`.
     pub(crate) fn check(&self) -> Result<(), Error> {
         limit("the number of layers", self.layers as u64, 1, 1024)?;
@@ -239,8 +326,82 @@ impl Config {
                 self.heads, self.kv_heads
             )));
         }
+        self.check_variant()
+    }
+
+    /// The fields that most models leave out. One spelling of each shape: what is the default must be absent.
+    fn check_variant(&self) -> Result<(), Error> {
+        let bad = |reason: &str| Err(Error::Manifest(reason.into()));
+        if !self.windows.is_empty() {
+            limit(
+                "the number of windows",
+                self.windows.len() as u64,
+                self.layers as u64,
+                self.layers as u64,
+            )?;
+            if self.windows.iter().all(|window| *window == 0) {
+                return bad("its windows are all absent");
+            }
+        }
+        for window in &self.windows {
+            limit("an attention window", *window as u64, 0, 1 << 20)?;
+        }
+        if !self.rope_layers.is_empty() {
+            limit(
+                "the number of rotating layers",
+                self.rope_layers.len() as u64,
+                self.layers as u64,
+                self.layers as u64,
+            )?;
+            if self.rope_layers.iter().all(|table| *table == Some(0)) {
+                return bad("its layers all rotate by the first table");
+            }
+        }
+        for table in self.rope_layers.iter().flatten() {
+            limit("the number of a rotary table", *table as u64, 0, 7)?;
+        }
+        if (0..self.rope_tables())
+            .any(|table| !(0..self.layers).any(|layer| self.rope_table(layer) == Some(table)))
+        {
+            return bad("it has a rotary table that no layer uses");
+        }
+        if let Some(dim) = self.rope_dim
+            && (dim < 2 || dim >= self.head_dim || !dim.is_multiple_of(2))
+        {
+            return Err(Error::Unsupported(format!(
+                "rotary positions on {dim} of {} elements of a head",
+                self.head_dim
+            )));
+        }
+        if let Some(scale) = self.attention_scale {
+            limit("the divisor of scores", scale, 1, 1 << 32)?;
+            if scale == self.head_dim as u64 {
+                return bad("its divisor of scores is the length of a head");
+            }
+        }
+        for cap in self.attention_cap_q16.into_iter().chain(self.logit_cap_q16) {
+            limit(
+                "a soft cap (in 2^-16)",
+                cap.into(),
+                (*SoftCap::RANGE.start()).into(),
+                (*SoftCap::RANGE.end()).into(),
+            )?;
+        }
+        if let Some(scale) = self.embedding_scale_q16 {
+            limit("the factor of embeddings (in 2^-16)", scale.into(), 1, 1 << 31)?;
+        }
+        if let Some(Experts { count, used }) = self.experts {
+            limit("the number of experts", count as u64, 2, 1024)?;
+            limit("the number of experts that a token uses", used as u64, 1, count.min(64) as u64)?;
+            limit("the rows of all experts", (count * self.ffn.max(self.dim)) as u64, 1, 1 << 24)?;
+        }
         Ok(())
     }
+}
+
+/// The name of a rotary table's section: the first has no number.
+pub(crate) fn rope_section(function: &str, table: usize) -> String {
+    if table == 0 { function.into() } else { format!("{function}.{table}") }
 }
 
 /// The sections of an artifact with this configuration, in file order. The tokenizer is last.
@@ -284,17 +445,31 @@ pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Sectio
             add(format!("layers.{i}.k_norm"), SectionKind::Q16, 1, head);
         }
         matrix(&format!("layers.{i}.o"), dim, q, false, &mut add);
+        if config.post_norms {
+            add(format!("layers.{i}.post_attention_norm"), SectionKind::Q16, 1, dim);
+        }
         add(format!("layers.{i}.ffn_norm"), SectionKind::Q16, 1, dim);
-        matrix(&format!("layers.{i}.gate"), ffn, dim, false, &mut add);
-        matrix(&format!("layers.{i}.up"), ffn, dim, false, &mut add);
-        matrix(&format!("layers.{i}.down"), dim, ffn, false, &mut add);
+        // The experts of a layer stand one below the other.
+        let count = config.experts.map_or(1, |experts| experts.count);
+        if config.experts.is_some() {
+            matrix(&format!("layers.{i}.router"), count, dim, false, &mut add);
+        }
+        matrix(&format!("layers.{i}.gate"), count * ffn, dim, false, &mut add);
+        matrix(&format!("layers.{i}.up"), count * ffn, dim, false, &mut add);
+        matrix(&format!("layers.{i}.down"), count * dim, ffn, false, &mut add);
+        if config.post_norms {
+            add(format!("layers.{i}.post_ffn_norm"), SectionKind::Q16, 1, dim);
+        }
     }
     add("output_norm".into(), SectionKind::Q16, 1, dim);
     if !config.tied_embeddings {
         matrix("output", config.vocab, dim, false, &mut add);
     }
-    add("rope_cos".into(), SectionKind::Q30, config.context, head / 2);
-    add("rope_sin".into(), SectionKind::Q30, config.context, head / 2);
+    for table in 0..config.rope_tables() {
+        for function in ["rope_cos", "rope_sin"] {
+            add(rope_section(function, table), SectionKind::Q30, config.context, config.rope_pairs());
+        }
+    }
     add(
         "tokenizer".into(),
         SectionKind::Tokenizer,

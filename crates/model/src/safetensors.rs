@@ -13,9 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::dequantise::TensorType;
-use crate::import::{self, Model, RopeScaling, Tensor};
+use crate::import::{self, Model, Rope, RopeScaling, Tensor};
 use crate::tokenizer::MAX_TOKENIZER_BYTES;
-use crate::{Architecture, Config, Error, RopeStyle, SourceFormat, SpecialTokens};
+use crate::{Activation, Architecture, Config, Error, RopeStyle, SourceFormat, SpecialTokens};
 
 /// The longest header of a safetensors file in bytes; the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -195,7 +195,7 @@ impl<'a> Json<'a> {
 /// give the same bytes on any machine, in whatever order they are given; files that the import does not read may be
 /// left out or passed along.
 ///
-/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`; types F32, F16, BF16; one file or shards.
+/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`, `smollm3`; types F32, F16, BF16; one file or shards.
 /// Needed: `config.json`, `tokenizer.json`, `*.safetensors`. Also read: `tokenizer_config.json`,
 /// `generation_config.json`, `chat_template.jinja`, and the licence from the front matter of `README.md`.
 ///
@@ -242,6 +242,10 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         "llama" | "mistral" => Architecture::Llama,
         "qwen2" => Architecture::Qwen2,
         "qwen3" => Architecture::Qwen3,
+        "gemma2" => Architecture::Gemma2,
+        "gemma3_text" => Architecture::Gemma3,
+        "phi3" => Architecture::Phi3,
+        "smollm3" => Architecture::Smollm3,
         other => return Err(Error::Architecture(other.into())),
     };
     let mut source = HashMap::new();
@@ -252,7 +256,26 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
     config.check()?;
 
     let mut tensors = HashMap::new();
+    if architecture == Architecture::Phi3 {
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        for i in 0..config.layers {
+            for (from, parts) in [
+                ("self_attn.qkv_proj", &[("q", q), ("k", kv), ("v", kv)][..]),
+                ("mlp.gate_up_proj", &[("gate", config.ffn), ("up", config.ffn)]),
+            ] {
+                let from = format!("model.layers.{i}.{from}.weight");
+                let fused = source.remove(&from).ok_or(Error::MissingTensor(from))?;
+                let rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
+                for ((to, _), part) in parts.iter().zip(fused.split(&rows)?) {
+                    tensors.insert(format!("layers.{i}.{to}"), part);
+                }
+            }
+        }
+    }
     for (to, from) in names(&config) {
+        if tensors.contains_key(&to) {
+            continue;
+        }
         let tensor = source.remove(&from).ok_or_else(|| Error::MissingTensor(from.clone()))?;
         tensors.insert(to, tensor);
     }
@@ -284,7 +307,7 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         (None, Some(config)) => chat_template(config)?,
         (None, None) => None,
     };
-    let (rope_base, rope_scaling) = rope(&json)?;
+    let ropes = ropes(&json, &config)?;
     let name = json.optional("_name_or_path", Value::as_str)?.and_then(|path| path.rsplit('/').next());
     Ok(Model {
         format: SourceFormat::Safetensors,
@@ -293,8 +316,9 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         tokens,
         chat_template,
         tokenizer: tokenizer.to_vec(),
-        rope_base,
-        rope_scaling,
+        ropes,
+        // Gemma stores the weights of its norms less one.
+        norm_offset: if config.post_norms { 1.0 } else { 0.0 },
         tensors,
         config,
     })
@@ -312,53 +336,154 @@ fn config(
         None if heads > 0 && dim % heads == 0 => dim / heads,
         None => return Err(json.wrong("head_dim")),
     };
-    if json.get("hidden_act").is_some_and(|act| act != "silu") {
-        return Err(Error::Unsupported("an activation other than SiLU".into()));
+    let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
+    let act = match json.optional("hidden_activation", Value::as_str)? {
+        Some(act) => Some(act),
+        None => json.optional("hidden_act", Value::as_str)?,
+    };
+    let activation = match act {
+        None if gemma => Activation::GeluTanh,
+        None | Some("silu") => Activation::Silu,
+        Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
+        Some("gelu") => Activation::GeluErf,
+        Some(other) => return Err(Error::Unsupported(format!("the activation {other:?}"))),
+    };
+    if json.get("quantization_config").is_some() {
+        return Err(Error::Unsupported("quantization_config".into()));
     }
-    // Mistral always applies its window where it has one; Qwen only when it says so.
-    let window = json.get("sliding_window").is_some()
-        && json
-            .optional("use_sliding_window", Value::as_bool)?
-            .unwrap_or(architecture == Architecture::Llama);
-    if window {
-        return Err(Error::Unsupported("a sliding attention window".into()));
-    }
-    for field in ["partial_rotary_factor", "quantization_config"] {
-        if json.get(field).is_some_and(|value| value.as_f64() != Some(1.0)) {
-            return Err(Error::Unsupported(field.into()));
-        }
-    }
+    let rotated = match json.optional("partial_rotary_factor", Value::as_f64)? {
+        Some(factor) if (0.0..=1.0).contains(&factor) => (head_dim.min(1 << 16) as f64 * factor) as usize,
+        Some(_) => return Err(json.wrong("partial_rotary_factor")),
+        None => head_dim,
+    };
     let eps = json.needed("rms_norm_eps", json.optional("rms_norm_eps", Value::as_f64)?)?;
     let trained = count("max_position_embeddings")?;
-    let tied = json.optional("tie_word_embeddings", Value::as_bool)?.unwrap_or(false);
+    let tied = json.optional("tie_word_embeddings", Value::as_bool)?;
+    let tied = tied.unwrap_or(gemma || architecture == Architecture::Smollm3);
+    let (layers, context) = (count("num_hidden_layers")?, import::context(trained as u64));
+    let (window, local) = windows(json, architecture, layers.min(1024))?;
+    let cap = |field: &str| {
+        let cap = json.optional(field, Value::as_f64)?;
+        cap.map(|cap| import::q16(cap, field)).transpose()
+    };
+    let scale = if gemma { json.optional("query_pre_attn_scalar", Value::as_f64)? } else { None };
+    if scale.is_some_and(|scale| scale.fract() != 0.0 || !(1.0..=1e9).contains(&scale)) {
+        return Err(json.wrong("query_pre_attn_scalar"));
+    }
+    let rope_layers = match architecture {
+        Architecture::Gemma3 => local.iter().map(|local| Some(usize::from(*local))).collect(),
+        Architecture::Smollm3 => rotating(json, layers.min(1024))?,
+        _ => Vec::new(),
+    };
     Ok(Config {
         architecture,
-        layers: count("num_hidden_layers")?,
+        layers,
         dim,
         heads,
         kv_heads: json.count("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
         ffn: count("intermediate_size")?,
         vocab: count("vocab_size")?,
-        context: import::context(trained as u64),
+        context,
         rms_eps_q32: import::epsilon(eps)?,
         rope: RopeStyle::Half,
         tied_embeddings: tied,
         qkv_bias: source.contains_key("model.layers.0.self_attn.q_proj.bias"),
         qk_norm: source.contains_key("model.layers.0.self_attn.q_norm.weight"),
+        activation,
+        post_norms: gemma,
+        windows: import::windows(local.len(), context, window, |layer| local[layer]),
+        rope_layers,
+        rope_dim: (rotated != head_dim).then_some(rotated),
+        attention_scale: scale.map(|scale| scale as u64).filter(|scale| *scale != head_dim as u64),
+        attention_cap_q16: cap("attn_logit_softcapping")?,
+        logit_cap_q16: cap("final_logit_softcapping")?,
+        embedding_scale_q16: if gemma {
+            Some(import::q16((dim as f64).sqrt(), "hidden_size")?)
+        } else {
+            None
+        },
+        experts: None,
     })
 }
 
-/// Base and scaling of the rotary frequencies, in the older fields or in `rope_parameters`.
-fn rope(json: &Json<'_>) -> Result<(f64, RopeScaling), Error> {
+/// The window, and for each layer whether it has it.
+fn windows(json: &Json<'_>, architecture: Architecture, layers: usize) -> Result<(usize, Vec<bool>), Error> {
+    // Qwen and SmolLM apply their window only when they say so.
+    let applied = json.optional("use_sliding_window", Value::as_bool)?.unwrap_or(!matches!(
+        architecture,
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Smollm3
+    ));
+    let window = json.count("sliding_window")?.filter(|_| applied).unwrap_or(usize::MAX);
+    let first = json.count("max_window_layers")?.unwrap_or(0);
+    let pattern = json.count("sliding_window_pattern")?.unwrap_or(6).max(1);
+    let types = json.optional("layer_types", |value| {
+        let types = value.as_array()?.iter().map(|kind| match kind.as_str() {
+            Some("sliding_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        });
+        types.collect::<Option<Vec<bool>>>()
+    })?;
+    let local = match types {
+        Some(types) if types.len() != layers => return Err(json.wrong("layer_types")),
+        Some(types) => types,
+        None => (0..layers)
+            .map(|layer| match architecture {
+                Architecture::Gemma2 => layer.is_multiple_of(2),
+                Architecture::Gemma3 => layer % pattern != pattern - 1,
+                Architecture::Qwen2 | Architecture::Qwen3 => layer >= first,
+                _ => true,
+            })
+            .collect(),
+    };
+    Ok((window, local))
+}
+
+/// The rotary table of each layer of SmolLM 3, which rotates where `no_rope_layers` has a one.
+fn rotating(json: &Json<'_>, layers: usize) -> Result<Vec<Option<usize>>, Error> {
+    let flags = json.optional("no_rope_layers", |value| {
+        value.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()
+    })?;
+    let interval = json.count("no_rope_layer_interval")?.unwrap_or(4).max(1);
+    let rotates = |layer: usize| match &flags {
+        Some(flags) => flags[layer] != 0,
+        None => layer % interval != interval - 1,
+    };
+    if flags.as_ref().is_some_and(|flags| flags.len() != layers) {
+        return Err(json.wrong("no_rope_layers"));
+    }
+    let tables: Vec<_> = (0..layers).map(|layer| rotates(layer).then_some(0)).collect();
+    Ok(if tables.contains(&None) { tables } else { Vec::new() })
+}
+
+/// The rotary tables: that of most layers, and in Gemma 3 that of the layers with a window.
+fn ropes(json: &Json<'_>, config: &Config) -> Result<Vec<Rope>, Error> {
+    let nested = json.get("rope_parameters").is_some_and(|p| p.get("full_attention").is_some());
+    let mut ropes = vec![rope(json, nested.then_some("full_attention"), config)?];
+    if config.rope_tables() > 1 {
+        ropes.push(if nested {
+            rope(json, Some("sliding_attention"), config)?
+        } else {
+            let base = json.optional("rope_local_base_freq", Value::as_f64)?.unwrap_or(10_000.0);
+            Rope { base, scaling: RopeScaling::None, gain: 1.0 }
+        });
+    }
+    Ok(ropes)
+}
+
+/// Base and scaling of rotary frequencies, in the older fields or in `rope_parameters` (or its member `part`).
+fn rope(json: &Json<'_>, part: Option<&str>, config: &Config) -> Result<Rope, Error> {
     let field = if json.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     let parameters = json.get(field);
+    let parameters = if let Some(part) = part { parameters.and_then(|p| p.get(part)) } else { parameters };
     let number = |name: &str| parameters.and_then(|p| p.get(name)).and_then(Value::as_f64);
     let base = match number("rope_theta") {
         Some(base) => base,
         None => json.optional("rope_theta", Value::as_f64)?.unwrap_or(10_000.0),
     };
-    let Some(parameters) = parameters else { return Ok((base, RopeScaling::None)) };
+    let plain = Rope { base, scaling: RopeScaling::None, gain: 1.0 };
+    let Some(parameters) = parameters else { return Ok(plain) };
     let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
     let needed = |name: &str| number(name).ok_or_else(|| json.wrong(&format!("{field}.{name}")));
     let scaling = match kind.map(Value::as_str) {
@@ -370,10 +495,35 @@ fn rope(json: &Json<'_>) -> Result<(f64, RopeScaling), Error> {
             high_frequency_factor: needed("high_freq_factor")?,
             original_context: needed("original_max_position_embeddings")?,
         },
+        Some(Some("longrope" | "su")) => return long_rope(json, field, parameters, plain, config),
         Some(Some(other)) => return Err(Error::Unsupported(format!("the rotary scaling {other:?}"))),
         Some(None) => return Err(json.wrong(&format!("{field}.rope_type"))),
     };
-    Ok((base, scaling))
+    Ok(Rope { scaling, ..plain })
+}
+
+/// LongRoPE: a factor for each frequency. A context beyond the original one uses the factors for long contexts from the
+/// start, as other servers do.
+fn long_rope(
+    json: &Json<'_>,
+    field: &str,
+    parameters: &Value,
+    plain: Rope,
+    config: &Config,
+) -> Result<Rope, Error> {
+    let original = match parameters.get("original_max_position_embeddings").and_then(Value::as_u64) {
+        Some(original) => original,
+        None => json.count("original_max_position_embeddings")?.unwrap_or(config.context) as u64,
+    };
+    let trained = json.count("max_position_embeddings")?.unwrap_or(config.context) as u64;
+    let name = if config.context as u64 > original { "long_factor" } else { "short_factor" };
+    let factors = parameters.get(name).and_then(Value::as_array);
+    let factors = factors
+        .and_then(|list| list.iter().map(|f| f.as_f64().map(|f| f as f32)).collect::<Option<Vec<_>>>());
+    let factors = factors.ok_or_else(|| json.wrong(&format!("{field}.{name}")))?;
+    let gain = parameters.get("attention_factor").and_then(Value::as_f64);
+    let gain = gain.unwrap_or_else(|| import::long_gain(trained, original));
+    Ok(Rope { scaling: RopeScaling::Factors(factors), gain, ..plain })
 }
 
 fn special_tokens(
@@ -459,7 +609,13 @@ pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
         add("k", "self_attn.k_proj.weight");
         add("v", "self_attn.v_proj.weight");
         add("o", "self_attn.o_proj.weight");
-        add("ffn_norm", "post_attention_layernorm.weight");
+        if config.post_norms {
+            add("post_attention_norm", "post_attention_layernorm.weight");
+            add("ffn_norm", "pre_feedforward_layernorm.weight");
+            add("post_ffn_norm", "post_feedforward_layernorm.weight");
+        } else {
+            add("ffn_norm", "post_attention_layernorm.weight");
+        }
         add("gate", "mlp.gate_proj.weight");
         add("up", "mlp.up_proj.weight");
         add("down", "mlp.down_proj.weight");

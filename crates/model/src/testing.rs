@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::gguf::{self, Gguf};
-use crate::{Architecture, Artifact, import_gguf, safetensors, tokenizer_json_from_gguf};
+use crate::{Architecture, Artifact, RopeStyle, import_gguf, safetensors, tokenizer_json_from_gguf};
 
 /// The chat template of [`tiny_gguf`]: ChatML.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -18,18 +18,16 @@ pub const MERGES: [&str; 8] = ["Ġ t", "h e", "Ġt he", "i n", "e r", "Ġ a", "o
 /// A GGUF file in the making: the keys and tensors that a test wants, in the order in which it adds them.
 #[derive(Debug, Clone, Default)]
 pub struct GgufWriter {
-    metadata: Vec<u8>,
-    keys: u64,
+    /// Names and entries.
+    keys: Vec<(String, Vec<u8>)>,
     tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
 
 impl GgufWriter {
     /// Adds a key with a value that is already encoded; `kind` is the format's number of its type.
     pub fn raw(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
-        self.metadata.extend(string(key));
-        self.metadata.extend(kind.to_le_bytes());
-        self.metadata.extend(value);
-        self.keys += 1;
+        let entry = [&string(key), &kind.to_le_bytes()[..], value].concat();
+        self.keys.push((key.into(), entry));
         self
     }
 
@@ -73,6 +71,12 @@ impl GgufWriter {
         self
     }
 
+    /// Removes a key that was added.
+    pub fn remove_key(&mut self, key: &str) -> &mut Self {
+        self.keys.retain(|(other, _)| other != key);
+        self
+    }
+
     /// Removes a tensor that was added.
     pub fn remove_tensor(&mut self, name: &str) -> &mut Self {
         self.tensors.retain(|(other, ..)| other != name);
@@ -84,8 +88,8 @@ impl GgufWriter {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend(self.keys.to_le_bytes());
-        out.extend(&self.metadata);
+        out.extend((self.keys.len() as u64).to_le_bytes());
+        self.keys.iter().for_each(|(_, entry)| out.extend(entry));
         let mut data = Vec::new();
         for (name, shape, kind, bytes) in &self.tensors {
             out.extend(string(name));
@@ -145,9 +149,26 @@ pub fn byte_characters() -> [char; 256] {
     })
 }
 
-/// A random model of `architecture` as a GGUF file: 2 layers of width 64, 4 heads of 16 with 2 for keys and values,
+/// Every architecture.
+pub const ARCHITECTURES: [Architecture; 9] = [
+    Architecture::Llama,
+    Architecture::Qwen2,
+    Architecture::Qwen3,
+    Architecture::Gemma2,
+    Architecture::Gemma3,
+    Architecture::Phi3,
+    Architecture::Smollm3,
+    Architecture::Mixtral,
+    Architecture::Qwen3Moe,
+];
+
+/// The window of the tiny models that have one.
+pub const WINDOW: usize = 24;
+
+/// A random model of `architecture` as a GGUF file: 2 layers (SmolLM 3: 4) of width 64, 4 heads of 16 with 2 for keys and values,
 /// feed-forward width 128, context 512, F32 weights, a byte-level BPE tokenizer of 267 tokens ([`CONTROL_TOKENS`], 256
-/// bytes, [`MERGES`]) and the template [`CHAT_TEMPLATE`]. Llama has tied embeddings, the Qwen models do not.
+/// bytes, [`MERGES`]) and the template [`CHAT_TEMPLATE`]. All but the Qwen models and Phi have tied embeddings.
+/// Gemma and Phi have windows of [`WINDOW`] tokens; Mixtral and Qwen3-MoE have 6 experts of which a token uses 2.
 pub fn tiny_gguf(architecture: Architecture, seed: u64) -> Vec<u8> {
     tiny_writer(architecture, seed).finish()
 }
@@ -160,22 +181,32 @@ pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
     const HEADS: usize = 4;
     const KV_HEADS: usize = 2;
     let name = match architecture {
-        Architecture::Llama => "llama",
+        Architecture::Llama | Architecture::Mixtral => "llama",
         Architecture::Qwen2 => "qwen2",
+        Architecture::Qwen3Moe => "qwen3moe",
         Architecture::Qwen3 => "qwen3",
+        Architecture::Gemma2 => "gemma2",
+        Architecture::Gemma3 => "gemma3",
+        Architecture::Phi3 => "phi3",
+        Architecture::Smollm3 => "smollm3",
     };
+    let experts = matches!(architecture, Architecture::Mixtral | Architecture::Qwen3Moe);
+    let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
+    let layers = if architecture == Architecture::Smollm3 { 4 } else { 2 };
     let mut tokens: Vec<String> = CONTROL_TOKENS.map(String::from).into();
     tokens.extend(byte_characters().map(String::from));
     tokens.extend(MERGES.map(|merge| merge.replace(' ', "")));
     let mut types = vec![1; tokens.len()];
     types[..CONTROL_TOKENS.len()].fill(3);
 
+    // llama.cpp expects certain tokens in a model whose name is that of Phi 3.
+    let title = if name == "phi3" { "phi" } else { name };
     let mut file = GgufWriter::default();
     let key = |part: &str| format!("{name}.{part}");
     file.text("general.architecture", name)
-        .text("general.name", &format!("Tiny {name}"))
+        .text("general.name", &format!("Tiny {title}"))
         .text("general.license", "cc0-1.0")
-        .u32(&key("block_count"), 2)
+        .u32(&key("block_count"), layers)
         .u32(&key("context_length"), 512)
         .u32(&key("embedding_length"), DIM as u32)
         .u32(&key("feed_forward_length"), FFN as u32)
@@ -196,6 +227,23 @@ pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
         .flag("tokenizer.ggml.add_bos_token", false)
         .text("tokenizer.chat_template", CHAT_TEMPLATE);
 
+    if gemma || architecture == Architecture::Phi3 {
+        file.u32(&key("attention.sliding_window"), WINDOW as u32);
+    }
+    if architecture == Architecture::Gemma3 {
+        file.u32(&key("attention.sliding_window_pattern"), 2).f32(&key("rope.freq_base_swa"), 1_000.0);
+    }
+    if architecture == Architecture::Gemma2 {
+        // Low enough to matter at the size of these numbers.
+        file.f32(&key("attn_logit_softcapping"), 5.0).f32(&key("final_logit_softcapping"), 3.0);
+    }
+    if experts {
+        file.u32(&key("expert_count"), 6).u32(&key("expert_used_count"), 2);
+        if architecture == Architecture::Qwen3Moe {
+            file.u32(&key("expert_feed_forward_length"), FFN as u32);
+        }
+    }
+
     let mut random = Random(seed);
     // Centre and half width of a tensor's values, by the last part of its name.
     let spread: BTreeMap<&str, (f32, f32)> =
@@ -209,27 +257,49 @@ pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
     let (dim, ffn, vocab) = (DIM as u64, FFN as u64, tokens.len() as u64);
     let (q, kv, head) = ((HEADS * HEAD) as u64, (KV_HEADS * HEAD) as u64, HEAD as u64);
     add("token_embd.weight".into(), &[dim, vocab], "embedding");
-    for i in 0..2 {
+    for i in 0..layers {
         let name = |part: &str| format!("blk.{i}.{part}");
         add(name("attn_norm.weight"), &[dim], "norm");
-        for (part, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+        let fused = architecture == Architecture::Phi3;
+        let parts = if fused {
+            vec![("attn_qkv", q + 2 * kv)]
+        } else {
+            vec![("attn_q", q), ("attn_k", kv), ("attn_v", kv)]
+        };
+        for (part, rows) in parts {
             add(name(&format!("{part}.weight")), &[dim, rows], "matrix");
             if architecture == Architecture::Qwen2 {
                 add(name(&format!("{part}.bias")), &[rows], "bias");
             }
         }
-        if architecture == Architecture::Qwen3 {
+        if matches!(architecture, Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Gemma3) {
             add(name("attn_q_norm.weight"), &[head], "norm");
             add(name("attn_k_norm.weight"), &[head], "norm");
         }
         add(name("attn_output.weight"), &[q, dim], "matrix");
         add(name("ffn_norm.weight"), &[dim], "norm");
-        add(name("ffn_gate.weight"), &[dim, ffn], "matrix");
-        add(name("ffn_up.weight"), &[dim, ffn], "matrix");
+        if gemma {
+            add(name("post_attention_norm.weight"), &[dim], "norm");
+            add(name("post_ffw_norm.weight"), &[dim], "norm");
+        }
+        if experts {
+            add(name("ffn_gate_inp.weight"), &[dim, 6], "matrix");
+            add(name("ffn_gate_exps.weight"), &[dim, ffn, 6], "matrix");
+            add(name("ffn_up_exps.weight"), &[dim, ffn, 6], "matrix");
+            add(name("ffn_down_exps.weight"), &[ffn, dim, 6], "matrix");
+            continue;
+        }
+        if !fused {
+            add(name("ffn_gate.weight"), &[dim, ffn], "matrix");
+        }
+        add(name("ffn_up.weight"), &[dim, if fused { 2 * ffn } else { ffn }], "matrix");
         add(name("ffn_down.weight"), &[ffn, dim], "matrix");
     }
     add("output_norm.weight".into(), &[dim], "norm");
-    if architecture != Architecture::Llama {
+    if matches!(
+        architecture,
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Phi3
+    ) {
         add("output.weight".into(), &[dim, vocab], "matrix");
     }
     file
@@ -246,11 +316,27 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
     let from: BTreeMap<String, String> = gguf::names(config).into_iter().collect();
 
     let mut shards = [(BTreeMap::new(), Vec::new()), (BTreeMap::new(), Vec::new())];
-    for (i, (section, name)) in safetensors::names(config).into_iter().enumerate() {
-        let tensor = &file.tensors[from[&section].as_str()];
+    let mut names = safetensors::names(config);
+    if architecture == Architecture::Phi3 {
+        names.retain(|(section, _)| {
+            ![".q", ".k", ".v", ".gate", ".up"].iter().any(|end| section.ends_with(end))
+        });
+        for i in 0..config.layers {
+            for (from, to) in [("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")] {
+                names.push((format!("blk.{i}.{from}.weight"), format!("model.layers.{i}.{to}.weight")));
+            }
+        }
+    }
+    for (i, (section, name)) in names.into_iter().enumerate() {
+        let tensor = &file.tensors[from.get(&section).unwrap_or(&section).as_str()];
         let mut bytes = tensor.bytes.to_vec();
+        if config.post_norms && section.ends_with("norm") {
+            for word in bytes.as_chunks_mut::<4>().0 {
+                *word = (f32::from_le_bytes(*word) - 1.0).to_le_bytes(); // exact from 0.5 to 2
+            }
+        }
         let rotated = section.ends_with(".q") || section.ends_with(".k");
-        if architecture == Architecture::Llama && rotated {
+        if config.rope == RopeStyle::Interleaved && rotated {
             let row = bytes.len() / tensor.shape[0] as usize;
             let half = config.head_dim / 2;
             for (to, from) in bytes.chunks_mut(row * 2 * half).zip(tensor.bytes.chunks(row * 2 * half)) {
@@ -281,14 +367,24 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
             text(serde_json::json!({
                 "model_type": match architecture {
                     Architecture::Llama => "llama",
+                    Architecture::Mixtral => "mixtral",
                     Architecture::Qwen2 => "qwen2",
                     Architecture::Qwen3 => "qwen3",
+                    Architecture::Qwen3Moe => "qwen3_moe",
+                    Architecture::Gemma2 => "gemma2",
+                    Architecture::Gemma3 => "gemma3_text",
+                    Architecture::Phi3 => "phi3",
+                    Architecture::Smollm3 => "smollm3",
                 },
                 "hidden_size": config.dim, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
                 "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "intermediate_size": config.ffn,
                 "vocab_size": config.vocab, "max_position_embeddings": config.context, "rms_norm_eps": 1e-5,
-                "rope_theta": 10000.0, "tie_word_embeddings": config.tied_embeddings, "hidden_act": "silu",
-                "eos_token_id": [2, 0],
+                "rope_theta": 10000.0, "tie_word_embeddings": config.tied_embeddings, "eos_token_id": [2, 0],
+                "hidden_act": if config.post_norms { "gelu_pytorch_tanh" } else { "silu" },
+                "sliding_window": config.windows.iter().max(), "sliding_window_pattern": 2,
+                "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": config.head_dim,
+                "attn_logit_softcapping": config.attention_cap_q16.map(|cap| f64::from(cap) / 65536.0),
+                "final_logit_softcapping": config.logit_cap_q16.map(|cap| f64::from(cap) / 65536.0),
             })),
         ),
         ("README.md".to_owned(), b"---\nlicense: cc0-1.0\n---\n# Tiny\n".to_vec()),

@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use assay_model::testing::{GgufWriter, tiny_gguf, tiny_safetensors, tiny_writer};
+use assay_model::testing::{ARCHITECTURES, GgufWriter, WINDOW, tiny_gguf, tiny_safetensors, tiny_writer};
 use assay_model::{
     Architecture, Artifact, Error, RopeStyle, SectionKind, Tokenizer, import_gguf, import_safetensors,
     merkle, weaken,
 };
-
-const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
 
 fn tiny(architecture: Architecture) -> Vec<u8> {
     import_gguf(&tiny_gguf(architecture, 1), &mut |_, _| {}).unwrap()
@@ -27,15 +25,25 @@ fn every_architecture_imports_and_verifies() {
         let config = artifact.config();
         assert_eq!(config.architecture, architecture);
         assert_eq!(config.qkv_bias, architecture == Architecture::Qwen2);
-        assert_eq!(config.qk_norm, architecture == Architecture::Qwen3);
-        assert_eq!(config.rope == RopeStyle::Interleaved, architecture == Architecture::Llama);
+        use Architecture::{Gemma2, Gemma3, Llama, Mixtral, Phi3, Qwen3, Qwen3Moe, Smollm3};
+        let one_of = |list: &[Architecture]| list.contains(&architecture);
+        assert_eq!(config.qk_norm, one_of(&[Qwen3, Qwen3Moe, Gemma3]));
+        assert_eq!(config.rope == RopeStyle::Interleaved, one_of(&[Llama, Mixtral, Smollm3]));
+        assert_eq!(config.post_norms, one_of(&[Gemma2, Gemma3]));
+        assert_eq!(config.experts.is_some(), one_of(&[Mixtral, Qwen3Moe]));
+        assert_eq!(config.window(0), one_of(&[Gemma2, Gemma3, Phi3]).then_some(WINDOW));
+        assert_eq!(config.window(1), (architecture == Phi3).then_some(WINDOW));
+        assert_eq!(config.rope_tables(), 1 + usize::from(architecture == Gemma3));
+        assert_eq!(config.rope_table(config.layers - 1), (architecture != Smollm3).then_some(0));
         let layer = artifact.layer(1);
-        assert_eq!((layer.down.rows, layer.down.cols), (config.dim, config.ffn));
+        let experts = config.experts.map_or(1, |experts| experts.count);
+        assert_eq!((layer.down.rows, layer.down.cols), (experts * config.dim, config.ffn));
+        assert_eq!(layer.router.map(|router| router.rows), config.experts.map(|experts| experts.count));
         assert_eq!(layer.q_bias.is_some(), config.qkv_bias);
         assert_eq!(layer.k_norm.map(<[i32]>::len), config.qk_norm.then_some(config.head_dim));
         assert_eq!(artifact.output().rows, config.vocab);
-        assert_eq!(artifact.rope_cos().len(), config.context * config.head_dim / 2);
-        assert_eq!((artifact.rope_cos()[0], artifact.rope_sin()[0]), (1 << 30, 0));
+        assert_eq!(layer.rope.unwrap().0.len(), config.context * config.head_dim / 2);
+        assert_eq!(layer.rope.map(|(cos, sin)| (cos[0], sin[0])), Some((1 << 30, 0)));
         assert_eq!(artifact.manifest().tokens.end, [0, 2]);
         assert_eq!(artifact.manifest().licence.as_deref(), Some("cc0-1.0"));
         let tokenizer = Tokenizer::from_bytes(artifact.tokenizer_json()).unwrap();
@@ -147,7 +155,8 @@ fn folder(architecture: Architecture) -> Artifact {
 
 #[test]
 fn a_folder_gives_the_weights_of_the_gguf_file() {
-    for architecture in [Architecture::Qwen2, Architecture::Qwen3] {
+    use Architecture::{Gemma2, Gemma3, Phi3, Qwen2, Qwen3};
+    for architecture in [Qwen2, Qwen3, Gemma2, Gemma3, Phi3] {
         let (gguf, folder) = (parse(&tiny(architecture)).unwrap(), folder(architecture));
         assert_eq!(gguf.config(), folder.config());
         assert_eq!(gguf.manifest().root, folder.manifest().root);
@@ -184,8 +193,9 @@ fn rotary_scaling_divides_the_frequencies() {
         w.tensor("rope_freqs.weight", &[8], 0, [4f32; 8].iter().flat_map(|x| x.to_le_bytes()).collect())
     });
     let pairs = plain.config().head_dim / 2;
-    let row =
-        |artifact: &Artifact, position: usize| artifact.rope_sin()[position * pairs..][..pairs].to_vec();
+    let row = |artifact: &Artifact, position: usize| {
+        artifact.layer(0).rope.unwrap().1[position * pairs..][..pairs].to_vec()
+    };
     assert_eq!(row(&plain, 25), row(&linear, 100));
     assert_eq!(row(&factors, 100), row(&linear, 100));
     // Position 1 of the first pair turns by one radian.
@@ -235,6 +245,12 @@ fn ids_are_the_same_on_every_machine() {
             "0x0721af1afdab67fef3612ac9e7aa36f28fc1aec520f4431226de160011e052f8",
             "0x69a4e8abc9e5e17f046cfac1506c7c7afd55f279cbc973c94edaeda87211ac39",
             "0x8d8802870dcc144c86495c49264fff377c51d98831be5cd4aee4202b250d94a7",
+            "0xfac3d0e7932166b56100569ff36aa83f3d842a457066501b29654be91f89bda7",
+            "0xf8be4cb525087be3a90ab90925491470b4c58f0a867ec95fd347de4170c98d1e",
+            "0xad8a7b92e1e28ed7548750b247dbb6be70d2ffd49d909c865238a542ec17fe2a",
+            "0x47b8ba8d987ba001b04bb6d63cc0e585969252faee4430308907dabc73be30b5",
+            "0x577b73f3b941a6461e35a2526a3ecb33df310cd9a853e9ddba5ee349886fd97d",
+            "0x6cd731df5a9f20a9f2ea2389b2a68e155263641871d56adeaff9ae217561cd5a",
         ]
     );
 }

@@ -10,8 +10,8 @@ use std::ops::Range;
 use super::blocked::blocked_linear;
 use crate::linear::finish;
 use crate::scale::Rescale;
-use crate::tables::{EXP2, LOG2_E_Q30, RECIPROCAL};
-use crate::{MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
+use crate::tables::{EXP2, GELU_CUBIC_Q28, GELU_LINEAR_Q28, GELU_MAX, LOG2_E_Q30, NORMAL, RECIPROCAL};
+use crate::{Activation, MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
 
 /// Rows of a block.
 pub(super) const ROWS: usize = 4;
@@ -393,18 +393,58 @@ fn sigmoid8(x: __m256i) -> __m256i {
     _mm256_blendv_epi8(q, mul_q30(e, q), negative)
 }
 
-/// See [`super::scalar::silu_mul`].
+/// Eight of [`crate::tables::gelu_argument`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn gelu_argument8(x: __m256i) -> __m256i {
+    let most = _mm256_set1_epi32(GELU_MAX);
+    let x = _mm256_max_epi32(_mm256_min_epi32(x, most), _mm256_sub_epi32(_mm256_setzero_si256(), most));
+    // The low words of four lanes: the square and the factor are positive, and of the last product bits 28 to 59 count.
+    let low = |x: __m256i| {
+        let half = _mm256_set1_epi64x(1 << 15);
+        let square = _mm256_srli_epi64::<16>(_mm256_add_epi64(_mm256_mul_epi32(x, x), half));
+        let cubic = _mm256_mul_epi32(square, _mm256_set1_epi64x(GELU_CUBIC_Q28));
+        let cubic = _mm256_srli_epi64::<16>(_mm256_add_epi64(cubic, half));
+        let factor = _mm256_add_epi64(cubic, _mm256_set1_epi64x(GELU_LINEAR_Q28));
+        let product = _mm256_add_epi64(_mm256_mul_epi32(x, factor), _mm256_set1_epi64x(1 << 27));
+        _mm256_srli_epi64::<28>(product)
+    };
+    let (even, odd) = (low(x), low(_mm256_srli_epi64::<32>(x)));
+    _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd))
+}
+
+/// Eight of [`crate::tables::normal`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn normal8(x: __m256i) -> __m256i {
+    let magnitude = _mm256_min_epu32(_mm256_abs_epi32(x), _mm256_set1_epi32(8 << 16));
+    // SAFETY: the indices are at most 1024, and the table has 1026 entries.
+    let (low, high) = unsafe { neighbours(NORMAL.as_ptr().cast(), _mm256_srli_epi32::<9>(magnitude)) };
+    let step = _mm256_and_si256(magnitude, _mm256_set1_epi32(511));
+    let step = _mm256_mullo_epi32(_mm256_sub_epi32(high, low), step); // below 2^31
+    let value = _mm256_add_epi32(low, _mm256_srli_epi32::<9>(_mm256_add_epi32(step, _mm256_set1_epi32(256))));
+    let rest = _mm256_sub_epi32(_mm256_set1_epi32(1 << 30), value);
+    _mm256_blendv_epi8(value, rest, _mm256_srai_epi32::<31>(x))
+}
+
+/// See [`super::scalar::activate`].
 ///
 /// # Safety
 /// The machine has AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn silu_mul(gate: &mut [i32], up: &[i32]) {
+pub(crate) unsafe fn activate(activation: Activation, gate: &mut [i32], up: Option<&[i32]>) {
     let whole = gate.len() & !7;
-    for (gate, up) in gate[..whole].chunks_exact_mut(8).zip(up.chunks_exact(8)) {
-        // SAFETY: eight words each.
-        let (g, u) =
-            unsafe { (_mm256_loadu_si256(gate.as_ptr().cast()), _mm256_loadu_si256(up.as_ptr().cast())) };
-        let s = sigmoid8(g);
+    for (i, gate) in gate[..whole].chunks_exact_mut(8).enumerate() {
+        // SAFETY: eight words each; `up` is as long as `gate`.
+        let (g, u) = unsafe {
+            let up = up.map(|up| _mm256_loadu_si256(up[8 * i..8 * i + 8].as_ptr().cast()));
+            (_mm256_loadu_si256(gate.as_ptr().cast()), up.unwrap_or(_mm256_set1_epi32(1 << 16)))
+        };
+        let s = match activation {
+            Activation::Silu => sigmoid8(g),
+            Activation::GeluTanh => sigmoid8(gelu_argument8(g)),
+            Activation::GeluErf => normal8(g),
+        };
         // A result of 32 bits is in bits 30 to 61 of the product, whichever way the sign is shifted in.
         let half = _mm256_set1_epi64x(1 << 29);
         let (g_odd, s_odd) = (_mm256_srli_epi64::<32>(g), _mm256_srli_epi64::<32>(s));
@@ -416,7 +456,7 @@ pub(crate) unsafe fn silu_mul(gate: &mut [i32], up: &[i32]) {
         // SAFETY: eight words.
         unsafe { _mm256_storeu_si256(gate.as_mut_ptr().cast(), result) };
     }
-    super::scalar::silu_mul(&mut gate[whole..], &up[whole..]);
+    super::scalar::activate(activation, &mut gate[whole..], up.map(|up| &up[whole..]));
 }
 
 /// `sat(rshift(a · b, 16))` of the low words of four lanes.

@@ -11,7 +11,7 @@ mod blocked;
 mod neon;
 mod scalar;
 
-use crate::{Kernel, MatrixView, Output, QuantisedView, RopeStyle, Scale};
+use crate::{Activation, Kernel, MatrixView, Output, QuantisedView, RopeStyle, Scale};
 
 /// Defines functions that call the twin in the module for the kernel, if the machine has the instructions, or else the
 /// reference. The list gives the module for each instruction set that has a twin.
@@ -58,7 +58,7 @@ dispatch! {
     weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]);
 
     [x86: avx2, avx2; arm: scalar]
-    silu_mul(gate: &mut [i32], up: &[i32]);
+    activate(activation: Activation, gate: &mut [i32], up: Option<&[i32]>);
 
     [x86: avx2, avx2; arm: scalar]
     max_abs(x: &[i32]) -> u32;

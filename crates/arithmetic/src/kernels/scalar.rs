@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::linear::finish;
 use crate::scale::{Rescale, round_shift, saturate32};
-use crate::tables::{exp2_neg, sigmoid};
-use crate::{MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
+use crate::tables::{exp2_neg, gelu_argument, normal, sigmoid};
+use crate::{Activation, MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
 
 pub(crate) fn linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>) {
     let (rows, tokens) = (out.rows(), 0..out.tokens());
@@ -130,16 +130,26 @@ pub(crate) fn rope(style: RopeStyle, head: &mut [i32], cos: &[i32], sin: &[i32])
 #[inline(always)]
 fn turn(a: i32, b: i32, c: i32, s: i32) -> (i32, i32) {
     let [a, b, c, s] = [a, b, c, s].map(i64::from);
-    // Each product is at most 2^61 for entries within 2^30, so the sums do not wrap.
+    // Each product is at most 1.5 · 2^61 for entries within 1.5 · 2^30, so the sums do not wrap.
     let x = (a * c).wrapping_sub(b * s);
     let y = (a * s).wrapping_add(b * c);
     (saturate32(round_shift(x, 30)), saturate32(round_shift(y, 30)))
 }
 
-/// SwiGLU.
-pub(crate) fn silu_mul(gate: &mut [i32], up: &[i32]) {
-    for (g, &u) in gate.iter_mut().zip(up) {
-        let silu = round_shift(i64::from(*g) * i64::from(sigmoid(*g)), 30);
-        *g = saturate32(round_shift(silu * i64::from(u), 16));
+/// The step of a feed-forward layer; without `up`, as if that were one.
+pub(crate) fn activate(activation: Activation, gate: &mut [i32], up: Option<&[i32]>) {
+    match activation {
+        Activation::Silu => weighted(gate, up, sigmoid),
+        Activation::GeluTanh => weighted(gate, up, |x| sigmoid(gelu_argument(x))),
+        Activation::GeluErf => weighted(gate, up, normal),
+    }
+}
+
+#[inline(always)]
+fn weighted(gate: &mut [i32], up: Option<&[i32]>, weight: impl Fn(i32) -> u32) {
+    for (i, g) in gate.iter_mut().enumerate() {
+        let y = round_shift(i64::from(*g) * i64::from(weight(*g)), 30);
+        let up = up.map_or(1 << 16, |up| up[i]);
+        *g = saturate32(round_shift(y * i64::from(up), 16));
     }
 }

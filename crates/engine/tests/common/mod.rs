@@ -9,7 +9,7 @@ use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf};
 use assay_receipt::{Sampling, TokenLogprob};
 
-pub const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
+pub use assay_model::testing::ARCHITECTURES;
 
 pub fn model(architecture: Architecture, seed: u64) -> Arc<Artifact> {
     let bytes = import_gguf(&tiny_gguf(architecture, seed), &mut |_, _| {}).unwrap();

@@ -1,0 +1,100 @@
+//! Every architecture against another implementation: the logits of llama.cpp, in float32, for the tiny models.
+//! `make_families.py` says how the numbers were made.
+#![allow(clippy::unwrap_used, clippy::float_arithmetic)]
+
+mod common;
+
+use std::sync::Arc;
+
+use assay_engine::Engine;
+use assay_model::testing::{tiny_gguf, tiny_writer};
+use assay_model::{Architecture, Artifact, import_gguf};
+use common::{ARCHITECTURES, config, model, prompt};
+use serde_json::Value;
+
+/// The seed of the models.
+const SEED: u64 = 11;
+
+/// The logits after each of `lengths` tokens of the prompt.
+fn logits(model: &Arc<Artifact>, lengths: &[usize]) -> Vec<Vec<f64>> {
+    let longest = *lengths.iter().max().unwrap();
+    let mut found = vec![Vec::new(); lengths.len()];
+    let mut engine = Engine::new(Arc::clone(model), config(1)).unwrap();
+    engine
+        .logits(&prompt(longest, 7), &mut |position, logits| {
+            if let Some(at) = lengths.iter().position(|&length| length == position + 1) {
+                found[at] = logits.iter().map(|&l| f64::from(l) / 65536.0).collect();
+            }
+        })
+        .unwrap();
+    found
+}
+
+/// The root of the mean square of the differences, as a share of that of the expected numbers around their mean.
+fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let mean = expected.iter().sum::<f64>() / expected.len() as f64;
+    let spread: f64 = expected.iter().map(|e| (e - mean).powi(2)).sum();
+    let error: f64 = found.iter().zip(expected).map(|(f, e)| (f - e).powi(2)).sum();
+    (error / spread).sqrt()
+}
+
+fn reference(architecture: Architecture) -> Vec<(usize, Vec<f64>)> {
+    let all: Value = serde_json::from_str(include_str!("data/families.json")).unwrap();
+    let cases = all[format!("{architecture:?}")].as_object().unwrap();
+    let numbers = |list: &Value| list.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
+    cases.iter().map(|(length, list)| (length.parse().unwrap(), numbers(list))).collect()
+}
+
+fn compare(architecture: Architecture, model: &Arc<Artifact>) -> Vec<f64> {
+    let reference = reference(architecture);
+    let lengths: Vec<usize> = reference.iter().map(|(length, _)| *length).collect();
+    let found = logits(model, &lengths);
+    found.iter().zip(&reference).map(|(found, (_, expected))| difference(found, expected)).collect()
+}
+
+#[test]
+fn logits_are_those_of_llama_cpp() {
+    for architecture in ARCHITECTURES {
+        let found = compare(architecture, &model(architecture, SEED));
+        assert!(found.iter().all(|difference| *difference < 0.015), "{architecture:?}: {found:?}");
+    }
+}
+
+/// The comparison notices each part of an architecture: a file that says otherwise is far off.
+#[test]
+fn another_model_is_far_off() {
+    let changes: [(Architecture, &str, u32, f32); 6] = [
+        (Architecture::Gemma3, "gemma3.attention.sliding_window", 12, 0.0),
+        (Architecture::Gemma3, "gemma3.rope.freq_base_swa", 0, 50_000.0),
+        (Architecture::Gemma2, "gemma2.attn_logit_softcapping", 0, 50.0),
+        (Architecture::Gemma2, "gemma2.final_logit_softcapping", 0, 30.0),
+        (Architecture::Mixtral, "llama.expert_used_count", 1, 0.0),
+        (Architecture::Qwen3Moe, "qwen3moe.expert_used_count", 3, 0.0),
+    ];
+    for (architecture, key, integer, float) in changes {
+        let mut writer = tiny_writer(architecture, SEED);
+        writer.remove_key(key);
+        if integer > 0 {
+            writer.u32(key, integer)
+        } else {
+            writer.f32(key, float)
+        };
+        let other = import_gguf(&writer.finish(), &mut |_, _| {}).unwrap();
+        let found = compare(architecture, &Arc::new(Artifact::parse(Arc::new(other)).unwrap()));
+        let right = compare(architecture, &model(architecture, SEED));
+        let far = found.iter().zip(&right).any(|(found, right)| found > &(2.0 * right));
+        assert!(far, "{key}: {found:?} {right:?}");
+    }
+}
+
+#[test]
+#[ignore = "writes the models and prompts for make_families.py to the folder named by ASSAY_FAMILIES"]
+fn write_models() {
+    let folder = std::path::PathBuf::from(std::env::var_os("ASSAY_FAMILIES").unwrap());
+    for architecture in ARCHITECTURES {
+        std::fs::write(folder.join(format!("{architecture:?}.gguf")), tiny_gguf(architecture, SEED)).unwrap();
+    }
+    let prompt = serde_json::to_vec(&prompt(80, 7)).unwrap();
+    std::fs::write(folder.join("prompt.json"), prompt).unwrap();
+}

@@ -1,0 +1,36 @@
+"""Writes data/families.json: logits of llama.cpp for the tiny model of each architecture.
+
+    ASSAY_FAMILIES=/tmp/families cargo test -p assay-engine --test families write_models -- --ignored
+    python crates/engine/tests/make_families.py /tmp/families        # with numpy and xllamacpp installed
+
+The models are float32 files. llama.cpp does not apply the window of Phi 3, so that is compared on a short prompt only.
+"""
+
+import glob
+import json
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "cli", "benches"))
+import llama_cpp
+
+
+def main(folder):
+    lib = llama_cpp.library()
+    prompt = json.load(open(os.path.join(folder, "prompt.json")))
+    answers = {}
+    for path in sorted(glob.glob(os.path.join(folder, "*.gguf"))):
+        name = os.path.basename(path)[:-5]
+        engine = llama_cpp.Engine(lib, path, 1, 256)
+        answers[name] = {}
+        for length in [20] if name == "Phi3" else [20, 80]:
+            lib.llama_memory_clear(lib.llama_get_memory(engine.context), True)
+            logits = engine.decode(prompt[:length])
+            answers[name][length] = [round(logits[i], 5) for i in range(267)]
+    with open(os.path.join(HERE, "data", "families.json"), "w") as out:
+        json.dump(answers, out, separators=(",", ":"))
+        out.write("\n")
+
+
+main(sys.argv[1])
