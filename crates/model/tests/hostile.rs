@@ -12,7 +12,11 @@ fn import(bytes: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 fn changed(change: impl FnOnce(&mut GgufWriter) -> &mut GgufWriter) -> Error {
-    let mut writer = tiny_writer(Architecture::Qwen2, 3);
+    changed_in(Architecture::Qwen2, change)
+}
+
+fn changed_in(architecture: Architecture, change: impl FnOnce(&mut GgufWriter) -> &mut GgufWriter) -> Error {
+    let mut writer = tiny_writer(architecture, 3);
     change(&mut writer);
     import(&writer.finish()).unwrap_err()
 }
@@ -136,8 +140,72 @@ fn unsupported_models_are_refused_by_name() {
         changed(|w| w.text("qwen2.rope.scaling.type", "yarn").f32("qwen2.rope.scaling.factor", 4.0));
     assert!(scaling.to_string().contains("yarn"), "{scaling}");
     assert!(matches!(changed(|w| w.u32("qwen2.expert_count", 8)), Error::Unsupported(_)));
-    assert!(matches!(changed(|w| w.u32("qwen2.rope.dimension_count", 8)), Error::Unsupported(_)));
+    for rotated in [0, 1, 7, 18, u32::MAX] {
+        let error = changed(|w| w.u32("qwen2.rope.dimension_count", rotated));
+        assert!(matches!(error, Error::Unsupported(_)), "{rotated}: {error}");
+    }
     assert!(matches!(rename("attention.head_count_kv", "attention.head_count_xy"), Error::Shape { .. }));
+}
+
+#[test]
+fn bad_files_of_each_family_are_refused_by_name() {
+    use Architecture::{Gemma2, Gemma3, Mixtral, Phi3, Qwen3, Qwen3Moe};
+    type Change = fn(&mut GgufWriter) -> &mut GgufWriter;
+    let cases: [(Architecture, Change, &str); 19] = [
+        (Qwen3, |w| w.u32("qwen3.attention.sliding_window", 8), "sliding attention window"),
+        (Gemma3, |w| w.u32("gemma3.expert_count", 4), "experts in the architecture gemma3"),
+        (Gemma3, |w| w.f32("gemma3.final_logit_softcapping", f32::NAN), "softcapping"),
+        (
+            Gemma2,
+            |w| w.remove_key("gemma2.attn_logit_softcapping").f32("gemma2.attn_logit_softcapping", 0.25),
+            "cap",
+        ),
+        (Gemma3, |w| w.tensor("v.blk.0.ln1.weight", &[1], 0, vec![0; 4]), "v.blk.0.ln1.weight"),
+        (Gemma3, |w| w.remove_tensor("blk.1.post_ffw_norm.weight"), "blk.1.post_ffw_norm.weight"),
+        (
+            Gemma3,
+            |w| {
+                w.remove_key("gemma3.attention.sliding_window_pattern")
+                    .u32("gemma3.attention.sliding_window_pattern", 0)
+            },
+            "sliding_window_pattern",
+        ),
+        (
+            Gemma3,
+            |w| w.remove_key("gemma3.rope.freq_base_swa").f32("gemma3.rope.freq_base_swa", -1.0),
+            "rotary",
+        ),
+        (Phi3, |w| w.remove_tensor("blk.0.attn_qkv.weight"), "blk.0.attn_qkv.weight"),
+        (
+            Phi3,
+            |w| {
+                w.remove_tensor("blk.0.attn_qkv.weight").tensor(
+                    "blk.0.attn_qkv.weight",
+                    &[64, 127],
+                    0,
+                    vec![0; 64 * 127 * 4],
+                )
+            },
+            "blk.0.attn_qkv.weight",
+        ),
+        (Phi3, |w| w.text("phi3.rope.scaling.type", "longrope"), "longrope"),
+        (Phi3, |w| w.tensor("rope_factors_short.weight", &[7], 0, vec![0; 28]), "rope_factors_short"),
+        (Phi3, |w| w.f32("phi3.rope.scaling.attn_factor", 3.0), "multiplied by 3"),
+        (
+            Mixtral,
+            |w| w.remove_key("llama.expert_used_count").u32("llama.expert_used_count", 7),
+            "experts that a token uses",
+        ),
+        (Mixtral, |w| w.u32("llama.expert_shared_count", 1), "every token uses"),
+        (Mixtral, |w| w.remove_tensor("blk.0.ffn_gate_exps.weight"), "blk.0.ffn_gate_exps.weight"),
+        (Qwen3Moe, |w| w.u32("qwen3moe.expert_gating_func", 2), "softmax"),
+        (Qwen3Moe, |w| w.flag("qwen3moe.expert_weights_norm", false), "softmax"),
+        (Qwen3Moe, |w| w.remove_key("qwen3moe.expert_count"), "experts"),
+    ];
+    for (i, (architecture, change, name)) in cases.into_iter().enumerate() {
+        let error = changed_in(architecture, change).to_string();
+        assert!(error.contains(name), "case {i}: {error}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Tiny models and generations for the tests of the engine.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, missing_docs)]
+#![allow(dead_code, unreachable_pub, unused_imports, clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
 
