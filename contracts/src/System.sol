@@ -14,7 +14,10 @@ import {Pause} from "./Pause.sol";
 /// @param staking Validators and delegations.
 /// @param registry Operators and workers.
 /// @param models Models and their authors.
+/// @param deposits Payers' deposits.
+/// @param rules What makes a receipt payable.
 /// @param settlement Settlement of receipts; the EIP-712 domain of all statements.
+/// @param audits Sampled audits.
 /// @param serviceLevels Service-level bonds.
 /// @param disputes The dispute game.
 /// @param treasury The treasury.
@@ -25,7 +28,10 @@ struct Addresses {
     address staking;
     address registry;
     address models;
+    address deposits;
+    address rules;
     address settlement;
+    address audits;
     address serviceLevels;
     address disputes;
     address treasury;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 pragma solidity 0.8.37;
 
-import {Opg} from "./Opg.sol";
-import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Addresses, System} from "./System.sol";
 
 /// A released binary.
@@ -21,8 +19,6 @@ struct Release {
 /// @notice Holds the OPG of the community and the record of released binaries. Governance alone can pay from it and add
 /// to the record; nobody can change a record.
 contract Treasury is System {
-    using SafeERC20 for Opg;
-
     /// @notice A hash of zero names no file.
     error NoHash();
     /// @notice Zero is nobody's address.
@@ -38,6 +34,9 @@ contract Treasury is System {
     /// @param a The addresses of the deployment.
     constructor(Addresses memory a) System(a) {}
 
+    /// @notice Nothing is set at first; called once, when the proxy is built.
+    function initialize() external initializer {}
+
     /// @notice Pays OPG. Governance only.
     /// @param to Who gets it.
     /// @param amount Amount in 10^-18 OPG.
@@ -45,7 +44,7 @@ contract Treasury is System {
     function pay(address to, uint256 amount, string calldata purpose) external onlyGovernance {
         if (to == address(0)) revert NoRecipient();
         emit Paid(to, amount, purpose);
-        OPG.safeTransfer(to, amount);
+        OPG.transfer(to, amount);
     }
 
     /// @notice Records the hash of a released binary. Governance only.
