@@ -25,7 +25,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// What the pure crates must not be able to reach: sockets, files through async runtimes, clocks, random sources.
 const SHELL_ONLY: &[&str] = &["tokio", "axum", "reqwest", "redb", "memmap2", "getrandom", "tracing", "clap"];
-const PURE: &[&str] = &["arithmetic", "graph", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
+const PURE: &[&str] =
+    &["arithmetic", "graph", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
 
 fn dependencies(name: &str) -> BTreeSet<String> {
     let path = root().join("crates").join(name).join("Cargo.toml");

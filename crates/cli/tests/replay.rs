@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use assay_engine::generation::Generation;
 use assay_engine::request::{OutputVerdict, Prepared, Processor};
-use assay_engine::{Config, Engine, Event, Replay};
+use assay_engine::{Config, Engine, Event, Replay, Service};
 use assay_model::Artifact;
 use assay_receipt::{Constraint, FinishReason, Message, Output, Prompt, Request, Sampling};
 
@@ -32,8 +32,7 @@ fn processor(artifact: &Artifact) -> Processor {
 }
 
 fn engine(artifact: Arc<Artifact>) -> Engine {
-    Engine::new(artifact, Config { threads: 2, kv_tokens: 8192, max_batch: BATCH, ..Config::default() })
-        .unwrap()
+    Engine::new(artifact, Config { threads: 2, max_batch: BATCH, ..Config::default() }).unwrap()
 }
 
 const QUESTIONS: [&str; 10] = [
@@ -93,7 +92,11 @@ fn answer(engine: &mut Engine, prepared: &[Prepared]) -> Vec<Output> {
         while running.len() < BATCH
             && let Some((index, one)) = waiting.pop()
         {
-            running.push((engine.submit(one.generation.clone()).unwrap(), index, one.assembler()));
+            running.push((
+                engine.submit(one.generation.clone(), Service::default()).unwrap(),
+                index,
+                one.assembler(),
+            ));
         }
         for event in engine.step().unwrap() {
             let Some(place) = running.iter().position(|(id, ..)| *id == event.id()) else { continue };

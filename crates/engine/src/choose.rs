@@ -53,9 +53,10 @@ impl Rule {
         Rule { probe: true, ..Rule::new(&sampling, None, &[]) }
     }
 
-    /// What a choice needs to know of the answer so far: all of it if there is a penalty, else nothing.
-    pub(crate) fn history(&self, answer: &[u32]) -> Vec<u32> {
-        if self.penalties { answer.to_vec() } else { Vec::new() }
+    /// What a choice needs to know of the answer so far, which comes in two parts: all of it if there is a penalty,
+    /// else nothing.
+    pub(crate) fn history(&self, answer: &[u32], drafts: &[u32]) -> Vec<u32> {
+        if self.penalties { [answer, drafts].concat() } else { Vec::new() }
     }
 
     /// Each distinct token of prompt and answer, once.

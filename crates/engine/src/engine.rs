@@ -1,52 +1,101 @@
 //! Sequences, steps and events.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_arithmetic::Kernel;
-use assay_model::Artifact;
+use assay_model::{Artifact, Config as Shape};
 use assay_receipt::TokenLogprob;
 
 use crate::Error;
-use crate::cache::Cache;
 use crate::choose::{Outcome, Rule};
 use crate::forward::{Core, Plan, Row, Want};
 use crate::generation::Generation;
 use crate::grammar::Matcher;
+use crate::kv::{Before, Pages, Table, token_bytes};
 use crate::pool::{Broken, Pool};
+use crate::schedule::{Clock, Service, shares};
+use crate::sequence::{Sequence, Task};
+use crate::speculate::{Guess, look_up};
 
 /// How an engine runs. Nothing here changes a bit of what it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Threads that compute, the caller's own included; 1 to 1,024.
     pub threads: usize,
-    /// Tokens whose keys and values fit in memory, over all sequences, at least 1. A token takes
-    /// `layers · kv_heads · (4 · head_dim + 16)` bytes, and memory is used as sequences grow.
-    pub kv_tokens: usize,
+    /// Bytes for keys and values, over all sequences and what is kept of earlier ones; room for at least one page. A
+    /// token takes `layers · kv_heads · (4 · head_dim + 16)`. Never exceeded; memory is used as sequences grow.
+    pub kv_bytes: usize,
+    /// Tokens of a page, 1 to 65,536: prefixes are shared in whole pages.
+    pub page_tokens: usize,
     /// Sequences that run at once, at least 1.
     pub max_batch: usize,
+    /// Sequences that may wait for a place.
+    pub max_waiting: usize,
     /// Most tokens of prompts that one step takes, at least 1: more is faster, fewer lets running sequences wait less.
     pub prefill_chunk: usize,
+    /// Most tokens that are guessed ahead for a sequence in a step, 0 to 64.
+    pub max_guess: usize,
     /// The instruction set.
     pub kernel: Kernel,
 }
 
 impl Default for Config {
-    /// All processors, 16,384 tokens of cache, 16 sequences, 256 prompt tokens a step, the best kernel.
+    /// All processors, 384 MiB for keys and values in pages of 32 tokens, 16 sequences and 1,024 that wait, 256 prompt
+    /// tokens a step, up to 8 guessed, the best kernel.
     fn default() -> Self {
         Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            kv_tokens: 16_384,
+            kv_bytes: 384 << 20,
+            page_tokens: 32,
             max_batch: 16,
+            max_waiting: 1024,
             prefill_chunk: 256,
+            max_guess: 8,
             kernel: Kernel::best(),
         }
     }
 }
 
+impl Config {
+    /// With memory for the keys and values of so many tokens of a model, in whole pages.
+    #[must_use]
+    pub fn with_kv_tokens(self, model: &Artifact, tokens: usize) -> Config {
+        let tokens = tokens.next_multiple_of(self.page_tokens.max(1));
+        Config { kv_bytes: tokens.saturating_mul(token_bytes(model.config())), ..self }
+    }
+}
+
+/// What an engine has done and how full it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences with a place in the batch.
+    pub running: usize,
+    /// Sequences that wait for one.
+    pub waiting: usize,
+    /// Pages of keys and values in all.
+    pub pages: usize,
+    /// Pages that sequences hold.
+    pub pages_held: usize,
+    /// Pages that are kept for later sequences that begin alike; they are given up when memory is needed.
+    pub pages_cached: usize,
+    /// Rows (tokens of sequences, guesses included) that were run.
+    pub rows: u64,
+    /// Steps that ran any.
+    pub steps: u64,
+    /// Tokens whose keys and values were found instead of being run.
+    pub tokens_found: u64,
+    /// Tokens that were guessed.
+    pub guessed: u64,
+    /// Of these, the ones that the model chose.
+    pub guessed_right: u64,
+    /// Sequences that lost their memory to older ones and were run again later.
+    pub preempted: u64,
+}
+
 /// Names a sequence within its engine; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId(u64);
+pub struct SequenceId(pub(crate) u64);
 
 /// Why a sequence ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,9 +198,11 @@ pub struct Engine {
     pool: Pool,
     config: Config,
     next_id: u64,
+    /// By rank.
     sequences: Vec<Sequence>,
-    /// Tokens of cache that are promised to sequences.
-    reserved: usize,
+    clock: Clock,
+    pages: Pages,
+    stats: Stats,
     /// Events of other sequences that came up while [`Engine::replay`] was waiting.
     waiting: VecDeque<Event>,
 }
@@ -161,158 +212,43 @@ impl std::fmt::Debug for Engine {
         f.debug_struct("Engine")
             .field("model", &self.core.artifact().id())
             .field("config", &self.config)
-            .field("sequences", &self.sequences.len())
-            .field("reserved", &self.reserved)
+            .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Task {
-    Generate,
-    Replay,
-    Probe,
-}
-
-struct Sequence {
-    id: SequenceId,
+/// What [`Engine::add`] needs beside the texts.
+struct Terms {
     task: Task,
-    cache: Arc<Cache>,
-    /// Tokens of cache promised to it.
-    reserved: usize,
-    /// Prompt, then the answer as far as it is known.
-    tokens: Vec<u32>,
-    prompt: usize,
-    /// Tokens whose keys and values are in the cache.
-    fed: usize,
-    /// Tokens of the answer that were checked or chosen.
-    settled: usize,
-    rule: Arc<Rule>,
+    service: Service,
+    rule: Rule,
+    /// Tokens of context in the end.
+    needed: usize,
     max_tokens: usize,
     end_tokens: Vec<u32>,
     matcher: Option<Matcher>,
-    /// The token after which the matcher could not go on, and why.
-    stuck: Option<(usize, String)>,
-    /// For a replay's result.
-    logprobs: Vec<TokenLogprob>,
-}
-
-impl Sequence {
-    fn answer(&self) -> &[u32] {
-        &self.tokens[self.prompt..]
-    }
-
-    /// Why the answer ends with its token number `index`, if it does.
-    fn finish(&self, index: usize) -> Option<Finish> {
-        if self.end_tokens.contains(&self.tokens[self.prompt + index]) {
-            Some(Finish::End)
-        } else {
-            (index + 1 >= self.max_tokens).then_some(Finish::Length)
-        }
-    }
-
-    /// Tokens that the next steps have to run. A replay does not run its last token: nothing follows it.
-    fn to_feed(&self) -> usize {
-        let last = usize::from(self.task == Task::Replay);
-        self.tokens.len().saturating_sub(self.fed + last)
-    }
-
-    /// The mask for the answer's token `index`, and a step of the matcher over that token if it is known already.
-    fn mask(&mut self, index: usize) -> Option<crate::grammar::Mask> {
-        let matcher = self.matcher.as_mut().filter(|_| self.stuck.is_none())?;
-        let known = self.tokens.get(self.prompt + index).copied();
-        match matcher.mask() {
-            Ok(mask) => {
-                if let Some(Err(error)) = known.filter(|&t| mask.allows(t)).map(|t| matcher.advance(t)) {
-                    self.stuck = Some((index + 1, error.to_string()));
-                }
-                Some(mask)
-            }
-            Err(error) => {
-                self.stuck = Some((index, error.to_string()));
-                None
-            }
-        }
-    }
-
-    /// Takes the choice for the answer's token `settled`; returns whether the sequence goes on.
-    fn settle(&mut self, outcome: Outcome, events: &mut Vec<Event>) -> bool {
-        let (id, index) = (self.id, self.settled);
-        let position = index as u32; // an answer has at most `context` tokens
-        if let Some((_, reason)) = self.stuck.as_ref().filter(|(at, _)| *at <= index) {
-            events.push(Event::Stuck { id, position, reason: reason.clone() });
-            return false;
-        }
-        let known = self.answer().get(index).copied();
-        let Some(token) = outcome.token else {
-            let reason = "no token may be chosen".to_owned();
-            events.push(Event::Stuck { id, position, reason });
-            return false;
-        };
-        if let Some(claimed) = known.filter(|&claimed| claimed != token) {
-            events.push(self.differs(position, Some(token), claimed));
-            return false;
-        }
-        if known.is_none() {
-            self.tokens.push(token);
-        }
-        self.settled += 1;
-        if self.task == Task::Replay {
-            self.logprobs.extend(outcome.logprob);
-        } else {
-            events.push(Event::Token { id, token, index: position, logprob: outcome.logprob });
-        }
-        if let Some(finish) = self.finish(index) {
-            events.push(match self.answer().get(index + 1) {
-                Some(&claimed) => self.differs(position + 1, None, claimed),
-                None if self.task == Task::Replay => self.agrees(Some(finish)),
-                None => Event::Finished { id, finish },
-            });
-            return false;
-        }
-        if self.task == Task::Replay {
-            if self.settled == self.answer().len() {
-                events.push(self.agrees(None));
-                return false;
-            }
-        } else if known.is_none()
-            && let Some(Err(error)) = self.matcher.as_mut().map(|m| m.advance(token))
-        {
-            self.stuck = Some((index + 1, error.to_string()));
-        }
-        true
-    }
-
-    fn differs(&self, position: u32, expected: Option<u32>, claimed: u32) -> Event {
-        match self.task {
-            Task::Replay => {
-                Event::Replayed { id: self.id, replay: Replay::Differs { position, expected, claimed } }
-            }
-            _ => Event::ResumeMismatch { id: self.id, position, expected, claimed },
-        }
-    }
-
-    fn agrees(&mut self, finish: Option<Finish>) -> Event {
-        let logprobs = std::mem::take(&mut self.logprobs);
-        Event::Replayed { id: self.id, replay: Replay::Agrees { finish, logprobs } }
-    }
 }
 
 impl Engine {
     /// Makes an engine for a model and starts its threads.
     ///
     /// # Errors
-    /// [`Error::Setting`] and [`Error::NoThreads`].
+    /// [`Error::Setting`], [`Error::NoMemory`] and [`Error::NoThreads`].
     pub fn new(artifact: Arc<Artifact>, config: Config) -> Result<Engine, Error> {
-        let positive = |what, found, max| match found {
-            n if (1..=max).contains(&n) => Ok(()),
-            found => Err(Error::Setting { what, found, min: 1, max }),
+        let within = |what, found, min, max| match found {
+            n if (min..=max).contains(&n) => Ok(()),
+            found => Err(Error::Setting { what, found, min, max }),
         };
-        positive("threads", config.threads, 1024)?;
-        positive("kv_tokens", config.kv_tokens, 1 << 30)?;
-        positive("max_batch", config.max_batch, 1 << 16)?;
-        positive("prefill_chunk", config.prefill_chunk, 1 << 16)?;
-        let core = Arc::new(Core::new(artifact, config.kernel, config.threads));
+        within("threads", config.threads, 1, 1024)?;
+        within("page_tokens", config.page_tokens, 1, 1 << 16)?;
+        within("max_batch", config.max_batch, 1, 1 << 16)?;
+        within("max_waiting", config.max_waiting, 0, 1 << 20)?;
+        within("prefill_chunk", config.prefill_chunk, 1, 1 << 16)?;
+        within("max_guess", config.max_guess, 0, 64)?;
+        let page_bytes = config.page_tokens * token_bytes(artifact.config());
+        within("kv_bytes", config.kv_bytes, page_bytes, 1 << 48)?;
+        let pages = (config.kv_bytes / page_bytes).min(u32::MAX as usize);
+        let core = Arc::new(Core::new(artifact, config.kernel, config.threads, pages, config.page_tokens)?);
         let job = Arc::clone(&core);
         let pool = Pool::new(Arc::clone(&core.barrier), move |thread| job.work(thread))
             .map_err(|error| Error::NoThreads(error.to_string()))?;
@@ -322,7 +258,9 @@ impl Engine {
             config,
             next_id: 0,
             sequences: Vec::new(),
-            reserved: 0,
+            clock: Clock::default(),
+            pages: Pages::new(pages, config.page_tokens),
+            stats: Stats::default(),
             waiting: VecDeque::new(),
         })
     }
@@ -337,27 +275,41 @@ impl Engine {
         &self.config
     }
 
-    /// Whether no sequence is running and no event is waiting.
+    /// Whether no sequence is there and no event is waiting.
     pub fn is_idle(&self) -> bool {
         self.sequences.is_empty() && self.waiting.is_empty()
     }
 
-    /// Sequences that are running.
-    pub fn running(&self) -> usize {
-        self.sequences.len()
+    /// Counters since the start, and how full it is now.
+    pub fn stats(&self) -> Stats {
+        let running = self.sequences.iter().filter(|s| s.running).count();
+        Stats {
+            running,
+            waiting: self.sequences.len() - running,
+            pages: self.pages.count(),
+            pages_held: self.pages.count() - self.pages.available(),
+            pages_cached: self.pages.cached(),
+            ..self.stats
+        }
     }
 
-    /// Tokens of cache that are free.
+    /// Tokens of keys and values that fit in memory: prompt and answer of one sequence at most.
+    pub fn kv_tokens(&self) -> usize {
+        self.pages.count() * self.config.page_tokens
+    }
+
+    /// Tokens of keys and values for which there is memory that no sequence holds.
     pub fn free_tokens(&self) -> usize {
-        self.config.kv_tokens - self.reserved
+        self.pages.available() * self.config.page_tokens
     }
 
-    /// Adds a sequence. Its events come from [`Engine::step`]. The cache for prompt and longest answer is reserved
-    /// now, so that a sequence that has begun can always finish.
+    /// Adds a sequence. It waits until there is a place in the batch and memory for its prompt; its events come from
+    /// [`Engine::step`]. If the memory runs out later, the sequences that rank last give up theirs and are run again
+    /// when there is some, which nobody can see but in the time.
     ///
     /// # Errors
-    /// [`Error::BatchFull`] and [`Error::CacheFull`] pass with time; the others say what is wrong with the generation.
-    pub fn submit(&mut self, generation: Generation) -> Result<SequenceId, Error> {
+    /// [`Error::QueueFull`] passes with time; the others say what is wrong with the generation.
+    pub fn submit(&mut self, generation: Generation, service: Service) -> Result<SequenceId, Error> {
         if generation.max_tokens == 0 {
             return Err(Error::NothingToGenerate);
         }
@@ -365,11 +317,16 @@ impl Engine {
         if resumed > max_tokens as usize {
             return Err(Error::ResumeTooLong { resumed, max_tokens });
         }
-        let needed = generation.prompt.len().saturating_add(max_tokens as usize);
-        let Generation { prompt, resume, sampling, max_tokens, end_tokens, constraint, logprobs } =
-            generation;
-        let rule = Rule::new(&sampling, logprobs, &prompt);
-        self.add(Task::Generate, prompt, &resume, rule, needed, max_tokens as usize, end_tokens, constraint)
+        let terms = Terms {
+            task: Task::Generate,
+            service,
+            rule: Rule::new(&generation.sampling, generation.logprobs, &generation.prompt),
+            needed: generation.prompt.len().saturating_add(max_tokens as usize),
+            max_tokens: max_tokens as usize,
+            end_tokens: generation.end_tokens,
+            matcher: generation.constraint,
+        };
+        self.add(&generation.prompt, &generation.resume, terms)
     }
 
     /// Adds the check of a claimed answer: [`Event::Replayed`] says whether `claimed` is what [`Engine::submit`] of
@@ -379,22 +336,25 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::submit`].
-    pub fn submit_replay(&mut self, generation: &Generation, claimed: &[u32]) -> Result<SequenceId, Error> {
+    pub fn submit_replay(
+        &mut self,
+        generation: &Generation,
+        claimed: &[u32],
+        service: Service,
+    ) -> Result<SequenceId, Error> {
         if generation.max_tokens == 0 {
             return Err(Error::NothingToGenerate);
         }
-        let rule = Rule::new(&generation.sampling, generation.logprobs, &generation.prompt);
-        let needed = generation.prompt.len().saturating_add(claimed.len());
-        let id = self.add(
-            Task::Replay,
-            generation.prompt.clone(),
-            claimed,
-            rule,
-            needed,
-            generation.max_tokens as usize,
-            generation.end_tokens.clone(),
-            generation.constraint.clone(),
-        )?;
+        let terms = Terms {
+            task: Task::Replay,
+            service,
+            rule: Rule::new(&generation.sampling, generation.logprobs, &generation.prompt),
+            needed: generation.prompt.len().saturating_add(claimed.len()),
+            max_tokens: generation.max_tokens as usize,
+            end_tokens: generation.end_tokens.clone(),
+            matcher: generation.constraint.clone(),
+        };
+        let id = self.add(&generation.prompt, claimed, terms)?;
         if claimed.is_empty() {
             self.cancel(id);
             let replay = Replay::Agrees { finish: None, logprobs: Vec::new() };
@@ -409,7 +369,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`], [`Error::Constraint`] and [`Error::ThreadFailed`].
     pub fn replay(&mut self, generation: &Generation, claimed: &[u32]) -> Result<Replay, Error> {
-        let id = self.submit_replay(generation, claimed)?;
+        let id = self.submit_replay(generation, claimed, Service::default())?;
         let mut result = None;
         let mut others = VecDeque::new();
         while result.is_none() {
@@ -427,55 +387,66 @@ impl Engine {
         result.unwrap_or(Err(Error::ThreadFailed))
     }
 
-    /// Ends a sequence now and frees its cache. A sequence that is gone already is no error. This is also how a
+    /// Ends a sequence now and frees its memory. A sequence that is gone already is no error. This is also how a
     /// sequence ends whose text has met a stop string.
     pub fn cancel(&mut self, id: SequenceId) {
-        self.sequences.retain(|s| {
-            s.id != id || {
-                self.reserved -= s.reserved;
-                false
-            }
-        });
+        if let Some(at) = self.sequences.iter().position(|s| s.id == id) {
+            self.sequences.remove(at).table.release(&mut self.pages, true);
+        }
     }
 
-    /// Runs one step: a token of every sequence that decodes, and up to `prefill_chunk` tokens of prompts.
-    /// Without sequences, it returns what is waiting.
+    /// Runs one step: a token of every sequence that decodes, with the guesses that pay, and up to `prefill_chunk`
+    /// tokens of prompts, shared evenly. Without sequences, it returns what is waiting.
     ///
     /// # Errors
     /// [`Error::ThreadFailed`].
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         let mut events: Vec<Event> = self.waiting.drain(..).collect();
-        let outcomes = self.pass()?;
-        let mut outcomes = outcomes.into_iter().peekable();
-        let mut freed = 0;
-        let mut index = 0;
-        self.sequences.retain_mut(|sequence| {
-            let mut goes_on = true;
-            while let Some((_, outcome)) = outcomes.next_if(|(owner, _)| *owner == index) {
-                goes_on = goes_on && sequence.settle(outcome, &mut events);
+        let mut outcomes = self.pass()?.into_iter().peekable();
+        let mut goes_on = Vec::with_capacity(self.sequences.len());
+        for (index, sequence) in self.sequences.iter_mut().enumerate() {
+            let guessed = sequence.drafts.len();
+            let own = std::iter::from_fn(|| outcomes.next_if(|(owner, _)| *owner == index));
+            let before = sequence.settled;
+            goes_on.push(sequence.settle_all(own.map(|(_, outcome)| outcome), &mut events));
+            // What is left follows a guess that was wrong.
+            while outcomes.next_if(|(owner, _)| *owner == index).is_some() {}
+            if guessed > 0 {
+                self.stats.guessed += guessed as u64;
+                self.stats.guessed_right += (sequence.settled - before).saturating_sub(1) as u64;
             }
-            index += 1;
+            sequence.table.keep(&mut self.pages, &sequence.tokens[..sequence.fed]);
+        }
+        let mut goes_on = goes_on.into_iter();
+        self.sequences.retain_mut(|sequence| {
+            let goes_on = goes_on.next().unwrap_or(true);
             if !goes_on {
-                freed += sequence.reserved;
+                sequence.table.release(&mut self.pages, true);
             }
             goes_on
         });
-        self.reserved -= freed;
         Ok(events)
     }
 
     /// The logits (Q16) of every position of `tokens`: `each` gets position and logits, in order. For measuring a
-    /// model's quality. It must not be mixed with running sequences.
+    /// model's quality. It must not be mixed with other sequences.
     ///
     /// # Errors
-    /// As [`Engine::submit`]; [`Error::BatchFull`] if any sequence is running.
+    /// As [`Engine::submit`]; [`Error::Busy`] if there is any sequence.
     pub fn logits(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[i32])) -> Result<(), Error> {
         if !self.sequences.is_empty() {
-            return Err(Error::BatchFull { running: self.sequences.len() });
+            return Err(Error::Busy { sequences: self.sequences.len() });
         }
-        let needed = tokens.len();
-        let id =
-            self.add(Task::Probe, tokens.to_vec(), &[], Rule::probe(), needed, usize::MAX, Vec::new(), None)?;
+        let terms = Terms {
+            task: Task::Probe,
+            service: Service::default(),
+            rule: Rule::probe(),
+            needed: tokens.len(),
+            max_tokens: usize::MAX,
+            end_tokens: Vec::new(),
+            matcher: None,
+        };
+        let id = self.add(tokens, &[], terms)?;
         let mut position = 0;
         while position < tokens.len() {
             for (_, outcome) in self.pass()? {
@@ -487,63 +458,54 @@ impl Engine {
         Ok(())
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "private; a struct would only repeat the fields of Sequence"
-    )]
-    fn add(
-        &mut self,
-        task: Task,
-        prompt: Vec<u32>,
-        answer: &[u32],
-        rule: Rule,
-        needed: usize,
-        max_tokens: usize,
-        end_tokens: Vec<u32>,
-        matcher: Option<Matcher>,
-    ) -> Result<SequenceId, Error> {
-        let shape = self.core.artifact().config();
+    fn add(&mut self, prompt: &[u32], answer: &[u32], terms: Terms) -> Result<SequenceId, Error> {
+        let Terms { task, service, rule, needed, max_tokens, end_tokens, matcher } = terms;
+        let Shape { vocab, context, .. } = *self.core.artifact().config();
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if let Some(&token) = prompt.iter().chain(answer).find(|&&t| t as usize >= shape.vocab) {
-            return Err(Error::UnknownToken { token, vocabulary: shape.vocab });
+        if let Some(&token) = prompt.iter().chain(answer).find(|&&t| t as usize >= vocab) {
+            return Err(Error::UnknownToken { token, vocabulary: vocab });
         }
-        if needed > shape.context {
-            return Err(Error::ContextExceeded { needed, context: shape.context });
+        if needed > context {
+            return Err(Error::ContextExceeded { needed, context });
         }
-        if needed > self.config.kv_tokens {
-            return Err(Error::CacheTooSmall { needed, total: self.config.kv_tokens });
+        if needed > self.kv_tokens() {
+            return Err(Error::CacheTooSmall { needed, total: self.kv_tokens() });
         }
-        if self.sequences.len() >= self.config.max_batch {
-            return Err(Error::BatchFull { running: self.sequences.len() });
-        }
-        if needed > self.free_tokens() {
-            return Err(Error::CacheFull { needed, available: self.free_tokens() });
+        if self.sequences.len() >= self.config.max_batch + self.config.max_waiting {
+            return Err(Error::QueueFull { waiting: self.stats().waiting });
         }
         let id = SequenceId(self.next_id);
+        let start = match service.tenant {
+            Some(tenant) => Before::Tenant(tenant),
+            None => Before::Sequence(self.next_id),
+        };
         self.next_id += 1;
-        self.reserved += needed;
-        let cache = Arc::new(Cache::new(shape.layers, shape.kv_heads, shape.head_dim, needed));
         let mut tokens = Vec::with_capacity(needed);
-        tokens.extend_from_slice(&prompt);
+        tokens.extend_from_slice(prompt);
         tokens.extend_from_slice(answer);
-        self.sequences.push(Sequence {
+        let sequence = Sequence {
             id,
+            rank: self.clock.rank(&service, needed),
             task,
-            cache,
-            reserved: needed,
+            running: false,
+            table: Table::new(start),
             tokens,
             prompt: prompt.len(),
             fed: 0,
             settled: 0,
+            drafts: Vec::new(),
+            guess: Guess::default(),
             rule: Arc::new(rule),
             max_tokens,
             end_tokens,
             matcher,
             stuck: None,
             logprobs: Vec::new(),
-        });
+        };
+        let at = self.sequences.partition_point(|other| other.rank <= sequence.rank);
+        self.sequences.insert(at, sequence);
         Ok(id)
     }
 
@@ -557,6 +519,9 @@ impl Engine {
             if plan.rows.is_empty() {
                 return Ok(Vec::new());
             }
+            self.clock.run(plan.rows.len());
+            self.stats.rows += plan.rows.len() as u64;
+            self.stats.steps += 1;
             core.prepare(&mut plan);
         }
         self.pool.run().map_err(|Broken| Error::ThreadFailed)?;
@@ -569,40 +534,126 @@ impl Engine {
         Ok(owners.into_iter().zip(outcomes).collect())
     }
 
-    /// Plans a pass: every sequence that has one token left to run (it decodes), then prompts in order of arrival.
+    /// Plans a pass: a token of every sequence that has one left to run (it decodes), and prompts.
     fn fill(&mut self, plan: &mut Plan, owners: &mut Vec<usize>) {
         plan.rows.clear();
         plan.wants.clear();
-        let mut budget = self.config.prefill_chunk;
-        for (owner, sequence) in self.sequences.iter_mut().enumerate() {
-            let count = match sequence.to_feed() {
-                decode @ 0..=1 => decode,
-                prefill => {
-                    let count = prefill.min(budget);
-                    budget -= count;
-                    count
+        plan.tables.clear();
+        self.admit();
+        let feeds: Vec<usize> =
+            self.sequences.iter().map(|s| if s.running { s.to_feed() } else { 0 }).collect();
+        let mut begun = HashSet::new();
+        let prompts: Vec<usize> = (self.sequences.iter().zip(&feeds))
+            .map(|(s, &feed)| {
+                match s.table.next(&s.tokens[..s.skippable()], s.fed, self.config.page_tokens) {
+                    _ if feed <= 1 => 0,
+                    // Another one computes this page in this step.
+                    Some(text) if !begun.insert(text) => 0,
+                    _ => feed,
                 }
-            };
+            })
+            .collect();
+        let shares = shares(&prompts, self.config.prefill_chunk);
+        // How many rows there will be before guesses.
+        let rows = feeds.iter().filter(|&&feed| feed == 1).count() + shares.iter().sum::<usize>();
+        for (owner, feed) in feeds.into_iter().enumerate() {
+            // An earlier one may have taken its memory.
+            let count = if feed == 1 { 1 } else { shares[owner] };
+            let count = if self.sequences[owner].running { self.provide(owner, count) } else { 0 };
+            if count == 0 {
+                continue;
+            }
+            if feed == 1 {
+                self.guess(owner, rows);
+            }
+            let sequence = &mut self.sequences[owner];
+            let (table, known) = (plan.tables.len(), sequence.tokens.len());
+            plan.tables.push(sequence.table.pages().into());
+            let count = count + sequence.drafts.len();
             for position in sequence.fed..sequence.fed + count {
+                let token = match position.checked_sub(known) {
+                    None => sequence.tokens[position],
+                    Some(draft) => sequence.drafts[draft],
+                };
                 let row = plan.rows.len();
-                let (token, cache) = (sequence.tokens[position], Arc::clone(&sequence.cache));
-                plan.rows.push(Row { token, position, cache });
-                let probe = sequence.task == Task::Probe;
-                if !probe && position + 1 < sequence.prompt {
-                    continue;
-                }
-                let index = if probe { 0 } else { position + 1 - sequence.prompt };
+                plan.rows.push(Row { token, position, table });
+                let Some(index) = sequence.wanted(position) else { continue };
                 owners.push(owner);
                 plan.wants.push(Want {
                     row,
                     rule: Arc::clone(&sequence.rule),
                     index: index as u32, // an answer has at most `context` tokens
-                    history: sequence.rule.history(&sequence.answer()[..index]),
+                    history: sequence.history(index),
                     mask: sequence.mask(index),
                     outcome: Mutex::default(),
                 });
             }
             sequence.fed += count;
         }
+    }
+
+    /// Gives waiting sequences a place, by rank, as long as there is memory for all that is known of them. Others that
+    /// run have first claim to what they still need for the same.
+    fn admit(&mut self) {
+        let size = self.config.page_tokens;
+        let missing =
+            |s: &Sequence| (s.tokens.len() + 1).div_ceil(size).saturating_sub(s.table.pages().len());
+        let mut running = 0;
+        let mut promised = 0;
+        for sequence in self.sequences.iter_mut().filter(|s| s.running) {
+            self.stats.tokens_found += sequence.adopt(&mut self.pages, size) as u64;
+            running += 1;
+            promised += missing(sequence);
+        }
+        for sequence in self.sequences.iter_mut().filter(|s| !s.running) {
+            if running == self.config.max_batch {
+                return;
+            }
+            let found = sequence.adopt(&mut self.pages, size);
+            let needed = missing(sequence);
+            if running > 0 && promised + needed > self.pages.available() {
+                sequence.give_back(&mut self.pages);
+                return; // who ranks behind waits as well
+            }
+            self.stats.tokens_found += found as u64;
+            sequence.running = true;
+            running += 1;
+            promised += needed;
+        }
+    }
+
+    /// Makes sure that there is memory for the next `count` tokens of a sequence: the last in rank behind it give up
+    /// theirs if there is no other. Returns for how many there is.
+    fn provide(&mut self, owner: usize, count: usize) -> usize {
+        let size = self.config.page_tokens;
+        let end = self.sequences[owner].fed + count;
+        while self.sequences[owner].table.pages().len() * size < end {
+            if self.sequences[owner].table.grow(&mut self.pages) {
+                continue;
+            }
+            let behind = self.sequences[owner + 1..].iter_mut().rev();
+            let Some(last) = behind.into_iter().find(|s| !s.table.pages().is_empty()) else { break };
+            last.give_back(&mut self.pages);
+            self.stats.preempted += 1;
+        }
+        let sequence = &self.sequences[owner];
+        count.min(sequence.table.pages().len() * size - sequence.fed)
+    }
+
+    /// Guesses what follows the last token of a sequence, if that pays in a pass with `rows` rows.
+    fn guess(&mut self, owner: usize, rows: usize) {
+        let sequence = &mut self.sequences[owner];
+        if self.config.max_guess == 0 || sequence.task != Task::Generate || sequence.matcher.is_some() {
+            return;
+        }
+        let most = self.config.max_guess.min(sequence.max_tokens - sequence.settled - 1);
+        let mut drafts = look_up(&sequence.tokens, most);
+        let length = sequence.guess.length(rows, drafts.len());
+        let size = self.config.page_tokens;
+        let end = sequence.fed + 1 + length;
+        while sequence.table.pages().len() * size < end && sequence.table.grow(&mut self.pages) {}
+        let room = sequence.table.pages().len() * size - sequence.fed - 1;
+        drafts.truncate(length.min(room));
+        sequence.drafts = drafts;
     }
 }

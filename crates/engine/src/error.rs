@@ -54,7 +54,7 @@ pub enum Error {
     },
     /// Prompt and answer are longer than the whole cache for keys and values.
     #[error(
-        "prompt and answer need {needed} tokens of cache, the engine has {total}; shorten the prompt, lower max_tokens or give the engine more kv_tokens"
+        "prompt and answer need {needed} tokens of cache, the engine has {total}; shorten the prompt, lower max_tokens or give the engine more kv_bytes"
     )]
     CacheTooSmall {
         /// Prompt tokens plus the most tokens of the answer.
@@ -62,21 +62,23 @@ pub enum Error {
         /// The engine's cache in tokens.
         total: usize,
     },
-    /// The cache is taken by other sequences.
-    #[error(
-        "prompt and answer need {needed} tokens of cache, {available} are free; try again when a sequence has finished"
-    )]
-    CacheFull {
-        /// Prompt tokens plus the most tokens of the answer.
-        needed: usize,
-        /// Tokens that are free now.
-        available: usize,
+    /// As many sequences are waiting as the engine keeps.
+    #[error("{waiting} sequences are waiting, which is the most; try again when one has finished")]
+    QueueFull {
+        /// Sequences that wait for a place.
+        waiting: usize,
     },
-    /// As many sequences are running as the engine takes at once.
-    #[error("{running} sequences are running, which is the most; try again when one has finished")]
-    BatchFull {
-        /// Sequences that are running.
-        running: usize,
+    /// The engine has sequences, beside which this cannot run.
+    #[error("{sequences} sequences are there; try again when they have finished")]
+    Busy {
+        /// Sequences that run or wait.
+        sequences: usize,
+    },
+    /// The system has no memory for the cache.
+    #[error("the system has no {bytes} bytes for keys and values; lower kv_bytes")]
+    NoMemory {
+        /// What was asked for.
+        bytes: usize,
     },
     /// Following the constraint of a replayed sequence failed.
     #[error("the constraint cannot be followed at token {position}: {reason}; simplify it")]

@@ -16,9 +16,10 @@ use assay_arithmetic::{
 };
 use assay_model::{Artifact, Config as Shape, Layer};
 
-use crate::cache::Cache;
+use crate::Error;
 use crate::choose::{Outcome, Rule};
 use crate::grammar::Mask;
+use crate::kv::{Head, Store};
 use crate::pool::{Barrier, Broken, Tasks};
 
 /// Rows of the output matrix that one task takes.
@@ -42,7 +43,8 @@ fn few_rows(threads: usize) -> usize {
 pub(crate) struct Row {
     pub(crate) token: u32,
     pub(crate) position: usize,
-    pub(crate) cache: Arc<Cache>,
+    /// Whose pages: a number in [`Plan::tables`].
+    pub(crate) table: usize,
 }
 
 /// A row whose logits are needed.
@@ -64,6 +66,8 @@ pub(crate) struct Want {
 pub(crate) struct Plan {
     pub(crate) rows: Vec<Row>,
     pub(crate) wants: Vec<Want>,
+    /// The pages of each sequence.
+    pub(crate) tables: Vec<Box<[u32]>>,
     tasks: Vec<Tasks>,
     /// Empty if the weights are split.
     blocks: Vec<Mutex<Block>>,
@@ -110,6 +114,7 @@ pub(crate) struct Core {
     logit_cap: Option<SoftCap>,
     /// What embeddings are multiplied by.
     embedding_scale: Option<Scale>,
+    kv: Store,
     pub(crate) barrier: Arc<Barrier>,
     plan: RwLock<Plan>,
     scratch: Vec<Mutex<Scratch>>,
@@ -156,7 +161,14 @@ fn some_rows<'a>(w: &MatrixView<'a>, rows: Range<usize>) -> MatrixView<'a> {
 }
 
 impl Core {
-    pub(crate) fn new(artifact: Arc<Artifact>, kernel: Kernel, threads: usize) -> Core {
+    /// With memory for `pages` pages of keys and values.
+    pub(crate) fn new(
+        artifact: Arc<Artifact>,
+        kernel: Kernel,
+        threads: usize,
+        pages: usize,
+        page_tokens: usize,
+    ) -> Result<Core, Error> {
         let shape = artifact.config();
         let experts = shape.experts.map_or(0, |experts| experts.used);
         let tiles = (few_rows(threads) * shape.heads.max(experts))
@@ -164,9 +176,10 @@ impl Core {
             .max(shape.dim.div_ceil(8))
             .max(shape.ffn.div_ceil(8));
         let locks = |count: usize| (0..count).map(|_| RwLock::default()).collect::<Tiles>();
-        Core {
+        Ok(Core {
             kernel,
             threads,
+            kv: Store::new(shape, pages, page_tokens)?,
             scoring: Scoring::new(
                 shape.attention_scale.unwrap_or(shape.head_dim as u64),
                 shape.attention_cap_q16.map(SoftCap::new),
@@ -180,7 +193,7 @@ impl Core {
             odd: locks(tiles),
             even: locks(tiles),
             artifact,
-        }
+        })
     }
 
     pub(crate) fn artifact(&self) -> &Arc<Artifact> {
@@ -318,13 +331,15 @@ impl Core {
                 let mut out = write(&self.odd[task]);
                 out.resize(shape.head_dim, 0);
                 let queries = read(&self.queries[head]);
-                let keys_values = row.cache.head(index, head / (shape.heads / shape.kv_heads));
+                let kv = self.kv.read(index, head / (shape.heads / shape.kv_heads));
+                let mut blocks = Vec::new();
+                kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
                 attention(
                     self.kernel,
                     queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
                     queries.scales[task / shape.heads],
                     self.scoring,
-                    &[keys_values.range(self.seen(index, row.position), shape.head_dim)],
+                    &blocks,
                     &mut s.attention,
                     &mut out,
                 );
@@ -382,13 +397,15 @@ impl Core {
             self.turn(&plan.rows, layer, 1, layer.k_norm, &mut s.other);
         }
         self.quantise(&s.other, dim, &mut s.head);
+        let mut kv = self.kv.write(index, head);
         for ((row, values), &scale) in
             plan.rows.iter().zip(s.head.values.chunks_exact(dim)).zip(&s.head.scales)
         {
+            let table = &plan.tables[row.table];
             if keys {
-                row.cache.put_key(index, head, row.position, values, scale);
+                kv.put_key(table, row.position, values, scale);
             } else {
-                row.cache.put_value(index, head, row.position, values, scale);
+                kv.put_value(table, row.position, values, scale);
             }
         }
     }
@@ -492,10 +509,10 @@ impl Core {
                 if index == 0 {
                     self.embed(rows, &mut block.x);
                 } else {
-                    self.finish_layer(rows, index - 1, &mut block, s);
+                    self.finish_layer(plan, rows, index - 1, &mut block, s);
                 }
                 if index < layers {
-                    self.begin_layer(rows, index, &mut block, s);
+                    self.begin_layer(plan, rows, index, &mut block, s);
                 }
             }
             self.barrier.wait()?;
@@ -509,7 +526,7 @@ impl Core {
     }
 
     /// Queries, keys and values.
-    fn begin_layer(&self, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
+    fn begin_layer(&self, plan: &Plan, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
         let shape = self.artifact.config();
         let layer = self.artifact.layer(index);
         self.norm(&block.x, layer.attention_norm, &mut s.quantised);
@@ -520,35 +537,45 @@ impl Core {
 
         self.linear_all(&layer.k, x, layer.k_bias, &mut s.other);
         self.turn(rows, &layer, shape.kv_heads, layer.k_norm, &mut s.other);
-        self.store(rows, s, |row, head, values, scale| {
-            row.cache.put_key(index, head, row.position, values, scale)
-        });
+        self.store(plan, rows, index, s, Head::put_key);
 
         self.linear_all(&layer.v, s.quantised.view(), layer.v_bias, &mut s.other);
-        self.store(rows, s, |row, head, values, scale| {
-            row.cache.put_value(index, head, row.position, values, scale);
-        });
+        self.store(plan, rows, index, s, Head::put_value);
     }
 
-    /// Quantises keys or values in `s.other` and hands them out one by one.
-    fn store(&self, rows: &[Row], s: &mut Scratch, put: impl Fn(&Row, usize, &[i16], Scale)) {
+    /// Quantises keys or values in `s.other` and stores them with `put`.
+    fn store(
+        &self,
+        plan: &Plan,
+        rows: &[Row],
+        index: usize,
+        s: &mut Scratch,
+        put: fn(&mut Head, &[u32], usize, &[i16], Scale),
+    ) {
         let Shape { head_dim, kv_heads, .. } = *self.artifact.config();
         self.quantise(&s.other, head_dim, &mut s.head);
-        for (i, (values, &scale)) in s.head.values.chunks_exact(head_dim).zip(&s.head.scales).enumerate() {
-            put(&rows[i / kv_heads], i % kv_heads, values, scale);
+        for head in 0..kv_heads {
+            let mut kv = self.kv.write(index, head);
+            for (i, row) in rows.iter().enumerate() {
+                let at = i * kv_heads + head;
+                let values = &s.head.values[at * head_dim..][..head_dim];
+                put(&mut kv, &plan.tables[row.table], row.position, values, s.head.scales[at]);
+            }
         }
     }
 
     /// Attention and the feed-forward part.
-    fn finish_layer(&self, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
+    fn finish_layer(&self, plan: &Plan, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
         let shape = self.artifact.config();
         let layer = self.artifact.layer(index);
         let group = shape.heads / shape.kv_heads;
         let dim = shape.head_dim;
         s.wide.resize(rows.len() * shape.heads * dim, 0);
         for kv_head in 0..shape.kv_heads {
+            let kv = self.kv.read(index, kv_head);
+            let mut blocks = Vec::new();
             for (i, row) in rows.iter().enumerate() {
-                let keys_values = row.cache.head(index, kv_head);
+                kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
                 let first = i * shape.heads + kv_head * group;
                 for head in first..first + group {
                     attention(
@@ -556,7 +583,7 @@ impl Core {
                         &block.queries.values[head * dim..][..dim],
                         block.queries.scales[head],
                         self.scoring,
-                        &[keys_values.range(self.seen(index, row.position), dim)],
+                        &blocks,
                         &mut s.attention,
                         &mut s.wide[head * dim..][..dim],
                     );

@@ -3,7 +3,8 @@
 //! An [`Engine`] holds one model and runs any number of sequences at once: prompts in chunks, answers token by token,
 //! with sampling, constraints and log-probabilities, all in integers. The tokens of a sequence are a pure function of
 //! the model and its [`Generation`]: the number of threads, the other sequences in the batch, the chunks of the
-//! prompt, the kernel and a restart in between change nothing. That is why an answer can be *replayed*:
+//! prompt, pages and prefixes shared with others, guesses that ran ahead, the kernel and a restart in between change
+//! nothing. That is why an answer can be *replayed*:
 //! [`Engine::replay`] runs a claimed answer like a prompt and finds the first token that the model would not have
 //! chosen; and why another engine can *resume* an answer that was begun elsewhere.
 //!
@@ -11,13 +12,13 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use assay_engine::{Config, Engine, Error, Event, Replay, generation::Generation};
+//! use assay_engine::{Config, Engine, Error, Event, Replay, Service, generation::Generation};
 //! use assay_model::Artifact;
 //!
 //! /// The answer's tokens, and a second opinion about them.
 //! fn answer(model: Arc<Artifact>, generation: Generation) -> Result<(Vec<u32>, Replay), Error> {
 //!     let mut engine = Engine::new(model, Config::default())?;
-//!     engine.submit(generation.clone())?;
+//!     engine.submit(generation.clone(), Service::default())?;
 //!     let mut tokens = Vec::new();
 //!     while !engine.is_idle() {
 //!         for event in engine.step()? {
@@ -32,16 +33,21 @@
 //! ```
 
 pub mod assemble;
-mod cache;
 mod choose;
 mod engine;
 mod error;
 mod forward;
 pub mod generation;
 pub mod grammar;
+mod kv;
 mod pool;
 pub mod request;
+mod schedule;
+mod sequence;
+mod speculate;
 
-pub use engine::{Config, Engine, Event, Finish, Replay, SequenceId};
+pub use engine::{Config, Engine, Event, Finish, Replay, SequenceId, Stats};
 pub use error::Error;
 pub use generation::Generation;
+pub use kv::Tenant;
+pub use schedule::{Priority, Service};

@@ -1,73 +1,119 @@
 //! Threads that run one step of the model together.
 //!
 //! A step has many short phases (some microseconds each when one token is decoded), so the threads meet at a barrier
-//! that spins before it yields, and take their shares of a phase from a counter: a thread that the system has delayed
-//! takes fewer.
+//! that spins before it sleeps, and take their shares of a phase from a counter: a thread that the system has delayed
+//! takes fewer. Who waits longer than a thread takes to wake up sleeps: then the processor is free, and the system moves
+//! the delayed thread there at once instead of letting it wait for its turn behind another process.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Rounds of spinning before a thread offers its processor to others.
-const SPINS: u32 = 4_000;
+/// Rounds of spinning before a thread sleeps within a step: some 20 microseconds, about what waking it takes.
+const SPINS: u32 = 1_000;
 
-/// Offers of the processor before an idle thread sleeps: some tenths of a millisecond when nobody else wants it.
-const YIELDS: u32 = 200;
+/// The same between two steps, when the caller is at work.
+const SPINS_BETWEEN: u32 = 4_000;
 
 /// Another thread has panicked, so that the step cannot be finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Broken;
 
+/// Where threads wait for a number to change: they spin, then sleep.
+#[derive(Debug, Default)]
+struct Gate {
+    number: AtomicUsize,
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Gate {
+    fn get(&self) -> usize {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Counts on and wakes who sleeps.
+    fn advance(&self) {
+        self.number.fetch_add(1, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Sets the number and wakes who sleeps.
+    fn set(&self, number: usize) {
+        self.number.store(number, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        // In one order with the change and the sleepers' own steps: either they see the number or they are seen.
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // With the lock taken, no thread is between its last look at the number and its sleep.
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
+    }
+
+    /// The number, when it is another than `old`.
+    fn wait(&self, old: usize, spins: u32) -> usize {
+        for _ in 0..spins {
+            let number = self.get();
+            if number != old {
+                return number;
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.number.load(Ordering::SeqCst) == old {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.get()
+    }
+}
+
 /// Where the threads of a step wait for each other.
 #[derive(Debug)]
 pub(crate) struct Barrier {
     threads: usize,
+    spins: u32,
     arrived: AtomicUsize,
-    round: AtomicUsize,
+    round: Gate,
     broken: AtomicBool,
 }
 
 impl Barrier {
     pub(crate) fn new(threads: usize) -> Self {
+        // More threads than processors: whoever is waited for cannot run while others spin.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Barrier {
             threads,
+            spins: if threads > processors { 0 } else { SPINS },
             arrived: AtomicUsize::new(0),
-            round: AtomicUsize::new(0),
+            round: Gate::default(),
             broken: AtomicBool::new(false),
         }
     }
 
     /// Returns when all threads have come; what they wrote before is then visible to all.
     pub(crate) fn wait(&self) -> Result<(), Broken> {
-        if self.threads == 1 {
-            return self.check();
-        }
-        let round = self.round.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-            self.arrived.store(0, Ordering::Relaxed);
-            self.round.store(round.wrapping_add(1), Ordering::Release);
-            return self.check();
-        }
-        let mut spins = 0;
-        while self.round.load(Ordering::Acquire) == round {
-            self.check()?;
-            if spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+        if self.threads > 1 {
+            let round = self.round.get();
+            if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+                self.arrived.store(0, Ordering::Relaxed);
+                self.round.advance();
+            } else if !self.broken.load(Ordering::SeqCst) {
+                self.round.wait(round, self.spins);
             }
         }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), Broken> {
-        if self.broken.load(Ordering::Relaxed) { Err(Broken) } else { Ok(()) }
+        if self.broken.load(Ordering::SeqCst) { Err(Broken) } else { Ok(()) }
     }
 
     /// Lets all threads return from [`Barrier::wait`], now and for ever.
     fn break_up(&self) {
-        self.broken.store(true, Ordering::Relaxed);
+        self.broken.store(true, Ordering::SeqCst);
+        self.round.advance();
     }
 }
 
@@ -99,9 +145,7 @@ struct Shared {
     job: Box<Job>,
     barrier: Arc<Barrier>,
     /// Steps begun so far; `usize::MAX` ends the threads.
-    begun: AtomicUsize,
-    sleep: Mutex<()>,
-    wake: Condvar,
+    begun: Gate,
 }
 
 /// Threads that wait for [`Pool::run`].
@@ -117,13 +161,7 @@ impl Pool {
         job: impl Fn(usize) -> Result<(), Broken> + Send + Sync + 'static,
     ) -> std::io::Result<Pool> {
         let count = barrier.threads;
-        let shared = Arc::new(Shared {
-            job: Box::new(job),
-            barrier,
-            begun: AtomicUsize::new(0),
-            sleep: Mutex::new(()),
-            wake: Condvar::new(),
-        });
+        let shared = Arc::new(Shared { job: Box::new(job), barrier, begun: Gate::default() });
         let mut pool = Pool { shared, threads: Vec::with_capacity(count - 1) };
         for number in 1..count {
             let shared = Arc::clone(&pool.shared);
@@ -136,23 +174,14 @@ impl Pool {
     /// Runs the job on all threads, this one included. The job ends with a wait at the barrier, so that when this
     /// returns all threads are through.
     pub(crate) fn run(&self) -> Result<(), Broken> {
-        self.begin(self.shared.begun.load(Ordering::Relaxed).wrapping_add(1));
+        self.shared.begun.advance();
         guarded(&self.shared, 0)
-    }
-
-    fn begin(&self, step: usize) {
-        self.shared.begun.store(step, Ordering::Release);
-        if !self.threads.is_empty() {
-            // With the lock taken, no thread is between its last look at `begun` and its sleep.
-            drop(self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
-            self.shared.wake.notify_all();
-        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.begin(usize::MAX);
+        self.shared.begun.set(usize::MAX);
         for thread in self.threads.drain(..) {
             // A thread's panic was reported by the step in which it happened.
             let _ = thread.join();
@@ -172,28 +201,10 @@ fn guarded(shared: &Shared, number: usize) -> Result<(), Broken> {
 fn serve(shared: &Shared, number: usize) {
     let mut done = 0;
     loop {
-        let mut tries = 0;
-        let step = loop {
-            let step = shared.begun.load(Ordering::Acquire);
-            if step != done {
-                break step;
-            }
-            tries += 1;
-            if tries < SPINS {
-                std::hint::spin_loop();
-            } else if tries < SPINS + YIELDS {
-                std::thread::yield_now();
-            } else {
-                let mut guard = shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-                while shared.begun.load(Ordering::Acquire) == done {
-                    guard = shared.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-        };
-        if step == usize::MAX || guarded(shared, number).is_err() {
+        done = shared.begun.wait(done, SPINS_BETWEEN.min(4 * shared.barrier.spins));
+        if done == usize::MAX || guarded(shared, number).is_err() {
             return;
         }
-        done = step;
     }
 }
 

@@ -389,7 +389,7 @@ fn template_failures_reach_the_caller() {
 /// Generates an answer and returns it with everything needed to replay it.
 fn generate(engine: &mut Engine, prepared: &Prepared) -> Output {
     let mut assembler = prepared.assembler();
-    let id = engine.submit(prepared.generation.clone()).unwrap();
+    let id = engine.submit(prepared.generation.clone(), crate::Service::default()).unwrap();
     let mut shown = String::new();
     while !engine.is_idle() {
         for event in engine.step().unwrap() {

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use assay_engine::{Config, Engine, Event, Finish, Replay};
+use assay_engine::{Config, Engine, Event, Finish, Replay, Service};
 use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf, weaken};
 use assay_receipt::Sampling;
@@ -24,7 +24,7 @@ fn agrees_with_every_answer_of_its_own() {
                 let replay = other.replay(&generation, &answer.tokens).unwrap();
                 let (finish, logprobs) = (answer.finish, answer.logprobs.clone());
                 assert_eq!(replay, Replay::Agrees { finish, logprobs }, "{architecture:?} {i}");
-                assert!(other.is_idle() && other.free_tokens() == other.config().kv_tokens);
+                assert!(other.is_idle() && other.free_tokens() == other.kv_tokens());
             }
             // A part of the answer is right as far as it goes; that it does not end there is for the caller to see.
             let part = &answer.tokens[..answer.tokens.len() / 2];
@@ -53,7 +53,7 @@ fn finds_a_swapped_token_at_every_position() {
 
             let mut resumed = generation.clone();
             resumed.resume = claimed.clone();
-            let id = checker.submit(resumed).unwrap();
+            let id = checker.submit(resumed, Service::default()).unwrap();
             let answer = common::collect(&mut checker, &[id]).remove(0);
             assert_eq!(answer.tokens, claimed[..position]);
             let mismatch = Event::ResumeMismatch {
@@ -141,11 +141,11 @@ fn replays_beside_running_sequences() {
     let (a, b) = (generation(25, 1, sampled(1), 30), generation(35, 2, greedy(), 30));
     let (answer_a, answer_b) = (run(&mut engine(&model), a.clone()), run(&mut engine(&model), b.clone()));
     let mut engine = engine(&model);
-    let id = engine.submit(a).unwrap();
+    let id = engine.submit(a, Service::default()).unwrap();
     assert!(matches!(engine.replay(&b, &answer_b.tokens).unwrap(), Replay::Agrees { .. }));
     assert_eq!(common::collect(&mut engine, &[id]), [answer_a]);
     // An empty claim is answered by the next step.
-    let id = engine.submit_replay(&b, &[]).unwrap();
+    let id = engine.submit_replay(&b, &[], Service::default()).unwrap();
     let agrees = Replay::Agrees { finish: None, logprobs: Vec::new() };
     assert_eq!(engine.step().unwrap(), [Event::Replayed { id, replay: agrees }]);
 }

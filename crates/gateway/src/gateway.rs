@@ -9,6 +9,7 @@ use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
 use assay_receipt::{Address, Bytes32, Member, Members, Signed};
+use sha2::{Digest as _, Sha256};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -26,6 +27,8 @@ pub(crate) struct Gateway {
     pub(crate) access: Access,
     pub(crate) metrics: Metrics,
     pub(crate) vocabularies: Vocabularies,
+    /// From which the names of callers towards workers are made, see [`Gateway::tenant`]. Drawn at each start.
+    pub(crate) tenant_secret: [u8; 32],
     /// Places for background replays.
     pub(crate) audit_slots: Semaphore,
     /// Places for requests.
@@ -59,6 +62,13 @@ impl Gateway {
     pub(crate) async fn end_tasks(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
+    }
+
+    /// The name under which a worker shares work between the requests of one API key. Nobody else can guess it, and
+    /// another worker gets another one. Without keys, all who reach this gateway are one caller.
+    pub(crate) fn tenant(&self, worker: &Address, key: &str) -> Bytes32 {
+        let hash = Sha256::new().chain_update(self.tenant_secret).chain_update(worker.0).chain_update(key);
+        Bytes32(hash.finalize().into())
     }
 
     /// The current list of members, unless it has expired.

@@ -439,6 +439,7 @@ impl Drive {
             cap,
             request: request.clone(),
             resume,
+            tenant: Some(self.gateway.tenant(&worker, &self.job.key)),
         };
         let client = self.gateway.clients.of(&choice.member).map_err(|error| End::Error(error.into()))?;
         let in_flight = self.gateway.records.enter(worker);

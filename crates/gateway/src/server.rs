@@ -4,7 +4,7 @@ use crate::access::Access;
 use crate::client::Clients;
 use crate::config::Config;
 use crate::error::{ApiError, Error};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
 use crate::record::Records;
 use crate::store::Store;
@@ -45,6 +45,7 @@ pub async fn run(
         access: Access::new(&config),
         metrics: Metrics::new(),
         vocabularies: Default::default(),
+        tenant_secret: random()?,
         audit_slots: Semaphore::new(config.sampling.concurrent),
         request_slots: Arc::new(Semaphore::new(config.requests_in_flight_max as usize)),
         tasks: Mutex::default(),

@@ -39,6 +39,12 @@ pub struct GenerateCall {
     /// [`FailureCode::ResumeMismatch`](crate::FailureCode::ResumeMismatch) when it would have sampled others, and goes
     /// on after them; its chunk 0 holds them.
     pub resume: Vec<u32>,
+    /// Who asks, for a worker that shares work between requests that begin alike: it does so only between requests with
+    /// the same value, and for none without one. How long a prompt takes tells whether the same value has sent its
+    /// beginning before, so it is a secret: a gateway makes one for each of its callers that nobody else can guess.
+    /// Neither signed nor part of any commitment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Bytes32>,
 }
 
 impl GenerateCall {

@@ -380,6 +380,11 @@ fn json_round_trips() {
         cap: u128::MAX,
         request: full_request(),
         resume: vec![1, 2],
+        tenant: Some(keccak256("tenant")),
     };
     assert_eq!(GenerateCall::from_json(&serde_json::to_vec(&call).unwrap()).unwrap(), call);
+    let call = GenerateCall { tenant: None, ..call };
+    let bytes = serde_json::to_vec(&call).unwrap();
+    assert!(!String::from_utf8_lossy(&bytes).contains("tenant"));
+    assert_eq!(GenerateCall::from_json(&bytes).unwrap(), call);
 }

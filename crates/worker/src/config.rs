@@ -42,9 +42,10 @@ pub struct Config {
     /// Threads that compute, per model. 0 takes one for each core. Default 0.
     #[serde(default)]
     pub threads: usize,
-    /// Tokens of key-value cache per model, shared by all requests that run at once. Default 16384.
-    #[serde(default = "defaults::kv_tokens")]
-    pub kv_tokens: usize,
+    /// Bytes for keys and values per model, shared by all requests and by what is kept of earlier ones; never exceeded.
+    /// A token of the default model takes 24480. Default 402653184 (384 MiB).
+    #[serde(default = "defaults::kv_bytes")]
+    pub kv_bytes: usize,
     /// Requests per model that run at once. Default 8.
     #[serde(default = "defaults::max_batch")]
     pub max_batch: usize,
@@ -58,7 +59,7 @@ pub struct Config {
     #[serde(default = "defaults::audits")]
     pub audits: usize,
     /// Milliseconds that an audit lets running requests go first; after that it runs beside them, in at most half of the
-    /// cache and half of the time. One that needs more cache runs when no request does. Default 2000.
+    /// memory and half of the time. One that needs more runs when no request does. Default 2000.
     #[serde(default = "defaults::audit_patience_ms")]
     pub audit_patience_ms: u64,
     /// Milliseconds that a request may take from its arrival to its last token. Default 600000.
@@ -98,7 +99,7 @@ impl Config {
             models: Vec::new(),
             forward: Vec::new(),
             threads: 0,
-            kv_tokens: defaults::kv_tokens(),
+            kv_bytes: defaults::kv_bytes(),
             max_batch: defaults::max_batch(),
             prefill_chunk: defaults::prefill_chunk(),
             queue: defaults::queue(),
@@ -124,7 +125,7 @@ impl Config {
             return fault("there is nothing to serve: add [[models]] or [[forward]]");
         }
         for (name, value) in [
-            ("kv_tokens", self.kv_tokens),
+            ("kv_bytes", self.kv_bytes),
             ("max_batch", self.max_batch),
             ("prefill_chunk", self.prefill_chunk),
             ("connections", self.connections),
@@ -241,8 +242,8 @@ mod defaults {
     pub(super) fn domain() -> Domain {
         Domain::default()
     }
-    pub(super) fn kv_tokens() -> usize {
-        16_384
+    pub(super) fn kv_bytes() -> usize {
+        384 << 20
     }
     pub(super) fn max_batch() -> usize {
         8

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
 use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, judge, judge_error};
-use assay_engine::{Engine, Event, SequenceId};
+use assay_engine::{Engine, Event, Priority, SequenceId, Service, Stats, Tenant};
 use assay_model::Artifact;
 use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
 use tokio::sync::{mpsc, oneshot};
@@ -29,7 +29,8 @@ const AUDIT_CACHE: usize = 2;
 pub(crate) struct Local {
     processor: Arc<Processor>,
     jobs: mpsc::Sender<Job>,
-    kv_tokens: usize,
+    /// Most tokens of prompt and answer together.
+    context: usize,
     /// Longest time of an audit, waiting included.
     audit_limit: Duration,
 }
@@ -42,17 +43,16 @@ enum Job {
 /// A request for the engine. Dropping the receiver of `events` cancels it.
 struct Start {
     generation: Generation,
-    events: mpsc::Sender<Progress>,
-    overflow: Arc<AtomicBool>,
-    /// When the engine took it.
-    begun: Instant,
+    service: Service,
+    running: Running,
 }
 
-impl Start {
-    /// Tokens of cache that it takes.
-    fn needed(&self) -> usize {
-        self.generation.prompt.len() + self.generation.max_tokens as usize
-    }
+/// Where the tokens of a request go.
+struct Running {
+    events: mpsc::Sender<Progress>,
+    overflow: Arc<AtomicBool>,
+    /// When its last token came.
+    last: Option<Instant>,
 }
 
 /// A replay for the engine. Dropping the receiver of `reply` cancels it.
@@ -115,8 +115,9 @@ impl Local {
             artifact.clone(),
             assay_engine::Config {
                 threads,
-                kv_tokens: config.kv_tokens,
-                max_batch: config.max_batch + 1, // the one more is for an audit
+                kv_bytes: config.kv_bytes,
+                max_batch: config.max_batch,
+                max_waiting: config.queue + 1, // the one more is for an audit
                 prefill_chunk: config.prefill_chunk,
                 ..assay_engine::Config::default()
             },
@@ -125,16 +126,16 @@ impl Local {
         // Room for everything that admission lets in, so that a full channel means a stuck engine.
         let (jobs, queue) = mpsc::channel(config.queue + config.max_batch + config.audits + 1);
         let patience = Duration::from_millis(config.audit_patience_ms);
+        let context = artifact.config().context.min(engine.kv_tokens());
         let runner = Runner {
             engine,
             queue,
-            waiting: VecDeque::new(),
             audits: VecDeque::new(),
             running: HashMap::new(),
             replaying: None,
             rest_until: Instant::now(),
-            most: config.max_batch,
             patience,
+            counted: Stats::default(),
             metrics,
         };
         std::thread::Builder::new()
@@ -144,10 +145,15 @@ impl Local {
         let local = Local {
             processor: Arc::new(processor),
             jobs,
-            kv_tokens: config.kv_tokens,
+            context,
             audit_limit: Duration::from_millis(config.request_deadline_ms),
         };
         Ok((local, artifact))
+    }
+
+    /// Most tokens of prompt and answer together: what the model was made for and what fits in memory.
+    pub(crate) fn context(&self) -> usize {
+        self.context
     }
 
     /// Whether the engine's thread is alive.
@@ -168,12 +174,12 @@ impl Local {
         })?;
         let most = prepared.generation.max_tokens;
         let needed = prepared.generation.prompt.len() + most as usize;
-        if needed > self.kv_tokens {
+        if needed > self.context {
             return Err(Trouble::new(
                 FailureCode::ContextExceeded,
                 format!(
                     "Prompt and answer need {needed} tokens, but this worker holds {}: lower max_tokens or shorten the prompt.",
-                    self.kv_tokens
+                    self.context
                 ),
             ));
         }
@@ -222,12 +228,13 @@ impl Local {
         let mut assembler = prepared.assembler();
         let (sender, mut events) = mpsc::channel(UNREAD_TOKENS.max(resumed + 1));
         let overflow = Arc::new(AtomicBool::new(false));
-        let start = Start {
-            generation: prepared.generation,
-            events: sender,
-            overflow: overflow.clone(),
-            begun: Instant::now(),
+        let service = Service {
+            // Somebody has read the beginning already.
+            priority: if resumed > 0 { Priority::High } else { Priority::Normal },
+            tenant: answer.call.tenant.map(|tenant| Tenant(tenant.0)),
         };
+        let running = Running { events: sender, overflow: overflow.clone(), last: None };
+        let start = Start { generation: prepared.generation, service, running };
         self.jobs.try_send(Job::Generate(Box::new(start))).map_err(|_| stuck())?;
 
         let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
@@ -315,30 +322,25 @@ fn stuck() -> Trouble {
 struct Runner {
     engine: Engine,
     queue: mpsc::Receiver<Job>,
-    /// Requests that the engine has no room for yet, in order of arrival.
-    waiting: VecDeque<Start>,
     audits: VecDeque<Replay>,
-    running: HashMap<SequenceId, Start>,
+    /// Requests that the engine has, waiting or running.
+    running: HashMap<SequenceId, Running>,
     /// The replay that runs, when it began, and the time that its steps took.
     replaying: Option<(SequenceId, Replay, Duration)>,
     /// Until when requests go before all audits, because an audit has just had its turn.
     rest_until: Instant,
-    /// Most requests that run at once.
-    most: usize,
     /// How long an audit lets requests go first.
     patience: Duration,
+    /// What the metrics have of the engine's counters.
+    counted: Stats,
     metrics: ModelMetrics,
 }
 
 impl Runner {
     fn run(mut self) {
         loop {
-            let idle = self.running.is_empty()
-                && self.replaying.is_none()
-                && self.waiting.is_empty()
-                && self.audits.is_empty();
             self.count();
-            if idle {
+            if self.running.is_empty() && self.replaying.is_none() && self.audits.is_empty() {
                 match self.queue.blocking_recv() {
                     Some(job) => self.take(job),
                     None => return, // the worker has ended
@@ -348,13 +350,15 @@ impl Runner {
                 self.take(job);
             }
             self.forget();
-            self.start();
+            self.start_audit();
             self.count();
             if self.engine.is_idle() {
                 continue;
             }
+            let span =
+                tracing::trace_span!("step", rows = tracing::field::Empty, running = self.running.len());
             let started = Instant::now();
-            let events = match self.engine.step() {
+            let events = match span.in_scope(|| self.engine.step()) {
                 Ok(events) => events,
                 Err(error) => {
                     // Everything that waits hears that the channel is closed, and signs it off; health turns red.
@@ -363,7 +367,10 @@ impl Runner {
                 }
             };
             let time = started.elapsed();
+            let rows = self.engine.stats().rows - self.counted.rows;
+            span.record("rows", rows);
             self.metrics.step.observe(time.as_secs_f64());
+            self.metrics.step_rows.observe(rows as f64);
             if let Some((_, _, compute)) = &mut self.replaying {
                 *compute += time;
             }
@@ -373,25 +380,42 @@ impl Runner {
         }
     }
 
-    fn count(&self) {
-        self.metrics.waiting.set(self.waiting.len() as i64);
-        self.metrics.running.set(self.running.len() as i64);
+    /// Brings the metrics up to date.
+    fn count(&mut self) {
+        let (now, before, metrics) = (self.engine.stats(), self.counted, &self.metrics);
+        metrics.waiting.set(now.waiting as i64);
+        metrics.running.set(now.running as i64);
+        metrics.kv_pages.set(now.pages as i64);
+        metrics.kv_pages_held.set(now.pages_held as i64);
+        metrics.kv_pages_cached.set(now.pages_cached as i64);
+        metrics.tokens_found.inc_by(now.tokens_found - before.tokens_found);
+        metrics.guessed.inc_by(now.guessed - before.guessed);
+        metrics.guessed_right.inc_by(now.guessed_right - before.guessed_right);
+        metrics.preempted.inc_by(now.preempted - before.preempted);
+        self.counted = now;
     }
 
     fn take(&mut self, job: Job) {
         match job {
-            Job::Generate(start) => self.waiting.push_back(*start),
+            Job::Generate(start) => match self.engine.submit(start.generation, start.service) {
+                Ok(id) => {
+                    self.running.insert(id, start.running);
+                }
+                Err(fault) => {
+                    let fault = Progress::Failed(format!("The engine refused the request: {fault}."));
+                    let _ = start.running.events.try_send(fault);
+                }
+            },
             Job::Audit(replay) => self.audits.push_back(*replay),
         }
     }
 
-    /// Drops everything that nobody waits for any more, and frees its cache.
+    /// Drops everything that nobody waits for any more, and frees its memory.
     fn forget(&mut self) {
-        self.waiting.retain(|start| !start.events.is_closed());
         self.audits.retain(|replay| !replay.reply.is_closed());
         let engine = &mut self.engine;
-        self.running.retain(|id, start| {
-            let wanted = !start.events.is_closed();
+        self.running.retain(|id, running| {
+            let wanted = !running.events.is_closed();
             if !wanted {
                 engine.cancel(*id);
             }
@@ -403,75 +427,31 @@ impl Runner {
         }
     }
 
-    /// Starts what there is room for. Requests go before audits, until an audit has waited for long. It then gets room
-    /// as the requests that were there before it end; those that come later share what it leaves. So neither can keep
-    /// the other out. An audit that needs more of the cache than its part, and one right after another, wait until no
-    /// request does.
-    fn start(&mut self) {
-        let part = self.engine.config().kv_tokens / AUDIT_CACHE;
-        let overdue = |runner: &Runner| {
-            let front = runner.audits.front().filter(|replay| {
-                replay.arrived.elapsed() >= runner.patience
-                    && replay.needed() <= part
-                    && Instant::now() >= runner.rest_until
-            });
-            front.map(|replay| (replay.arrived + runner.patience, replay.needed()))
-        };
-        let mut reserved = None;
-        if self.replaying.is_none() && overdue(self).is_some() && !self.start_audit() {
-            reserved = overdue(self);
-        }
-        while self.running.len() < self.most
-            && let Some(mut start) = self.waiting.pop_front()
+    /// Starts an audit if none runs and it is its turn: there is no request, or it has waited for long and does not
+    /// need much of the memory. It then is a sequence like others, which the engine lets neither starve nor wait long.
+    /// One that needs more, and one right after another, wait until there is no request.
+    fn start_audit(&mut self) {
+        while self.replaying.is_none()
+            && let Some(replay) = self.audits.front()
         {
-            if let Some((since, kept)) = reserved {
-                let later = self.running.values().filter(|other| other.begun >= since);
-                let taken: usize = later.map(Start::needed).sum();
-                if taken + start.needed() + kept > self.engine.config().kv_tokens {
-                    self.waiting.push_front(start);
-                    break;
-                }
+            let part = self.engine.kv_tokens() / AUDIT_CACHE;
+            let overdue = replay.arrived.elapsed() >= self.patience
+                && replay.needed() <= part
+                && Instant::now() >= self.rest_until;
+            if !self.running.is_empty() && !overdue {
+                return;
             }
-            start.begun = Instant::now();
-            match self.engine.submit(start.generation.clone()) {
-                Ok(id) => {
-                    self.running.insert(id, start);
-                }
-                Err(assay_engine::Error::CacheFull { .. } | assay_engine::Error::BatchFull { .. }) => {
-                    self.waiting.push_front(start);
-                    break;
-                }
-                Err(fault) => {
-                    let _ = start
-                        .events
-                        .try_send(Progress::Failed(format!("The engine refused the request: {fault}.")));
-                }
-            }
-        }
-        if self.running.is_empty() && self.waiting.is_empty() && self.replaying.is_none() {
-            self.start_audit();
-        }
-    }
-
-    /// Starts the next audit; `false` when there is one, but no room for it now.
-    fn start_audit(&mut self) -> bool {
-        while let Some(replay) = self.audits.pop_front() {
-            match self.engine.submit_replay(&replay.generation, &replay.output.tokens) {
-                Ok(id) => {
-                    self.replaying = Some((id, replay, Duration::ZERO));
-                    return true;
-                }
-                Err(assay_engine::Error::CacheFull { .. } | assay_engine::Error::BatchFull { .. }) => {
-                    self.audits.push_front(replay);
-                    return false;
-                }
+            let priority = if overdue { Priority::Normal } else { Priority::Low };
+            let service = Service { priority, tenant: None };
+            let Some(replay) = self.audits.pop_front() else { return };
+            match self.engine.submit_replay(&replay.generation, &replay.output.tokens, service) {
+                Ok(id) => self.replaying = Some((id, replay, Duration::ZERO)),
                 Err(error) => {
                     let replayed = settled(judge_error(error, &replay.output), Duration::ZERO);
                     let _ = replay.reply.send(replayed);
                 }
             }
         }
-        true
     }
 
     fn handle(&mut self, event: Event) {
@@ -517,11 +497,17 @@ impl Runner {
 
     /// Tells a request's task, without ever waiting for it.
     fn tell(&mut self, id: SequenceId, progress: Progress, last: bool) {
-        let Some(start) = self.running.get(&id) else { return };
-        let gone = match start.events.try_send(progress) {
+        let Some(running) = self.running.get_mut(&id) else { return };
+        if let Progress::Token(..) = progress {
+            let now = Instant::now();
+            if let Some(last) = running.last.replace(now) {
+                self.metrics.between_tokens.observe((now - last).as_secs_f64());
+            }
+        }
+        let gone = match running.events.try_send(progress) {
             Ok(()) => false,
             Err(mpsc::error::TrySendError::Full(_)) => {
-                start.overflow.store(true, Ordering::Release);
+                running.overflow.store(true, Ordering::Release);
                 true
             }
             Err(mpsc::error::TrySendError::Closed(_)) => true,

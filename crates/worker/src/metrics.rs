@@ -36,7 +36,16 @@ pub(crate) struct Metrics {
     completion_tokens: Family<ModelLabel, Counter>,
     waiting: Family<ModelLabel, Gauge>,
     running: Family<ModelLabel, Gauge>,
+    kv_pages: Family<ModelLabel, Gauge>,
+    kv_pages_held: Family<ModelLabel, Gauge>,
+    kv_pages_cached: Family<ModelLabel, Gauge>,
+    tokens_found: Family<ModelLabel, Counter>,
+    guessed: Family<ModelLabel, Counter>,
+    guessed_right: Family<ModelLabel, Counter>,
+    preempted: Family<ModelLabel, Counter>,
     step: Family<ModelLabel, Histogram>,
+    step_rows: Family<ModelLabel, Histogram>,
+    between_tokens: Family<ModelLabel, Histogram>,
     first_token: Family<ModelLabel, Histogram>,
     total: Family<ModelLabel, Histogram>,
     audit: Family<ModelLabel, Histogram>,
@@ -55,14 +64,36 @@ pub(crate) struct ModelMetrics {
     pub(crate) waiting: Gauge,
     /// Requests that run.
     pub(crate) running: Gauge,
+    /// Pages of keys and values.
+    pub(crate) kv_pages: Gauge,
+    /// Pages that requests hold.
+    pub(crate) kv_pages_held: Gauge,
+    /// Pages that are kept for requests to come.
+    pub(crate) kv_pages_cached: Gauge,
+    /// Prompt tokens that were not run, since an earlier request of the tenant began alike.
+    pub(crate) tokens_found: Counter,
+    /// Tokens that were guessed ahead.
+    pub(crate) guessed: Counter,
+    /// Of these, the ones that the model chose.
+    pub(crate) guessed_right: Counter,
+    /// Times that a request lost its memory to an older one and was run again.
+    pub(crate) preempted: Counter,
     /// Seconds of one batched step.
     pub(crate) step: Histogram,
+    /// Tokens in a step: the size of the batch.
+    pub(crate) step_rows: Histogram,
+    /// Seconds between two tokens of a request.
+    pub(crate) between_tokens: Histogram,
     /// Seconds from arrival to first token.
     pub(crate) first_token: Histogram,
     /// Seconds from arrival to the receipt.
     pub(crate) total: Histogram,
     /// Seconds that replays took.
     pub(crate) audit: Histogram,
+}
+
+fn rows() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 2.0, 13)) // 1 to 4096
 }
 
 fn histogram() -> Histogram {
@@ -81,7 +112,16 @@ impl Metrics {
             completion_tokens: Family::default(),
             waiting: Family::default(),
             running: Family::default(),
+            kv_pages: Family::default(),
+            kv_pages_held: Family::default(),
+            kv_pages_cached: Family::default(),
+            tokens_found: Family::default(),
+            guessed: Family::default(),
+            guessed_right: Family::default(),
+            preempted: Family::default(),
             step: Family::new_with_constructor(histogram),
+            step_rows: Family::new_with_constructor(rows),
+            between_tokens: Family::new_with_constructor(histogram),
             first_token: Family::new_with_constructor(histogram),
             total: Family::new_with_constructor(histogram),
             audit: Family::new_with_constructor(histogram),
@@ -99,7 +139,21 @@ impl Metrics {
         r.register("completion_tokens", "Generated tokens", self.completion_tokens.clone());
         r.register("waiting_requests", "Requests that wait for a place", self.waiting.clone());
         r.register("running_requests", "Requests that run", self.running.clone());
+        r.register("kv_pages", "Pages of keys and values", self.kv_pages.clone());
+        r.register("kv_pages_held", "Pages that requests hold", self.kv_pages_held.clone());
+        r.register("kv_pages_cached", "Pages kept for requests to come", self.kv_pages_cached.clone());
+        let help = "Prompt tokens not run, since an earlier request of the tenant began alike";
+        r.register("prefix_tokens_found", help, self.tokens_found.clone());
+        r.register("guessed_tokens", "Tokens guessed ahead", self.guessed.clone());
+        r.register("guessed_tokens_right", "Guessed tokens that the model chose", self.guessed_right.clone());
+        r.register("preemptions", "Times that a request lost its memory for a while", self.preempted.clone());
         r.register("step_seconds", "Time of one batched step", self.step.clone());
+        r.register("step_rows", "Tokens in one batched step", self.step_rows.clone());
+        r.register(
+            "between_tokens_seconds",
+            "Time between two tokens of a request",
+            self.between_tokens.clone(),
+        );
         r.register("first_token_seconds", "Time from arrival to the first token", self.first_token.clone());
         r.register("answer_seconds", "Time from arrival to the receipt", self.total.clone());
         r.register("replay_seconds", "Time that a replay took", self.audit.clone());
@@ -114,7 +168,16 @@ impl Metrics {
             completion_tokens: self.completion_tokens.get_or_create_owned(&label),
             waiting: self.waiting.get_or_create_owned(&label),
             running: self.running.get_or_create_owned(&label),
+            kv_pages: self.kv_pages.get_or_create_owned(&label),
+            kv_pages_held: self.kv_pages_held.get_or_create_owned(&label),
+            kv_pages_cached: self.kv_pages_cached.get_or_create_owned(&label),
+            tokens_found: self.tokens_found.get_or_create_owned(&label),
+            guessed: self.guessed.get_or_create_owned(&label),
+            guessed_right: self.guessed_right.get_or_create_owned(&label),
+            preempted: self.preempted.get_or_create_owned(&label),
             step: self.step.get_or_create_owned(&label),
+            step_rows: self.step_rows.get_or_create_owned(&label),
+            between_tokens: self.between_tokens.get_or_create_owned(&label),
             first_token: self.first_token.get_or_create_owned(&label),
             total: self.total.get_or_create_owned(&label),
             audit: self.audit.get_or_create_owned(&label),

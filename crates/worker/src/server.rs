@@ -318,7 +318,7 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
         if let Some(other) = model.impersonate {
             tracing::warn!(%id, %other, "this worker LIES: it serves one model under another's id");
         }
-        let context = artifact.config().context.min(config.kv_tokens);
+        let context = local.context();
         let offer = Offer {
             model: model.impersonate.unwrap_or(id),
             name: model.name.clone(),

@@ -101,6 +101,33 @@ async fn many_requests_at_once_give_the_answers_of_each_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_is_found_again_by_its_tenant_only() {
+    let worker = Worker::tiny(|_| {}).await;
+    let ask = |tenant: Option<u8>| {
+        let mut call = call(Request::from_text(worker.model(), &"It was the best of times. ".repeat(9), 3));
+        call.tenant = tenant.map(|byte| Bytes32([byte; 32]));
+        let worker = &worker;
+        async move {
+            let output = worker.generate(&call).await.unwrap().bundle(&call).output;
+            (output, worker.metric("assay_worker_prefix_tokens_found_total{model=\"tiny\"}").await)
+        }
+    };
+    let (output, found) = ask(Some(1)).await;
+    assert_eq!(found, Some(0.0));
+    for tenant in [Some(2), None, None] {
+        assert_eq!(ask(tenant).await, (output.clone(), Some(0.0)), "{tenant:?}");
+    }
+    let again = ask(Some(1)).await;
+    assert!(again.0 == output && again.1.unwrap() > 100.0, "{again:?}");
+    for line in
+        ["kv_pages", "kv_pages_held", "kv_pages_cached", "step_rows_count", "between_tokens_seconds_count"]
+    {
+        let line = format!("assay_worker_{line}{{model=\"tiny\"}}");
+        assert!(worker.metric(&line).await.is_some(), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chat_with_a_stop_string_ends_where_it_should() {
     let worker = Worker::tiny(|_| {}).await;
     let mut request = endless(worker.model(), 200);
@@ -247,7 +274,7 @@ async fn after_a_change_of_keys_an_answer_is_audited_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn audits_cannot_keep_requests_out() {
     let worker = Worker::tiny(|config| {
-        config.kv_tokens = 4_000;
+        config.kv_bytes = 4_000 * TOKEN_BYTES;
         config.audit_patience_ms = 1;
     })
     .await;
@@ -283,7 +310,7 @@ async fn audits_cannot_keep_requests_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_refusal_is_signed_and_in_the_log() {
-    let worker = Worker::tiny(|config| config.kv_tokens = 1000).await;
+    let worker = Worker::tiny(|config| config.kv_bytes = 1000 * TOKEN_BYTES).await;
     let good = call(endless(worker.model(), 5));
     worker.generate(&good).await.unwrap().bundle(&good);
     let model = worker.model();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use assay_arithmetic::Kernel;
-use assay_engine::{Config, Engine, Event, Generation};
+use assay_engine::{Config, Engine, Event, Generation, Service};
 use assay_receipt::Sampling;
 use serde_json::json;
 
@@ -67,8 +67,8 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let threads = usize::from(args.threads);
     let (prompt_tokens, answer_tokens) = (usize::from(args.prompt), usize::from(args.answer));
 
-    let config =
-        Config { threads, max_batch: 1, kv_tokens: prompt_tokens + answer_tokens + 1, ..Config::default() };
+    // Nothing is guessed: the peer is told each token as well.
+    let config = Config { threads, max_batch: 1, max_guess: 0, ..Config::default() };
     let mut engine = Engine::new(Arc::clone(&artifact), config).map_err(said)?;
     let generation = Generation {
         prompt: tokens(prompt_tokens, artifact.config().vocab),
@@ -137,7 +137,7 @@ fn round(
     generation: &Generation,
 ) -> std::result::Result<(Vec<u32>, f64, Vec<f64>), assay_engine::Error> {
     let mut last = Instant::now();
-    engine.submit(generation.clone())?;
+    engine.submit(generation.clone(), Service::default())?;
     let (mut answer, mut times) = (Vec::new(), Vec::new());
     while !engine.is_idle() {
         for event in engine.step()? {

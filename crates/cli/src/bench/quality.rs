@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     }
 
     let said = |error: assay_engine::Error| Error::said(format!("the measurement cannot run: {error}"));
-    let config = Config { threads: args.threads, max_batch: 1, kv_tokens: window, ..Config::default() };
+    let config = Config { threads: args.threads, ..Config::default() };
     let mut engine = Engine::new(Arc::clone(&artifact), config).map_err(said)?;
     let vocabulary = artifact.config().vocab;
     let spinner = ui::spinner("loading the float reference");

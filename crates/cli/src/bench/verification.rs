@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
 use assay_engine::request::{Prepared, Processor};
-use assay_engine::{Config, Engine, Event};
+use assay_engine::{Config, Engine, Event, Service};
 use assay_model::Artifact;
 use assay_receipt::{
     Bundle, Bytes32, Chain, Chunk, Domain, Key, Level, Member, Message, Offer, Output, Prompt, Receipt,
@@ -234,7 +234,7 @@ fn generate(
     engine: &mut Engine,
     prepared: &Prepared,
 ) -> std::result::Result<(Output, Vec<(u32, String)>), assay_engine::Error> {
-    let id = engine.submit(prepared.generation.clone())?;
+    let id = engine.submit(prepared.generation.clone(), Service::default())?;
     let mut assembler = prepared.assembler();
     let mut deltas = Vec::new();
     while !engine.is_idle() {
@@ -262,7 +262,7 @@ fn generate_together(
 ) -> std::result::Result<Duration, assay_engine::Error> {
     let started = Instant::now();
     for generation in generations {
-        engine.submit(generation.clone())?;
+        engine.submit(generation.clone(), Service::default())?;
     }
     while !engine.is_idle() {
         engine.step()?;

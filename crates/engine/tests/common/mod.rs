@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use assay_arithmetic::Kernel;
-use assay_engine::{Config, Engine, Event, Finish, Generation, SequenceId};
+use assay_engine::{Config, Engine, Event, Finish, Generation, SequenceId, Service};
 use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf};
 use assay_receipt::{Sampling, TokenLogprob};
@@ -17,7 +17,16 @@ pub fn model(architecture: Architecture, seed: u64) -> Arc<Artifact> {
 }
 
 pub fn config(threads: usize) -> Config {
-    Config { threads, kv_tokens: 4096, max_batch: 16, prefill_chunk: 64, kernel: Kernel::best() }
+    Config {
+        threads,
+        kv_bytes: 4 << 20,
+        page_tokens: 8,
+        max_batch: 16,
+        max_waiting: 64,
+        prefill_chunk: 64,
+        max_guess: 4,
+        kernel: Kernel::best(),
+    }
 }
 
 pub fn engine(model: &Arc<Artifact>) -> Engine {
@@ -102,11 +111,11 @@ pub fn collect(engine: &mut Engine, ids: &[SequenceId]) -> Vec<Answer> {
             }
         }
     }
-    assert_eq!(engine.free_tokens(), engine.config().kv_tokens, "all cache is free again");
+    assert_eq!(engine.free_tokens(), engine.kv_tokens(), "all memory is free again");
     answers
 }
 
 pub fn run(engine: &mut Engine, generation: Generation) -> Answer {
-    let id = engine.submit(generation).unwrap();
+    let id = engine.submit(generation, Service::default()).unwrap();
     collect(engine, &[id]).remove(0)
 }

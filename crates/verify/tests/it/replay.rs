@@ -24,7 +24,7 @@ fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expecte
     request.sampling = Sampling { temperature_milli: 900, seed: 5, ..Sampling::default() };
     request.logprobs = Some(2);
     let prepared = processor.prepare(&request).unwrap();
-    engine.submit(prepared.generation.clone()).unwrap();
+    engine.submit(prepared.generation.clone(), assay_engine::Service::default()).unwrap();
     let mut assembler = prepared.assembler();
     while !engine.is_idle() {
         for event in engine.step().unwrap() {

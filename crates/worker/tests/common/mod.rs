@@ -18,6 +18,9 @@ use tokio::task::JoinHandle;
 
 pub const CAP: u128 = 1_000_000;
 
+/// What keys and values of a token of the tiny model take.
+pub const TOKEN_BYTES: usize = 320;
+
 /// A worker that runs as long as this is held.
 pub struct Worker {
     pub ready: Ready,
@@ -35,7 +38,7 @@ impl Worker {
     pub async fn start_in(folder: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Worker {
         let mut config = Config::new(folder.path());
         config.threads = 1;
-        config.kv_tokens = 16_384;
+        config.kv_bytes = 16_384 * TOKEN_BYTES;
         change(&mut config);
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -256,6 +259,7 @@ pub fn call(request: Request) -> GenerateCall {
         cap: CAP,
         request,
         resume: Vec::new(),
+        tenant: None,
     }
 }
 
