@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+pragma solidity 0.8.37;
+
+import {Fixed} from "./Fixed.sol";
+import {Case, Claim, Referee, Sampling} from "./Referee.sol";
+import {Tiles} from "./Tiles.sol";
+
+/// @title SamplerReferee
+/// @notice Judges everything from the logits to the tokens: arrays 53 to 60 of docs/disputes.md, whether a trace is that of the
+/// prompt and of the claimed output, and the zeros between arrays.
+contract SamplerReferee is Referee {
+    using Tiles for *;
+
+    /// @notice The request uses a sampling parameter or a constraint that no contract judges yet.
+    error Unsupported(string what);
+    /// @notice The list of tokens is not the committed one.
+    error WrongTokens();
+
+    function _special(Shape memory h, Case calldata k) internal pure override returns (bool) {
+        if (k.claim.cell == IS_PADDING) return _paddingClaim(h, k);
+        if (k.claim.cell != IS_OUTPUT && k.claim.cell != IS_TOKEN) revert NoSuchEntry();
+        return _tokenClaim(h, k);
+    }
+
+    function _tokenClaim(Shape memory h, Case calldata k) private pure returns (bool) {
+        Claim calldata c = k.claim;
+        bool own = c.cell == IS_TOKEN && c.a < h.prompt;
+        if (own) _checkTokens(c.tokens, k.subject.promptTokens, abi.encode(k.subject.salt), k.subject.prompt);
+        else _checkTokens(c.tokens, k.subject.completionTokens, "", k.subject.outputTokens);
+        if (c.layer != 0 || c.a >= (c.cell == IS_TOKEN ? h.n : h.outputs)) revert NoSuchEntry();
+        uint256 place = c.cell == IS_TOKEN && !own ? c.a - h.prompt : c.a;
+        return _entry(h, k, c.cell == IS_TOKEN ? 0 : 60, c.a, 0) != int256(uint256(c.tokens[place]));
+    }
+
+    function _checkTokens(uint32[] calldata tokens, uint256 length, bytes memory salt, bytes32 hash) private pure {
+        if (tokens.length != length || keccak256(abi.encodePacked(salt, tokens)) != hash) revert WrongTokens();
+    }
+
+    /// Whether byte `c.a`, between the end of array `c.b` and the next, is not zero.
+    function _paddingClaim(Shape memory h, Case calldata k) private pure returns (bool) {
+        Claim calldata c = k.claim;
+        if (c.b >= CELLS) revert NoSuchEntry();
+        uint256 part = uint8(TABLE[5 * c.b + 4]);
+        if (c.layer >= (part == 1 ? h.layers : 1)) revert NoSuchEntry();
+        uint256 end = h.start[c.b] + _bytes(h, c.b);
+        uint256 next = _aligned(end);
+        uint256 base = part == 1 ? h.layerStart + c.layer * h.layerBytes : part == 2 ? h.endStart : 0;
+        if (c.a < base + end || c.a >= base + next) revert NoSuchEntry();
+        return k.trace.read(c.a, 1)[0] != 0;
+    }
+
+    // ---- from logits to a token ----
+
+    function _compute(Shape memory h, Case calldata k) internal pure override returns (bytes memory) {
+        if (k.claim.cell < 53) revert NoSuchEntry();
+        Sampling calldata p = k.subject.sampling;
+        if (k.subject.constraintKind != 0) revert Unsupported("constraint");
+        if (p.logitBias != keccak256("")) revert Unsupported("logit_bias");
+        if (k.claim.cell == 53) return _count(h, k);
+        if (k.claim.cell == 54) return _adjusted(h, k);
+        uint256 logits = _penalised(p) ? 54 : 52;
+        if (k.claim.cell == 55) return _bestPart(h, k, logits);
+        if (k.claim.cell == 56) return _best(h, k);
+        bool greedy = p.temperatureMilli == 0 || p.topK == 1;
+        if (greedy) return int256(_row(h, k, 56, k.claim.a, 0, 1).unsigned(1, 4)).pack(4);
+        if (p.topK > 1) revert Unsupported("top_k");
+        if (p.topPPpm < 1_000_000) revert Unsupported("top_p");
+        if (k.claim.cell == 57) return _weight(h, k, logits);
+        if (k.claim.cell == 58) {
+            (uint256 from, uint256 count) = _part(h.vocab, k.claim.b);
+            bytes memory w = _row(h, k, 57, k.claim.a, from, count);
+            uint256 sum;
+            for (uint256 i; i < count; ++i) {
+                sum += w.unsigned(i, 4);
+            }
+            return int256(sum).pack(8);
+        }
+        return k.claim.cell == 59 ? _draw(h, k) : _pick(h, k);
+    }
+
+    function _part(uint256 n, uint256 s) private pure returns (uint256 from, uint256 count) {
+        from = s * SEGMENT;
+        count = n - from < SEGMENT ? n - from : SEGMENT;
+    }
+
+    /// Bit 31: in the prompt or generated before; the rest: how often it was generated.
+    function _count(Shape memory h, Case calldata k) private pure returns (bytes memory) {
+        uint256 value;
+        if (k.claim.a == 0) {
+            bytes memory prompt = _row(h, k, 0, 0, 0, h.prompt);
+            for (uint256 i; i < h.prompt; ++i) {
+                if (prompt.unsigned(i, 4) == k.claim.b) value = 1 << 31;
+            }
+        } else {
+            value = uint256(_entry(h, k, 53, k.claim.a - 1, k.claim.b)) & type(uint32).max;
+            uint256 last = uint256(_entry(h, k, 0, h.prompt - 1 + k.claim.a, 0)) & type(uint32).max;
+            if (last == k.claim.b) value = (value | 1 << 31) + 1;
+        }
+        return int256(value).pack(4);
+    }
+
+    function _adjusted(Shape memory h, Case calldata k)
+        private
+        pure
+        returns (bytes memory)
+    {
+        Sampling calldata p = k.subject.sampling;
+        int256 l = _entry(h, k, 52, k.claim.a, k.claim.b);
+        uint256 seen = uint256(_entry(h, k, 53, k.claim.a, k.claim.b)) & type(uint32).max;
+        if (l == type(int32).min || seen >> 31 == 0) return l.pack(4);
+        int256 penalty = int256(uint256(p.repetitionPenaltyMilli));
+        if (penalty != 0 && penalty != 1000) {
+            l = l > 0 ? (1000 * l + penalty / 2) / penalty : -((-l * penalty + 500) / 1000);
+        }
+        int256 n = int256(seen & ~(uint256(1) << 31));
+        if (n > 0) {
+            int256 off = 65536 * (n * p.frequencyPenaltyMilli + p.presencePenaltyMilli) + 500;
+            // Rounds towards minus infinity.
+            l -= off >= 0 ? off / 1000 : -((-off + 999) / 1000);
+        }
+        l = Fixed.sat(l);
+        return (l == type(int32).min ? l + 1 : l).pack(4);
+    }
+
+    function _bestPart(Shape memory h, Case calldata k, uint256 logits)
+        private
+        pure
+        returns (bytes memory)
+    {
+        (uint256 from, uint256 count) = _part(h.vocab, k.claim.b);
+        bytes memory l = _row(h, k, logits, k.claim.a, from, count);
+        int256 best = type(int32).min;
+        uint256 id = from;
+        for (uint256 i; i < count; ++i) {
+            if (l.signed(i, 4) > best) (best, id) = (l.signed(i, 4), from + i);
+        }
+        return bytes.concat(best.pack(4), int256(id).pack(4));
+    }
+
+    function _best(Shape memory h, Case calldata k) private pure returns (bytes memory) {
+        uint256 segments = _segments(h.vocab);
+        bytes memory parts = _row(h, k, 55, k.claim.a, 0, segments);
+        (int256 best, uint256 id) = (parts.signed(0, 4), parts.unsigned(1, 4));
+        for (uint256 i = 1; i < segments; ++i) {
+            if (parts.signed(2 * i, 4) > best) (best, id) = (parts.signed(2 * i, 4), parts.unsigned(2 * i + 1, 4));
+        }
+        return bytes.concat(best.pack(4), int256(id).pack(4));
+    }
+
+    function _weight(Shape memory h, Case calldata k, uint256 logits)
+        private
+        pure
+        returns (bytes memory)
+    {
+        Sampling calldata p = k.subject.sampling;
+        int256 l = _entry(h, k, logits, k.claim.a, k.claim.b);
+        int256 top = _row(h, k, 56, k.claim.a, 0, 1).signed(0, 4);
+        if (l == type(int32).min || top < l) return new bytes(4);
+        uint256 temperature = p.temperatureMilli;
+        uint256 factor = (1000 * 1549082005 + temperature / 2) / temperature;
+        uint256 x = (uint256(top - l) * factor + (1 << 29)) >> 30;
+        uint256 w = x > type(uint32).max ? 0 : Fixed.exp2neg(x);
+        if (1_000_000 * w < uint256(p.minPPpm > 1_000_000 ? 1_000_000 : p.minPPpm) << 30) w = 0;
+        return int256(w).pack(4);
+    }
+
+    /// In which segment the running sum exceeds the drawn number, and what is left of it there.
+    function _draw(Shape memory h, Case calldata k)
+        private
+        pure
+        returns (bytes memory)
+    {
+        Sampling calldata p = k.subject.sampling;
+        uint256 segments = _segments(h.vocab);
+        bytes memory parts = _row(h, k, 58, k.claim.a, 0, segments);
+        uint256 total;
+        for (uint256 i; i < segments; ++i) {
+            total += parts.unsigned(i, 8);
+        }
+        uint256 u = uint256(keccak256(abi.encodePacked(p.seed, k.claim.a))) >> 192;
+        uint256 x = u * total >> 64;
+        uint256 segment;
+        while (segment + 1 < segments && x >= parts.unsigned(segment, 8)) {
+            x -= parts.unsigned(segment, 8);
+            ++segment;
+        }
+        return bytes.concat(int256(segment).pack(8), int256(x).pack(8));
+    }
+
+    function _pick(Shape memory h, Case calldata k) private pure returns (bytes memory) {
+        bytes memory drawn = _row(h, k, 59, k.claim.a, 0, 1);
+        uint256 x = drawn.unsigned(1, 8);
+        uint256 segment = drawn.unsigned(0, 8);
+        if (segment >= _segments(h.vocab)) return new bytes(4);
+        (uint256 from, uint256 count) = _part(h.vocab, segment);
+        bytes memory w = _row(h, k, 57, k.claim.a, from, count);
+        uint256 i;
+        while (i + 1 < count && x >= w.unsigned(i, 4)) {
+            x -= w.unsigned(i, 4);
+            ++i;
+        }
+        return int256(from + i).pack(4);
+    }
+}
