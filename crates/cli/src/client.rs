@@ -13,6 +13,7 @@ pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8600";
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// A gateway and the key that opens it.
+#[derive(Clone)]
 pub(crate) struct Gateway {
     url: String,
     key: Option<String>,
@@ -86,7 +87,12 @@ impl Gateway {
     }
 
     /// POSTs a streaming request and hands each SSE data object to `each` as it arrives.
-    pub(crate) async fn stream(&self, path: &str, body: &Value, each: &mut dyn FnMut(&Value)) -> Result<()> {
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        body: &Value,
+        each: &mut (dyn FnMut(&Value) + Send),
+    ) -> Result<()> {
         let mut response = self.send(self.request(reqwest::Method::POST, path).json(body)).await?;
         let broken = |error: reqwest::Error| {
             Error::said(format!("the stream broke off: {error}; what was shown is not final"))

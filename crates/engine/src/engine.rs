@@ -64,6 +64,15 @@ impl Config {
         let tokens = tokens.next_multiple_of(self.page_tokens.max(1));
         Config { kv_bytes: tokens.saturating_mul(token_bytes(model.config())), ..self }
     }
+
+    /// Tokens of a model whose keys and values fit in memory: prompt and answer of one sequence at most.
+    pub fn kv_tokens(&self, model: &Artifact) -> usize {
+        self.pages(model) * self.page_tokens
+    }
+
+    fn pages(&self, model: &Artifact) -> usize {
+        (self.kv_bytes / (self.page_tokens.max(1) * token_bytes(model.config()))).min(u32::MAX as usize)
+    }
 }
 
 /// What an engine has done and how full it is.
@@ -247,7 +256,7 @@ impl Engine {
         within("max_guess", config.max_guess, 0, 64)?;
         let page_bytes = config.page_tokens * token_bytes(artifact.config());
         within("kv_bytes", config.kv_bytes, page_bytes, 1 << 48)?;
-        let pages = (config.kv_bytes / page_bytes).min(u32::MAX as usize);
+        let pages = config.pages(&artifact);
         let core = Arc::new(Core::new(artifact, config.kernel, config.threads, pages, config.page_tokens)?);
         let job = Arc::clone(&core);
         let pool = Pool::new(Arc::clone(&core.barrier), move |thread| job.work(thread))

@@ -46,6 +46,10 @@ pub struct Config {
     /// A token of the default model takes 24480. Default 402653184 (384 MiB).
     #[serde(default = "defaults::kv_bytes")]
     pub kv_bytes: usize,
+    /// Bytes for all models that are loaded at once, their files and `kv_bytes` each. Models are loaded when they are
+    /// asked for; when one needs room, the idle ones that were not asked for longest go. 0: all stay loaded. Default 0.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// Requests per model that run at once. Default 8.
     #[serde(default = "defaults::max_batch")]
     pub max_batch: usize,
@@ -100,6 +104,7 @@ impl Config {
             forward: Vec::new(),
             threads: 0,
             kv_bytes: defaults::kv_bytes(),
+            memory_bytes: 0,
             max_batch: defaults::max_batch(),
             prefill_chunk: defaults::prefill_chunk(),
             queue: defaults::queue(),

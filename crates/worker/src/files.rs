@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use memmap2::Mmap;
 
@@ -29,6 +30,25 @@ pub fn map(path: &Path) -> Result<Arc<dyn AsRef<[u8]> + Send + Sync>, Error> {
     // for which every bit pattern is valid. A truncation ends the process with SIGBUS; it cannot make it misbehave.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
     Ok(Arc::new(map))
+}
+
+/// By which a file is known to be the same as before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Its size.
+    pub(crate) bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// The stamp of a file.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be looked at.
+pub(crate) fn stamp(path: &Path) -> Result<Stamp, Error> {
+    let found = std::fs::metadata(path);
+    let found =
+        found.map_err(|source| Error::Io { what: "open the model file", path: path.to_owned(), source })?;
+    Ok(Stamp { bytes: found.len(), modified: found.modified().ok() })
 }
 
 #[cfg(test)]

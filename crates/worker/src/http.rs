@@ -18,7 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Error;
 use crate::answer::{About, Answer, Trouble, chunks_again};
+use crate::local::ModelFile;
 use crate::log::Draft;
+use crate::memory::Lease;
 use crate::metrics::code_name;
 use crate::server::{Backend, Held, Host, NoPlace, Phase, Shared, now_ms};
 
@@ -226,7 +228,9 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
             // A task of its own: when the caller goes away, it signs that off.
             tokio::spawn(async move {
                 match (&host.backend, prepared) {
-                    (Backend::Local(local), Some(prepared)) => local.answer(answer, prepared).await,
+                    (Backend::Local(local), Some((prepared, lease))) => {
+                        local.answer(answer, prepared, lease).await;
+                    }
                     (Backend::Upstream(upstream), _) => {
                         host.metrics.running.inc();
                         upstream.answer(answer).await;
@@ -249,7 +253,7 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
 }
 
 /// The model, a place at it, and the request in tokens where the model is this worker's own.
-type Admitted = (Arc<Host>, Held, Option<Prepared>);
+type Admitted = (Arc<Host>, Held, Option<(Prepared, Lease)>);
 
 /// Decides whether a call is taken on.
 async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -> Result<Admitted, Trouble> {
@@ -293,7 +297,10 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
         return Err(duplicate());
     }
     let prepared = match &host.backend {
-        Backend::Local(local) => Some(local.prepare(call, &host.offer).await?),
+        Backend::Local(local) => {
+            let prepared = local.prepare(call, &host.offer).await?;
+            Some((prepared, local.lease().await?))
+        }
         Backend::Upstream(_) if call.resume.is_empty() => None,
         Backend::Upstream(_) => {
             return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
@@ -348,27 +355,23 @@ async fn receipt(
 
 /// The manifest of a model, byte for byte: its keccak256 is the model id.
 async fn manifest(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
-    match artifact(&shared, &model) {
-        Some(artifact) => {
-            ([(header::CONTENT_TYPE, "application/json")], artifact.manifest().canonical()).into_response()
-        }
+    match opened(&shared, &model).map(|opened| opened.manifest.clone()) {
+        Some(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         None => plain(StatusCode::NOT_FOUND, "not_found", "This worker does not run that model itself."),
     }
 }
 
 /// The tokenizer of a model, byte for byte: its keccak256 is in the manifest.
 async fn tokenizer(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
-    match artifact(&shared, &model) {
-        Some(artifact) => {
-            ([(header::CONTENT_TYPE, "application/json")], artifact.tokenizer_json().to_vec()).into_response()
-        }
+    match opened(&shared, &model).map(|opened| opened.tokenizer.clone()) {
+        Some(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         None => plain(StatusCode::NOT_FOUND, "not_found", "This worker does not run that model itself."),
     }
 }
 
-fn artifact(shared: &Shared, model: &str) -> Option<Arc<assay_model::Artifact>> {
+fn opened<'a>(shared: &'a Shared, model: &str) -> Option<&'a ModelFile> {
     let model: Bytes32 = model.parse().ok()?;
-    shared.hosts.iter().find(|host| host.offer.model == model)?.artifact.clone()
+    shared.hosts.iter().find(|host| host.offer.model == model)?.opened.as_ref()
 }
 
 async fn describe(State(shared): State<Arc<Shared>>) -> Response {

@@ -34,6 +34,7 @@ mod http;
 mod identity;
 mod local;
 mod log;
+mod memory;
 mod metrics;
 mod server;
 

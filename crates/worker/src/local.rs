@@ -1,4 +1,5 @@
 //! A model that this worker runs itself: one thread owns the engine, and requests reach it through a bounded queue.
+//! `memory.rs` says which models are loaded.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -10,10 +11,11 @@ use assay_engine::generation::Generation;
 use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, judge, judge_error};
 use assay_engine::{Engine, Event, Priority, SequenceId, Service, Stats, Tenant};
 use assay_model::Artifact;
-use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
+use assay_receipt::{Bytes32, FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::{Answer, Trouble, slow_reader};
+use crate::memory::{Lease, Memory, Slot};
 use crate::metrics::ModelMetrics;
 use crate::{Config, Error, files};
 
@@ -25,23 +27,34 @@ const CHUNK_TOKENS: usize = 64;
 /// The part of the cache, one in so many, that audits may claim from requests. Anybody may ask for audits.
 const AUDIT_CACHE: usize = 2;
 
-/// A model with its engine's thread, which ends when this is dropped.
+/// A model that can be asked. Its engine runs while [`Memory`] has it loaded.
 pub(crate) struct Local {
     processor: Arc<Processor>,
-    jobs: mpsc::Sender<Job>,
+    memory: Arc<Memory>,
+    /// Its place in `memory`.
+    slot: usize,
     /// Most tokens of prompt and answer together.
     context: usize,
     /// Longest time of an audit, waiting included.
     audit_limit: Duration,
 }
 
-enum Job {
+/// What others need to know of a model's file.
+pub(crate) struct ModelFile {
+    pub(crate) id: Bytes32,
+    pub(crate) arithmetic: u32,
+    /// Byte for byte: its hash is the id.
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) tokenizer: Vec<u8>,
+}
+
+pub(crate) enum Job {
     Generate(Box<Start>),
     Audit(Box<Replay>),
 }
 
 /// A request for the engine. Dropping the receiver of `events` cancels it.
-struct Start {
+pub(crate) struct Start {
     generation: Generation,
     service: Service,
     running: Running,
@@ -56,7 +69,7 @@ struct Running {
 }
 
 /// A replay for the engine. Dropping the receiver of `reply` cancels it.
-struct Replay {
+pub(crate) struct Replay {
     generation: Generation,
     output: Output,
     arrived: Instant,
@@ -96,59 +109,60 @@ pub(crate) enum Replayed {
 }
 
 impl Local {
-    /// Opens an artifact, checks its hashes and starts its engine. Takes seconds: call it where blocking is allowed.
+    /// Opens an artifact and checks its hashes. Takes seconds: call it where blocking is allowed.
     pub(crate) fn open(
         path: &Path,
         config: &Config,
+        memory: &Arc<Memory>,
         metrics: ModelMetrics,
-    ) -> Result<(Local, Arc<Artifact>), Error> {
+    ) -> Result<(Local, ModelFile), Error> {
         let refused = |fault: String| Error::Model { path: path.to_owned(), fault };
+        let stamp = files::stamp(path)?;
         let artifact = Artifact::parse(files::map(path)?).map_err(|fault| refused(fault.to_string()))?;
         artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
-        let artifact = Arc::new(artifact);
         let processor = Processor::from_artifact(&artifact).map_err(|fault| refused(fault.to_string()))?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let engine = Engine::new(
-            artifact.clone(),
-            assay_engine::Config {
-                threads,
-                kv_bytes: config.kv_bytes,
-                max_batch: config.max_batch,
-                max_waiting: config.queue + 1, // the one more is for an audit
-                prefill_chunk: config.prefill_chunk,
-                ..assay_engine::Config::default()
-            },
-        )
-        .map_err(|fault| refused(fault.to_string()))?;
-        // Room for everything that admission lets in, so that a full channel means a stuck engine.
-        let (jobs, queue) = mpsc::channel(config.queue + config.max_batch + config.audits + 1);
-        let patience = Duration::from_millis(config.audit_patience_ms);
-        let context = artifact.config().context.min(engine.kv_tokens());
-        let runner = Runner {
-            engine,
-            queue,
-            audits: VecDeque::new(),
-            running: HashMap::new(),
-            replaying: None,
-            rest_until: Instant::now(),
-            patience,
-            counted: Stats::default(),
-            metrics,
+        let engine = assay_engine::Config {
+            threads,
+            kv_bytes: config.kv_bytes,
+            max_batch: config.max_batch,
+            max_waiting: config.queue + 1, // the one more is for an audit
+            prefill_chunk: config.prefill_chunk,
+            ..assay_engine::Config::default()
         };
-        std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || runner.run())
-            .map_err(|fault| Error::Start { fault: fault.to_string() })?;
+        let context = artifact.config().context.min(engine.kv_tokens(&artifact));
+        if context == 0 {
+            return Err(refused(format!("kv_bytes = {} has no room for a page of it", config.kv_bytes)));
+        }
+        let opened = ModelFile {
+            id: artifact.id(),
+            arithmetic: artifact.manifest().arithmetic,
+            manifest: artifact.manifest().canonical(),
+            tokenizer: artifact.tokenizer_json().to_vec(),
+        };
+        let slot = Slot {
+            path: path.to_owned(),
+            id: opened.id,
+            stamp,
+            // Room for everything that admission lets in, so that a full channel means a stuck engine.
+            places: config.queue + config.max_batch + config.audits + 1,
+            engine,
+            patience: Duration::from_millis(config.audit_patience_ms),
+            metrics,
+            bytes: stamp.bytes + config.kv_bytes as u64,
+            users: Arc::default(),
+        };
         let local = Local {
             processor: Arc::new(processor),
-            jobs,
+            memory: memory.clone(),
+            slot: memory.add(slot)?,
             context,
             audit_limit: Duration::from_millis(config.request_deadline_ms),
         };
-        Ok((local, artifact))
+        Ok((local, opened))
     }
 
     /// Most tokens of prompt and answer together: what the model was made for and what fits in memory.
@@ -156,9 +170,14 @@ impl Local {
         self.context
     }
 
-    /// Whether the engine's thread is alive.
+    /// Whether the engine's thread is alive, if there is one.
     pub(crate) fn is_alive(&self) -> bool {
-        !self.jobs.is_closed()
+        self.memory.is_alive(self.slot)
+    }
+
+    /// Makes sure that the model is loaded, and stays so while the lease is held.
+    pub(crate) async fn lease(&self) -> Result<Lease, Trouble> {
+        self.memory.lease(self.slot).await
     }
 
     /// Turns a call into tokens and checks that it fits: context, cache, cap.
@@ -216,14 +235,19 @@ impl Local {
     }
 
     /// Runs the request to its end.
-    pub(crate) async fn answer(&self, mut answer: Answer, prepared: Prepared) {
-        match self.stream(&mut answer, prepared).await {
+    pub(crate) async fn answer(&self, mut answer: Answer, prepared: Prepared, lease: Lease) {
+        match self.stream(&mut answer, prepared, &lease).await {
             Ok(output) => answer.finish(output).await,
             Err(trouble) => answer.fail(trouble).await,
         }
     }
 
-    async fn stream(&self, answer: &mut Answer, prepared: Prepared) -> Result<Output, Trouble> {
+    async fn stream(
+        &self,
+        answer: &mut Answer,
+        prepared: Prepared,
+        lease: &Lease,
+    ) -> Result<Output, Trouble> {
         let resumed = prepared.generation.resume.len();
         let mut assembler = prepared.assembler();
         let (sender, mut events) = mpsc::channel(UNREAD_TOKENS.max(resumed + 1));
@@ -235,7 +259,7 @@ impl Local {
         };
         let running = Running { events: sender, overflow: overflow.clone(), last: None };
         let start = Start { generation: prepared.generation, service, running };
-        self.jobs.try_send(Job::Generate(Box::new(start))).map_err(|_| stuck())?;
+        lease.send(Job::Generate(Box::new(start))).map_err(|_| stuck())?;
 
         let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
         let with_logprobs = answer.call.request.logprobs.is_some();
@@ -301,9 +325,12 @@ impl Local {
             Ok(Err(verdict)) => return Replayed::Judged { verdict, compute_ms: 0 },
             Err(_) => return Replayed::Unable { field: "internal" },
         };
+        let Ok(lease) = self.lease().await else {
+            return Replayed::Unable { field: "memory" };
+        };
         let (reply, answer) = oneshot::channel();
         let replay = Replay { generation: prepared.generation, output, arrived: Instant::now(), reply };
-        if self.jobs.try_send(Job::Audit(Box::new(replay))).is_err() {
+        if lease.send(Job::Audit(Box::new(replay))).is_err() {
             return Replayed::Unable { field: "internal" };
         }
         match tokio::time::timeout(self.audit_limit, answer).await {
@@ -334,6 +361,27 @@ struct Runner {
     /// What the metrics have of the engine's counters.
     counted: Stats,
     metrics: ModelMetrics,
+}
+
+/// Runs a model in a thread of its own, which ends when `queue` does.
+pub(crate) fn start(
+    engine: Engine,
+    queue: mpsc::Receiver<Job>,
+    patience: Duration,
+    metrics: ModelMetrics,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let runner = Runner {
+        engine,
+        queue,
+        audits: VecDeque::new(),
+        running: HashMap::new(),
+        replaying: None,
+        rest_until: Instant::now(),
+        patience,
+        counted: Stats::default(),
+        metrics,
+    };
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || runner.run())
 }
 
 impl Runner {

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     completion_tokens: Family<ModelLabel, Counter>,
     waiting: Family<ModelLabel, Gauge>,
     running: Family<ModelLabel, Gauge>,
+    loaded: Family<ModelLabel, Gauge>,
     kv_pages: Family<ModelLabel, Gauge>,
     kv_pages_held: Family<ModelLabel, Gauge>,
     kv_pages_cached: Family<ModelLabel, Gauge>,
@@ -64,6 +65,8 @@ pub(crate) struct ModelMetrics {
     pub(crate) waiting: Gauge,
     /// Requests that run.
     pub(crate) running: Gauge,
+    /// 1 while the model is in memory.
+    pub(crate) loaded: Gauge,
     /// Pages of keys and values.
     pub(crate) kv_pages: Gauge,
     /// Pages that requests hold.
@@ -112,6 +115,7 @@ impl Metrics {
             completion_tokens: Family::default(),
             waiting: Family::default(),
             running: Family::default(),
+            loaded: Family::default(),
             kv_pages: Family::default(),
             kv_pages_held: Family::default(),
             kv_pages_cached: Family::default(),
@@ -139,6 +143,7 @@ impl Metrics {
         r.register("completion_tokens", "Generated tokens", self.completion_tokens.clone());
         r.register("waiting_requests", "Requests that wait for a place", self.waiting.clone());
         r.register("running_requests", "Requests that run", self.running.clone());
+        r.register("model_loaded", "1 while the model is in memory", self.loaded.clone());
         r.register("kv_pages", "Pages of keys and values", self.kv_pages.clone());
         r.register("kv_pages_held", "Pages that requests hold", self.kv_pages_held.clone());
         r.register("kv_pages_cached", "Pages kept for requests to come", self.kv_pages_cached.clone());
@@ -168,6 +173,7 @@ impl Metrics {
             completion_tokens: self.completion_tokens.get_or_create_owned(&label),
             waiting: self.waiting.get_or_create_owned(&label),
             running: self.running.get_or_create_owned(&label),
+            loaded: self.loaded.get_or_create_owned(&label),
             kv_pages: self.kv_pages.get_or_create_owned(&label),
             kv_pages_held: self.kv_pages_held.get_or_create_owned(&label),
             kv_pages_cached: self.kv_pages_cached.get_or_create_owned(&label),

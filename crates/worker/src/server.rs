@@ -14,8 +14,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::connections::Bounded;
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
-use crate::local::Local;
+use crate::local::{Local, ModelFile};
 use crate::log::{Log, Opened};
+use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::{Config, Error, http};
 
@@ -52,7 +53,7 @@ pub(crate) struct Host {
     pub(crate) offer: Offer,
     pub(crate) backend: Backend,
     /// What a backend of this worker's own runs.
-    pub(crate) artifact: Option<Arc<assay_model::Artifact>>,
+    pub(crate) opened: Option<ModelFile>,
     pub(crate) metrics: ModelMetrics,
     /// Requests that wait or run.
     held: AtomicUsize,
@@ -293,12 +294,12 @@ pub async fn run(
 /// Opens all models.
 async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Error> {
     let mut hosts: Vec<Arc<Host>> = Vec::new();
-    let host = |offer: Offer, backend, artifact, parallel: usize| {
+    let host = |offer: Offer, backend, opened, parallel: usize| {
         Arc::new(Host {
             metrics: metrics.model(&offer.name),
             offer,
             backend,
-            artifact,
+            opened,
             held: AtomicUsize::new(0),
             places: config.queue + parallel,
             parallel,
@@ -306,15 +307,17 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             audits: AtomicUsize::new(0),
         })
     };
-    for model in &config.models {
-        let opening = (model.clone(), config.clone(), metrics.model(&model.name));
+    let memory = Memory::new(config.memory_bytes);
+    for (number, model) in config.models.iter().enumerate() {
+        let opening = (model.clone(), config.clone(), memory.clone(), metrics.model(&model.name));
         // Hashing and reading the artifact takes seconds.
         let opened = tokio::task::spawn_blocking(move || {
-            let (model, config, metrics) = opening;
-            Local::open(&model.artifact, &config, metrics)
+            let (model, config, memory, metrics) = opening;
+            Local::open(&model.artifact, &config, &memory, metrics)
         });
-        let (local, artifact) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
-        let id = artifact.id();
+        let (local, opened) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
+        memory.load_if_room(number).await?;
+        let id = opened.id;
         if let Some(other) = model.impersonate {
             tracing::warn!(%id, %other, "this worker LIES: it serves one model under another's id");
         }
@@ -324,10 +327,10 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             name: model.name.clone(),
             prompt_price: model.prompt_price,
             completion_price: model.completion_price,
-            arithmetic: artifact.manifest().arithmetic,
+            arithmetic: opened.arithmetic,
             context: u32::try_from(context).unwrap_or(u32::MAX),
         };
-        hosts.push(host(offer, Backend::Local(local), Some(artifact), config.max_batch));
+        hosts.push(host(offer, Backend::Local(local), Some(opened), config.max_batch));
     }
     for forward in &config.forward {
         let offer = Offer {

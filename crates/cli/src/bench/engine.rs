@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
     let folder = python::folder()?;
     let source = models::default_gguf()?;
-    let requantised = folder.join("model-q8_0.gguf");
+    let requantised = python::requantised(&folder)?;
     let threads = usize::from(args.threads);
     let (prompt_tokens, answer_tokens) = (usize::from(args.prompt), usize::from(args.answer));
 
@@ -82,11 +82,6 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
 
     let spinner = ui::spinner("loading the models");
     let mut peer = python::Script::start(&folder, "llama_cpp.py", threads)?;
-    if !requantised.is_file() {
-        let part = requantised.with_extension("part");
-        peer.ask(&json!({ "quantise": source, "into": part }))?;
-        std::fs::rename(&part, &requantised).map_err(Error::file("keep", &requantised))?;
-    }
     let mut features = String::new();
     for (name, path) in FILES.iter().zip([&source, &requantised]) {
         let total = prompt_tokens + answer_tokens;

@@ -3,6 +3,7 @@
 mod engine;
 mod python;
 mod quality;
+mod serve;
 mod verification;
 
 use clap::Subcommand;
@@ -15,6 +16,8 @@ pub(crate) enum BenchCommand {
     Engine(engine::Args),
     /// What the integers cost in quality, against float arithmetic on the weights of the same file
     Quality(quality::Args),
+    /// Many callers at once, beside llama.cpp's server on the same weights
+    Serve(serve::Args),
     /// What each verification level costs for the same requests
     Verification(verification::Args),
 }
@@ -23,6 +26,7 @@ pub(crate) async fn run(command: BenchCommand, json: bool) -> Result<()> {
     match command {
         BenchCommand::Engine(args) => engine::run(&args, json),
         BenchCommand::Quality(args) => quality::run(&args, json),
+        BenchCommand::Serve(args) => Box::pin(serve::run(&args, json)).await,
         BenchCommand::Verification(args) => verification::run(&args, json),
     }
 }

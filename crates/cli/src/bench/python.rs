@@ -11,9 +11,10 @@ use crate::{home, ui};
 const REQUIREMENTS: &str = include_str!("../../benches/requirements.txt");
 
 /// The scripts. They are written next to the virtual environment before each run.
-const SCRIPTS: [(&str, &str); 3] = [
+const SCRIPTS: [(&str, &str); 4] = [
     ("gguf_file.py", include_str!("../../benches/gguf_file.py")),
     ("llama_cpp.py", include_str!("../../benches/llama_cpp.py")),
+    ("llama_server.py", include_str!("../../benches/llama_server.py")),
     ("float_reference.py", include_str!("../../benches/float_reference.py")),
 ];
 
@@ -58,6 +59,18 @@ pub(crate) fn folder() -> Result<PathBuf> {
     made?;
     home::write_atomically(&installed, REQUIREMENTS.as_bytes(), 0o644)?;
     Ok(folder)
+}
+
+/// The default model with its weights in eight bits, for the peer; made on first use.
+pub(crate) fn requantised(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("model-q8_0.gguf");
+    if !path.is_file() {
+        let part = path.with_extension("part");
+        let request = serde_json::json!({ "quantise": crate::models::default_gguf()?, "into": part });
+        Script::start(folder, "llama_cpp.py", 1)?.ask(&request)?;
+        std::fs::rename(&part, &path).map_err(Error::file("keep", &path))?;
+    }
+    Ok(path)
 }
 
 fn interpreter(folder: &Path) -> PathBuf {

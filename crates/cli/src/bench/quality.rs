@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use assay_engine::{Config, Engine};
-use assay_model::Tokenizer;
+use assay_model::{Artifact, Tokenizer};
 use serde_json::json;
 
 use super::python;
@@ -77,21 +77,30 @@ fn largest(logits: &[f64]) -> usize {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
-pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
-    let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
-    let folder = python::folder()?;
-    let source = models::default_gguf()?;
-    let paths = if args.text.is_empty() { TEXTS.map(PathBuf::from).to_vec() } else { args.text.clone() };
+/// The tokens of the texts that are measured on by default.
+pub(super) fn default_tokens(artifact: &Artifact) -> Result<Vec<u32>> {
+    tokens(artifact, &TEXTS.map(PathBuf::from))
+}
+
+fn tokens(artifact: &Artifact, paths: &[PathBuf]) -> Result<Vec<u32>> {
     let mut text = String::new();
-    for path in &paths {
+    for path in paths {
         let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
         text.push_str(&String::from_utf8_lossy(&bytes));
     }
     let tokenizer = Tokenizer::from_bytes(artifact.tokenizer_json())
         .map_err(|error| Error::said(format!("the model's tokenizer cannot be read: {error}")))?;
-    let tokens = tokenizer
+    tokenizer
         .encode_plain(&text)
-        .map_err(|error| Error::said(format!("the text cannot be turned into tokens: {error}")))?;
+        .map_err(|error| Error::said(format!("the text cannot be turned into tokens: {error}")))
+}
+
+pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
+    let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
+    let folder = python::folder()?;
+    let source = models::default_gguf()?;
+    let paths = if args.text.is_empty() { TEXTS.map(PathBuf::from).to_vec() } else { args.text.clone() };
+    let tokens = tokens(&artifact, &paths)?;
     let window = usize::from(args.window);
     let windows: Vec<&[u32]> = tokens.chunks_exact(window).take(usize::from(args.windows)).collect();
     if windows.is_empty() {
