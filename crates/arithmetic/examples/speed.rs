@@ -39,11 +39,18 @@ fn main() {
     let only = std::env::args().nth(1);
     for kernel in Kernel::available().into_iter().filter(|k| only.as_deref().is_none_or(|o| o == k.name())) {
         println!("{kernel}");
-        for (cols, rows) in [(576, 576), (576, 1536), (1536, 576), (576, 49152), (4864, 896)] {
-            let weights: Vec<i8> = noise(rows * cols).map(|v| (v % 128) as i8).collect();
+        for (cols, rows) in [(576usize, 576usize), (576, 1536), (1536, 576), (576, 49152), (4864, 896)] {
+            // As in the default model: 4 bits in the layers, 8 in the output matrix.
+            let encoding = if rows > 10_000 { Encoding::Q8 } else { Encoding::Q4 };
+            let q: Vec<i8> = noise(cols.next_multiple_of(CHUNK)).map(|v| (v % 8) as i8).collect();
+            let parameters = vec![[700, 30, 650, -20]; cols.div_ceil(CHUNK)];
+            let mut weights = vec![0; encoding.matrix_bytes(rows, cols).unwrap_or(0)];
+            for group in weights.chunks_exact_mut(encoding.group_bytes(cols)) {
+                (0..GROUP).for_each(|row| encoding.pack(row, &parameters, &q, group));
+            }
             let scales = vec![scale; rows];
-            let w = MatrixView { rows, cols, weights: &weights, scales: &scales };
-            for tokens in [1, 4, 16, 128] {
+            let w = MatrixView { rows, cols, encoding, weights: &weights, scales: &scales };
+            for tokens in [1, 2, 4, 16, 128] {
                 let values: Vec<i16> = noise(tokens * cols).map(|v| (v % 2048) as i16).collect();
                 let token_scales = vec![scale; tokens];
                 let x = QuantisedView { cols, values: &values, scales: &token_scales };
@@ -52,10 +59,10 @@ fn main() {
                     continue;
                 }
                 let seconds = best(|| {
-                    linear(kernel, &w, x, None, &mut Output::new(&mut out, tokens, rows));
+                    linear(kernel, &w, x, None, &mut Output::new(&mut out, tokens, 0..rows));
                     black_box(&out);
                 });
-                let (macs, bytes) = ((rows * cols * tokens) as f64, (rows * cols) as f64);
+                let (macs, bytes) = ((rows * cols * tokens) as f64, weights.len() as f64);
                 println!(
                     "  linear {cols:>5} x {rows:<5} {tokens:>4} tokens  {:>7.1} GMAC/s  {:>6.1} GB/s",
                     macs / seconds / 1e9,

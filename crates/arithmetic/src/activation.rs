@@ -38,11 +38,11 @@ pub fn add(x: &mut [i32], y: &[i32]) {
     }
 }
 
-/// A row of 8-bit weights as Q16 words, `round(w · scale)`, half up, saturating: the embedding of a token.
+/// A row of weights as Q16 words, `round(w · scale)`, half up, saturating: the embedding of a token.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn dequantise_row(row: &[i8], scale: Scale, out: &mut [i32]) {
+pub fn dequantise_row(row: &[i16], scale: Scale, out: &mut [i32]) {
     assert_eq!(row.len(), out.len(), "row and output must have the same length");
     let rescale = Rescale::one(scale, 0);
     for (out, &w) in out.iter_mut().zip(row) {

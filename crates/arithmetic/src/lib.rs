@@ -15,7 +15,7 @@
 //! *quantised* vector holds 12-bit integers in ±2047 with one [`Scale`] a row.
 //!
 //! ```
-//! use assay_arithmetic::{Kernel, MatrixView, Output, Quantised, Scale, linear, quantise};
+//! use assay_arithmetic::{Encoding, Kernel, MatrixView, Output, Quantised, Scale, linear, quantise};
 //! let kernel = Kernel::best();
 //! // One token of three columns, 1.0, -2.0 and 0.5 in Q16.
 //! let x = [1 << 16, -2 << 16, 1 << 15];
@@ -25,15 +25,19 @@
 //! assert_eq!(q.values, [1024, -2047, 512]);
 //! // Two rows of weights with scale 1/64.
 //! let scales = [Scale::from_integer(1).shifted(-6); 2];
-//! let w = MatrixView { rows: 2, cols: 3, weights: &[64, 0, 0, 0, 64, 64], scales: &scales };
+//! let mut weights = vec![0; Encoding::Q8.matrix_bytes(2, 3).unwrap()];
+//! for (row, q) in [[64, 0, 0], [0, 64, 64]].into_iter().enumerate() {
+//!     let q: Vec<i8> = q.into_iter().chain([0; 61]).collect();
+//!     Encoding::Q8.pack(row, &[[128, 0, 128, 0]], &q, &mut weights); // a factor of 128 / 2^7
+//! }
+//! let w = MatrixView { rows: 2, cols: 3, encoding: Encoding::Q8, weights: &weights, scales: &scales };
 //! let mut out = [0i32; 2];
-//! linear(kernel, &w, q.view(), None, &mut Output::new(&mut out, 1, 2));
+//! linear(kernel, &w, q.view(), None, &mut Output::new(&mut out, 1, 0..2));
 //! assert_eq!(out, [65568, -98288]); // 1.0005 and -1.4998: twelve bits are what an activation has
 //! ```
 
 mod activation;
 mod attention;
-mod cast;
 mod kernel;
 mod kernels;
 mod linear;
@@ -44,21 +48,22 @@ mod sample;
 mod scale;
 pub mod tables;
 mod unit;
+mod weights;
 
 pub use activation::{Activation, activate, add, dequantise_row};
 pub use attention::{AttentionScratch, KeyValues, Scoring, SoftCap, attention};
-pub use cast::{CastError, i8s, i32s, scales};
 pub use kernel::Kernel;
-pub use linear::{MatrixView, Output, SEGMENT, linear};
+pub use linear::{Output, SEGMENT, linear};
 pub use quantise::{Quantised, QuantisedView, layer_norm, quantise, rms_norm, rms_norm_quantise};
 pub use rope::{RopeStyle, rope};
 pub use route::{mix, route};
 pub use sample::{BANNED, LogSoftmax, Sampler, SamplerParams, Seen, adjust_logits, argmax, uniform};
 pub use scale::Scale;
 pub use unit::unit_vector;
+pub use weights::{CHUNK, Encoding, FACTOR_MAX, GROUP, MatrixView, WEIGHT_MAX};
 
 /// The version of this arithmetic. It is part of every manifest and receipt: two versions may differ in their bits.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The largest magnitude of a quantised activation: twelve bits, symmetric.
 pub const ACTIVATION_MAX: i32 = 2047;

@@ -1,40 +1,22 @@
-//! Linear layers: 8-bit weights times 12-bit activations.
+//! Linear layers: 14-bit weights times 12-bit activations.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::scale::{Rescale, saturate32};
-use crate::{Kernel, LENGTH_MAX, QuantisedView, Scale, kernels};
+use crate::scale::{Rescale, round_shift, saturate32};
+use crate::{Kernel, LENGTH_MAX, MatrixView, QuantisedView, Scale, kernels};
 
-/// The number of columns whose products are summed in 32 bits: `4096 · 127 · 2047 < 2^30`. The sums of the segments of
-/// a longer row are added in 64 bits. (A weight of -128 is not valid; it would not overflow either.)
-pub const SEGMENT: usize = 4096;
+/// The number of columns whose products a proof sums at once: `64 · 8191 · 2047 < 2^30`.
+pub const SEGMENT: usize = 64;
 
-/// A matrix of weights, borrowed from a model.
-#[derive(Clone, Copy, Debug)]
-pub struct MatrixView<'a> {
-    /// The number of outputs.
-    pub rows: usize,
-    /// The number of inputs, at most [`LENGTH_MAX`].
-    pub cols: usize,
-    /// `rows · cols` weights in ±127, row-major.
-    pub weights: &'a [i8],
-    /// One scale a row: a weight `w` stands for `w · scale`.
-    pub scales: &'a [Scale],
+/// How far the exact sum of a row is rounded before it is rescaled: `max(0, bits(cols) - 6)`, so that what is left is at
+/// most `2^30` in absolute value.
+pub(crate) fn sum_shift(cols: usize) -> u32 {
+    (usize::BITS - cols.leading_zeros()).saturating_sub(6)
 }
 
-impl<'a> MatrixView<'a> {
-    /// The weights of one row.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    pub fn row(&self, row: usize) -> &'a [i8] {
-        &self.weights[row * self.cols..(row + 1) * self.cols]
-    }
-}
-
-/// Where a linear layer writes: for each token, a range of rows of a token-major buffer `[tokens][rows]`.
+/// Where a linear layer writes: for each token, the outputs of a range of rows of its matrix, in a token-major buffer.
 ///
 /// It can be split by rows, and the parts handed to threads: they never overlap, although they interleave in memory.
 #[derive(Debug)]
@@ -43,6 +25,8 @@ pub struct Output<'a> {
     tokens: usize,
     /// From one token to the next.
     stride: usize,
+    /// The row whose output stands first in the buffer.
+    origin: usize,
     rows: Range<usize>,
     life: PhantomData<&'a mut [i32]>,
 }
@@ -51,13 +35,14 @@ pub struct Output<'a> {
 unsafe impl Send for Output<'_> {}
 
 impl<'a> Output<'a> {
-    /// The whole of a buffer `[tokens][rows]`.
+    /// The whole of a buffer `[tokens][rows.len()]`, for these rows of the matrix.
     ///
     /// # Panics
-    /// If the buffer does not have `tokens · rows` words.
-    pub fn new(buffer: &'a mut [i32], tokens: usize, rows: usize) -> Output<'a> {
-        assert_eq!(Some(buffer.len()), tokens.checked_mul(rows), "the buffer must be [tokens][rows]");
-        Output { data: buffer.as_mut_ptr(), tokens, stride: rows, rows: 0..rows, life: PhantomData }
+    /// If the buffer does not have `tokens · rows.len()` words.
+    pub fn new(buffer: &'a mut [i32], tokens: usize, rows: Range<usize>) -> Output<'a> {
+        let stride = rows.len();
+        assert_eq!(Some(buffer.len()), tokens.checked_mul(stride), "the buffer must be [tokens][rows]");
+        Output { data: buffer.as_mut_ptr(), tokens, stride, origin: rows.start, rows, life: PhantomData }
     }
 
     /// The rows that this part covers.
@@ -84,9 +69,9 @@ impl<'a> Output<'a> {
     #[inline(always)]
     pub(crate) fn set(&mut self, token: usize, row: usize, value: i32) {
         debug_assert!(token < self.tokens && self.rows.contains(&row));
-        // SAFETY: `linear` calls this with `token < self.tokens` and `row` in `self.rows`, which is within the stride,
+        // SAFETY: `linear` calls this with `token < self.tokens` and `row` in `self.rows`, within `stride` of the origin,
         // so the word is within the buffer borrowed for 'a; parts made by `split` have disjoint rows.
-        unsafe { *self.data.add(token * self.stride + row) = value }
+        unsafe { *self.data.add(token * self.stride + row - self.origin) = value }
     }
 
     /// Writes the words of four rows from `row` on.
@@ -95,15 +80,18 @@ impl<'a> Output<'a> {
     pub(crate) fn set4(&mut self, token: usize, row: usize, values: [i32; 4]) {
         debug_assert!(token < self.tokens && self.rows.contains(&row) && row + 4 <= self.rows.end);
         // SAFETY: as for `set`, with `row + 3` in `self.rows` too; a write of unaligned bytes.
-        unsafe { self.data.add(token * self.stride + row).cast::<[i32; 4]>().write_unaligned(values) }
+        unsafe {
+            self.data.add(token * self.stride + row - self.origin).cast::<[i32; 4]>().write_unaligned(values)
+        }
     }
 }
 
 /// `out[t][r] = round(sum over c of w[r][c] · x[t][c] · scales) + bias[r]`, in Q16, saturating, for every token and for
 /// the rows that `out` covers.
 ///
-/// The sum is exact. It is multiplied by `(x.scale.m · w.scale.m + 2^30) >> 31`, shifted right with rounding half up
-/// and saturated to 32 bits; then the bias (Q16, indexed by row of the matrix) is added, saturating.
+/// The sum is exact. It is rounded to a multiple of `2^h`, `h = max(0, bits(cols) - 6)`, multiplied by
+/// `(x.scale.m · w.scale.m + 2^30) >> 31`, shifted right with rounding half up and saturated to 32 bits; then the bias
+/// (Q16, indexed by row of the matrix) is added, saturating.
 ///
 /// # Panics
 /// If the shapes disagree: `x.cols` and `w.cols`, tokens of `x` and `out`, rows of `out` and `w`, or the length of a
@@ -117,7 +105,7 @@ pub fn linear(
 ) {
     assert!(w.cols <= LENGTH_MAX, "a row has {} columns, more than {LENGTH_MAX}", w.cols);
     assert!(
-        w.weights.len() == w.rows * w.cols && w.scales.len() == w.rows,
+        Some(w.weights.len()) == w.encoding.matrix_bytes(w.rows, w.cols) && w.scales.len() == w.rows,
         "the matrix does not fit its shape"
     );
     assert!(
@@ -129,14 +117,12 @@ pub fn linear(
     kernels::linear(kernel, w, x, bias, out);
 }
 
-/// Rescales one exact sum and adds the bias.
+/// Rounds and rescales one exact sum of a row of `cols`, and adds the bias.
 #[inline(always)]
-pub(crate) fn finish(sum: i64, x: Scale, w: Scale, bias: Option<i32>) -> i32 {
-    let rescale = Rescale::of(x, w);
-    let value = match i32::try_from(sum) {
-        Ok(sum) => rescale.apply(sum),
-        Err(_) => rescale.apply_wide(sum),
-    };
+pub(crate) fn finish(sum: i64, cols: usize, x: Scale, w: Scale, bias: Option<i32>) -> i32 {
+    let shift = sum_shift(cols);
+    // At most 2^30; of a model that was not verified, some number.
+    let value = Rescale::of(x.shifted(shift as i32), w).apply(round_shift(sum, shift) as i32);
     match bias {
         Some(bias) => saturate32(i64::from(value) + i64::from(bias)),
         None => value,

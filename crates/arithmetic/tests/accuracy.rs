@@ -199,7 +199,7 @@ fn scales_round_to_31_bits() {
 /// The bounds that keep every sum of a proof below 2^30.
 #[test]
 fn sums_stay_below_two_to_the_thirty() {
-    assert!(SEGMENT as i64 * 127 * 2047 < 1 << 30);
+    assert!(SEGMENT as i64 * i64::from(WEIGHT_MAX) * 2047 < 1 << 30);
     assert!(HEAD_DIM_MAX as i64 * 2047 * 2047 < 1 << 30);
 }
 
@@ -409,19 +409,8 @@ fn logprobs_agree_with_floats() {
 #[test]
 #[should_panic(expected = "the activations do not fit the matrix")]
 fn linear_checks_shapes() {
-    let w = MatrixView { rows: 1, cols: 2, weights: &[1, 2], scales: &[Scale::ONE] };
+    let weights = vec![0; Encoding::Q4.chunk_bytes()];
+    let w = MatrixView { rows: 1, cols: 2, encoding: Encoding::Q4, weights: &weights, scales: &[Scale::ONE] };
     let x = QuantisedView { cols: 3, values: &[1, 2, 3], scales: &[Scale::ONE] };
-    linear(Kernel::Scalar, &w, x, None, &mut Output::new(&mut [0], 1, 1));
-}
-
-#[test]
-fn bytes_are_viewed_only_when_they_fit() {
-    let words = [1i32, -2, 3, 4, 5];
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    assert_eq!(i32s(&bytes[..6]), Err(CastError::Length { length: 6, size: 4 }));
-    // Of four neighbouring starts exactly one is aligned.
-    assert_eq!((0..4).filter(|&i| i32s(&bytes[i..i + 16]).is_ok()).count(), 1);
-    assert_eq!(scales(&bytes[..12]), Err(CastError::Length { length: 12, size: 8 }));
-    assert_eq!(i8s(&[255, 1]), [-1, 1]);
-    assert_eq!(Kernel::available()[0], Kernel::Scalar);
+    linear(Kernel::Scalar, &w, x, None, &mut Output::new(&mut [0], 1, 0..1));
 }

@@ -1,5 +1,7 @@
 //! Every kernel of this machine returns the bits of the scalar one.
 
+#![allow(clippy::unwrap_used)]
+
 use assay_arithmetic::*;
 use proptest::prelude::*;
 
@@ -21,8 +23,57 @@ fn word() -> impl Strategy<Value = i32> {
     ]
 }
 
-fn weight() -> impl Strategy<Value = i8> {
-    prop_oneof![6 => -127i8..=127, 1 => Just(127i8), 1 => Just(-127i8)]
+/// A matrix that owns its bytes.
+#[derive(Clone, Debug)]
+struct Matrix {
+    rows: usize,
+    cols: usize,
+    encoding: Encoding,
+    weights: Vec<u8>,
+    scales: Vec<Scale>,
+}
+
+impl Matrix {
+    /// From anything that yields 64-bit numbers; with `extreme`, every weight is the largest or smallest.
+    fn new(
+        (rows, cols, encoding): (usize, usize, Encoding),
+        scales: Vec<Scale>,
+        extreme: bool,
+        mut next: impl FnMut() -> u64,
+    ) -> Matrix {
+        let chunks = cols.div_ceil(CHUNK);
+        let mut weights = vec![0; encoding.matrix_bytes(rows, cols).unwrap()];
+        let mut within = |limit: i64| (next() % (2 * limit as u64 + 1)) as i64 - limit;
+        for row in 0..rows.next_multiple_of(GROUP) {
+            let half = 1i64 << (encoding.bits() - 1);
+            // The largest factor times the least `q`, brought back into range by the offset.
+            let q: Vec<i8> = (0..chunks * CHUNK)
+                .map(|_| if extreme { -half } else { within(half).min(half - 1) } as i8)
+                .collect();
+            let (factor, offset) = (FACTOR_MAX as i16, (FACTOR_MAX - WEIGHT_MAX) as i16);
+            let parameters: Vec<[i16; 4]> = (0..chunks)
+                .map(|_| match (encoding, extreme) {
+                    (Encoding::Q6, true) => [WEIGHT_MAX as i16; 4],
+                    (_, true) => [factor, offset, factor, offset],
+                    (Encoding::Q6, false) => [(); 4].map(|()| within(8191) as i16),
+                    (_, false) => [4096, 4095, 4096, 4095].map(|limit| within(limit) as i16),
+                })
+                .collect();
+            let group =
+                &mut weights[row / GROUP * encoding.group_bytes(cols)..][..encoding.group_bytes(cols)];
+            encoding.pack(row % GROUP, &parameters, &q, group);
+        }
+        Matrix { rows, cols, encoding, weights, scales }
+    }
+
+    fn view(&self) -> MatrixView<'_> {
+        let Matrix { rows, cols, encoding, ref weights, ref scales } = *self;
+        MatrixView { rows, cols, encoding, weights, scales }
+    }
+}
+
+fn encoding() -> impl Strategy<Value = Encoding> {
+    prop_oneof![Just(Encoding::Q4), Just(Encoding::Q6), Just(Encoding::Q8)]
 }
 
 fn value() -> impl Strategy<Value = i16> {
@@ -36,12 +87,6 @@ impl Stream {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         self.0 >> 20
-    }
-    fn weights(&mut self, n: usize, extreme: bool) -> Vec<i8> {
-        (0..n)
-            .map(|_| if extreme { 127 } else { (self.next() % 255) as i32 as i8 })
-            .map(|w: i8| w.max(-127))
-            .collect()
     }
     fn values(&mut self, n: usize, extreme: bool) -> Vec<i16> {
         (0..n).map(|_| if extreme { -2047 } else { (self.next() % 4095) as i16 - 2047 }).collect()
@@ -62,7 +107,7 @@ fn run_linear(
     parts: usize,
 ) -> Vec<i32> {
     let mut out = vec![0x5555_5555; x.scales.len() * w.rows];
-    for mut part in Output::new(&mut out, x.scales.len(), w.rows).split(parts) {
+    for mut part in Output::new(&mut out, x.scales.len(), 0..w.rows).split(parts) {
         linear(kernel, w, x, bias, &mut part);
     }
     out
@@ -71,22 +116,60 @@ fn run_linear(
 proptest! {
     #[test]
     fn linear_small(
-        (rows, cols, _tokens, weights, values, scales, token_scales, bias) in
-            (0usize..11, 0usize..70, 0usize..14).prop_flat_map(|(rows, cols, tokens)| (
-                Just(rows), Just(cols), Just(tokens),
-                prop::collection::vec(weight(), rows * cols),
+        (matrix, values, token_scales, bias) in
+            (0usize..11, 0usize..200, 0usize..9, encoding(), any::<u64>()).prop_flat_map(|(rows, cols, tokens, encoding, seed)| (
+                prop::collection::vec(scale(), rows).prop_map(move |scales| {
+                    let mut stream = Stream(seed);
+                    Matrix::new((rows, cols, encoding), scales, false, || stream.next())
+                }),
                 prop::collection::vec(value(), tokens * cols),
-                prop::collection::vec(scale(), rows),
                 prop::collection::vec(scale(), tokens),
                 prop::option::of(prop::collection::vec(word(), rows)),
             )),
         parts in 1usize..4,
+        (from, to) in (0usize..11, 0usize..11),
     ) {
-        let w = MatrixView { rows, cols, weights: &weights, scales: &scales };
-        let x = QuantisedView { cols, values: &values, scales: &token_scales };
+        let w = matrix.view();
+        prop_assert!(w.is_valid());
+        let x = QuantisedView { cols: w.cols, values: &values, scales: &token_scales };
         let expected = run_linear(Kernel::Scalar, &w, x, bias.as_deref(), 1);
+        let (from, to) = (from.min(to).min(w.rows), from.max(to).min(w.rows));
         for kernel in Kernel::available() {
             prop_assert_eq!(&run_linear(kernel, &w, x, bias.as_deref(), parts), &expected, "{}", kernel);
+            // Any range of rows, whole groups or not.
+            let mut out = vec![1; token_scales.len() * (to - from)];
+            let mut part = Output::new(&mut out, token_scales.len(), from..to);
+            linear(kernel, &w, x, bias.as_deref(), &mut part);
+            for (token, out) in out.chunks_exact((to - from).max(1)).enumerate() {
+                prop_assert_eq!(out, &expected[token * w.rows..][from..to], "{}", kernel);
+            }
+        }
+    }
+
+    /// What is packed comes back: `m + round(q · k / 2^(bits-1))`.
+    #[test]
+    fn packed_weights_come_back(encoding in encoding(), seed in any::<u64>(), chunks in 1usize..4, row in 0usize..4) {
+        let mut stream = Stream(seed);
+        let bits = encoding.bits();
+        let q: Vec<i8> = (0..chunks * CHUNK).map(|_| (stream.next() as i8) >> (8 - bits)).collect();
+        let parameters: Vec<[i16; 4]> =
+            (0..chunks).map(|_| [(); 4].map(|()| (stream.next() % 8191) as i16 - 4095)).collect();
+        let mut weights = vec![0; encoding.group_bytes(chunks * CHUNK)];
+        encoding.pack(row, &parameters, &q, &mut weights);
+        let scales = [Scale::ONE; GROUP];
+        let view = MatrixView { rows: GROUP, cols: chunks * CHUNK, encoding, weights: &weights, scales: &scales };
+        let mut words = vec![0; chunks * CHUNK];
+        for r in 0..GROUP {
+            view.row(r, &mut words);
+            for (c, &w) in words.iter().enumerate() {
+                let p = parameters[c / CHUNK].map(f64::from);
+                let (k, m) = match encoding {
+                    Encoding::Q6 => (p[c % CHUNK / 16], 0.0),
+                    _ => (p[c % CHUNK / 32 * 2], p[c % CHUNK / 32 * 2 + 1]),
+                };
+                let expected = m + (f64::from(q[c]) * k / f64::from(1 << (bits - 1)) + 0.5).floor();
+                prop_assert_eq!(f64::from(w), if r == row { expected } else { 0.0 }, "row {} column {}", r, c);
+            }
         }
     }
 
@@ -229,18 +312,25 @@ proptest! {
 fn linear_long() {
     let mut stream = Stream(7);
     for (cols, rows, tokens) in
-        [(4096, 5, 4), (4097, 6, 5), (8192, 4, 3), (12_301, 9, 2), (576, 13, 40), (31, 7, 200), (9000, 5, 11)]
+        [(1024, 5, 4), (1025, 6, 5), (8192, 4, 3), (12_301, 9, 2), (576, 13, 40), (31, 7, 200), (9000, 5, 1)]
     {
-        for extreme in [false, true] {
-            let weights = stream.weights(rows * cols, extreme);
+        for (encoding, extreme) in
+            [Encoding::Q4, Encoding::Q6, Encoding::Q8].into_iter().flat_map(|e| [(e, false), (e, true)])
+        {
             let values = stream.values(tokens * cols, extreme);
             let scales: Vec<_> = (0..rows).map(|_| stream.scale()).collect();
             let token_scales: Vec<_> = (0..tokens).map(|_| stream.scale()).collect();
-            let w = MatrixView { rows, cols, weights: &weights, scales: &scales };
+            let matrix = Matrix::new((rows, cols, encoding), scales, extreme, || stream.next());
+            let w = matrix.view();
+            assert!(w.is_valid());
             let x = QuantisedView { cols, values: &values, scales: &token_scales };
             let expected = run_linear(Kernel::Scalar, &w, x, None, 1);
             for kernel in Kernel::available() {
-                assert_eq!(run_linear(kernel, &w, x, None, 2), expected, "{kernel} {cols} {rows} {tokens}");
+                assert_eq!(
+                    run_linear(kernel, &w, x, None, 2),
+                    expected,
+                    "{kernel} {cols} {rows} {tokens} {encoding:?}"
+                );
             }
         }
     }
@@ -266,5 +356,32 @@ fn attention_extreme() {
         );
         // 2047 · 2^-10, in Q16.
         assert!(out.iter().all(|&o| (o - (2047 << 6)).abs() <= 1), "{kernel}: {}", out[0]);
+    }
+}
+
+/// A weight or a factor beyond its limit is found, also where it only fills up the last group or chunk.
+#[test]
+fn invalid_weights_are_found() {
+    for (rows, cols) in [(4, 64), (3, 63)] {
+        for (encoding, parameters) in [
+            (Encoding::Q4, [0, 8192, 0, 0]),
+            (Encoding::Q4, [0, 0, 0, -8192]),
+            (Encoding::Q4, [FACTOR_MAX as i16 + 1, 0, 0, 0]),
+            (Encoding::Q6, [0, 0, 0, -8193]),
+            (Encoding::Q8, [0, 0, 0, 8192]),
+            (Encoding::Q8, [0, 0, i16::MIN, 0]),
+        ] {
+            let mut weights = vec![0; encoding.matrix_bytes(rows, cols).unwrap()];
+            let scales = vec![Scale::ONE; rows];
+            // The first column's `q` is 0 and the last one's the least there is.
+            let mut q = [0i8; CHUNK];
+            q[CHUNK - 1] = -1 << (encoding.bits() - 1);
+            encoding.pack(3, &[[0; 4]], &q, &mut weights);
+            assert!(MatrixView { rows, cols, encoding, weights: &weights, scales: &scales }.is_valid());
+            weights.fill(0);
+            encoding.pack(3, &[parameters], &q, &mut weights);
+            let view = MatrixView { rows, cols, encoding, weights: &weights, scales: &scales };
+            assert!(!view.is_valid(), "{encoding:?} {parameters:?}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Every kernel must reproduce the file. To write it anew after a deliberate change of the arithmetic (and of
 //! `VERSION`), run this test with `ASSAY_WRITE_VECTORS=1`.
 
+#![allow(clippy::unwrap_used)]
+
 use assay_arithmetic::tables::{EXP2, LOG2, NORMAL, RECIPROCAL, exp2_neg, log2, normal, sigmoid};
 use assay_arithmetic::*;
 use serde_json::{Value, json};
@@ -22,8 +24,8 @@ impl Stream {
     fn words(&mut self, n: usize, magnitude: i64) -> Vec<i32> {
         (0..n).map(|_| self.within(magnitude) as i32).collect()
     }
-    fn weights(&mut self, n: usize) -> Vec<i8> {
-        (0..n).map(|_| self.within(127) as i8).collect()
+    fn row(&mut self, n: usize) -> Vec<i16> {
+        (0..n).map(|_| self.within(8191) as i16).collect()
     }
     fn values(&mut self, n: usize) -> Vec<i16> {
         (0..n).map(|_| self.within(2047) as i16).collect()
@@ -47,16 +49,48 @@ fn table_hash(table: &[u32]) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn linear_case(kernel: Kernel, stream: &mut Stream, shape: (usize, usize, usize), biased: bool) -> Value {
-    let (rows, cols, tokens) = shape;
-    let (weights, values) = (stream.weights(rows * cols), stream.values(tokens * cols));
+/// Bytes and what they stand for, row by row.
+fn matrix_case(stream: &mut Stream, encoding: Encoding, rows: usize, cols: usize) -> (Vec<u8>, Value) {
+    let mut weights = vec![0; encoding.matrix_bytes(rows, cols).unwrap()];
+    for row in 0..rows {
+        let columns = cols.next_multiple_of(CHUNK);
+        let q: Vec<i8> =
+            (0..columns).map(|_| (stream.below(256) as u8 as i8) >> (8 - encoding.bits())).collect();
+        let parameters: Vec<[i16; 4]> =
+            (0..columns / CHUNK).map(|_| [(); 4].map(|()| stream.within(4095) as i16)).collect();
+        let bytes = encoding.group_bytes(cols);
+        encoding.pack(row % GROUP, &parameters, &q, &mut weights[row / GROUP * bytes..][..bytes]);
+    }
+    let scales = vec![Scale::ZERO; rows];
+    let view = MatrixView { rows, cols, encoding, weights: &weights, scales: &scales };
+    let mut row = vec![0; cols];
+    let words: Vec<Vec<i16>> = (0..rows)
+        .map(|r| {
+            view.row(r, &mut row);
+            row.clone()
+        })
+        .collect();
+    let hex: String = weights.iter().map(|b| format!("{b:02x}")).collect();
+    let case = json!({"bits": encoding.bits(), "rows": rows, "cols": cols, "bytes": hex, "weights": words});
+    (weights, case)
+}
+
+fn linear_case(
+    kernel: Kernel,
+    stream: &mut Stream,
+    encoding: Encoding,
+    (rows, cols, tokens): (usize, usize, usize),
+    biased: bool,
+) -> Value {
+    let (weights, matrix) = matrix_case(stream, encoding, rows, cols);
+    let values = stream.values(tokens * cols);
     let (scales, token_scales) = (stream.scales(rows), stream.scales(tokens));
     let bias = biased.then(|| stream.words(rows, 1 << 20));
-    let w = MatrixView { rows, cols, weights: &weights, scales: &scales };
+    let w = MatrixView { rows, cols, encoding, weights: &weights, scales: &scales };
     let x = QuantisedView { cols, values: &values, scales: &token_scales };
     let mut out = vec![0; tokens * rows];
-    linear(kernel, &w, x, bias.as_deref(), &mut Output::new(&mut out, tokens, rows));
-    json!({"rows": rows, "cols": cols, "tokens": tokens, "weights": weights, "row_scales": pairs(&scales),
+    linear(kernel, &w, x, bias.as_deref(), &mut Output::new(&mut out, tokens, 0..rows));
+    json!({"matrix": matrix, "tokens": tokens, "row_scales": pairs(&scales),
         "values": values, "token_scales": pairs(&token_scales), "bias_q16": bias, "out_q16": out})
 }
 
@@ -168,7 +202,7 @@ fn vectors(kernel: Kernel) -> Value {
     up.extend([i32::MIN, i32::MAX, i32::MIN, -1, 5]);
     let mut swiglu = gate.clone();
     activate(kernel, Activation::Silu, &mut swiglu, Some(&up));
-    let (embedding, embedding_scale) = (s.weights(12), s.scales(1));
+    let (embedding, embedding_scale) = (s.row(12), s.scales(1));
     let mut embedded = vec![0; 12];
     dequantise_row(&embedding, embedding_scale[0], &mut embedded);
     let caps = [1u32 << 16, 30 << 16, 50 << 16, 1 << 26];
@@ -198,9 +232,10 @@ fn vectors(kernel: Kernel) -> Value {
             norm_case(kernel, &[0, 0, 3, -4, i32::MIN, i32::MAX], &[1 << 16, -1 << 15], 4295),
         ],
         "linear": [
-            linear_case(kernel, &mut s, (5, 19, 4), true),
-            linear_case(kernel, &mut s, (4, 32, 1), false),
-            linear_case(kernel, &mut s, (1, SEGMENT + 3, 1), false),
+            linear_case(kernel, &mut s, Encoding::Q4, (5, 70, 4), true),
+            linear_case(kernel, &mut s, Encoding::Q6, (4, 64, 1), false),
+            linear_case(kernel, &mut s, Encoding::Q8, (3, 19, 2), true),
+            linear_case(kernel, &mut s, Encoding::Q8, (4, 1100, 1), false),
         ],
         "rope": {"head_q16": head, "cos_q30": cos, "sin_q30": sin,
             "interleaved_q16": turned(RopeStyle::Interleaved), "half_q16": turned(RopeStyle::Half)},

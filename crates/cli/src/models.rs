@@ -29,7 +29,7 @@ struct Known {
 }
 
 /// The id of the default model: of its artifact in file format 1 for arithmetic version 1, see `docs/artifact.md`.
-const DEFAULT_MODEL_ID: &str = "0x3b8fc7f16101b10f25e6a8b137cc4836468821311c60f875dac6ca67ed9481c1";
+const DEFAULT_MODEL_ID: &str = "0xa30bf41e65383b4d3bdd8b794b21915ec088cb476db42f6abbffb729ca9ebb12";
 
 /// The models known by name; the first is the default.
 const KNOWN: &[Known] = &[Known {

@@ -430,7 +430,7 @@ async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
 async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer, json: bool) -> Result<()> {
     if !json {
         ui::say!(
-            "\nOne of the workers serves weights rounded to 4 bits under the full model's id. Asking questions:\n"
+            "\nOne of the workers serves weights rounded to 3 bits under the full model's id. Asking questions:\n"
         );
     }
     for question in QUESTIONS.iter().cycle().take(QUESTIONS.len() * ROUNDS_MAX) {

@@ -184,7 +184,7 @@ fn user(request: &mut Request) -> &mut Message {
 }
 
 const LIES: &[Lie] = &[
-    ("weights rounded to four bits", |cheater, request, _| {
+    ("weights rounded to three bits", |cheater, request, _| {
         let prepared = cheater.processor.prepare(request).unwrap();
         answer(&mut cheater.weak, &[prepared]).remove(0)
     }),

@@ -150,16 +150,6 @@ fn part(index: usize, rows: usize, size: usize) -> Range<usize> {
     index * size..((index + 1) * size).min(rows)
 }
 
-/// Some rows of a matrix as a matrix.
-fn some_rows<'a>(w: &MatrixView<'a>, rows: Range<usize>) -> MatrixView<'a> {
-    MatrixView {
-        rows: rows.len(),
-        cols: w.cols,
-        weights: &w.weights[rows.start * w.cols..rows.end * w.cols],
-        scales: &w.scales[rows],
-    }
-}
-
 impl Core {
     /// With memory for `pages` pages of keys and values.
     pub(crate) fn new(
@@ -257,19 +247,20 @@ impl Core {
     ) {
         let (tokens, count) = (x.scales.len(), rows.len());
         out.resize(tokens * count, 0);
-        let w = some_rows(w, rows.clone());
-        linear(self.kernel, &w, x, bias.map(|b| &b[rows]), &mut Output::new(out, tokens, count));
+        linear(self.kernel, w, x, bias, &mut Output::new(out, tokens, rows));
     }
 
     /// Embeds rows.
     fn embed(&self, rows: &[Row], x: &mut Vec<i32>) {
         let embedding = self.artifact.embedding();
+        let mut weights = vec![0; embedding.cols];
         x.resize(rows.len() * embedding.cols, 0);
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(embedding.cols)) {
             let token = row.token as usize;
             let scale = embedding.scales[token];
             let scale = self.embedding_scale.map_or(scale, |factor| scale.mul(factor));
-            dequantise_row(embedding.row(token), scale, x);
+            embedding.row(token, &mut weights);
+            dequantise_row(&weights, scale, x);
         }
     }
 

@@ -124,12 +124,12 @@ fn finds_other_sampling_prompts_and_weights() {
 
     let weakened = Arc::new(Artifact::parse(Arc::new(weaken(&bytes).unwrap())).unwrap());
     assert!(differs(&weakened, honest.sampling.clone(), honest.prompt.clone()));
-    // One weight of the feed-forward part, from one end of its range to the other.
+    // The integers of one weight in the feed-forward part and of one beside it.
     let section = model.manifest().sections.iter().find(|s| s.name == "layers.1.down.weights").unwrap();
     let data = bytes.len() - model.manifest().data_bytes as usize;
     let at = data + section.offset as usize + 64;
     let mut other = bytes.clone();
-    other[at] = if (other[at] as i8) < 0 { 127 } else { -127i8 as u8 };
+    other[at] ^= 0x80;
     let other = Arc::new(Artifact::parse(Arc::new(other)).unwrap());
     assert!(other.verify(&mut |_, _| {}).is_err(), "the id no longer fits");
     assert!(differs(&other, honest.sampling.clone(), honest.prompt.clone()));

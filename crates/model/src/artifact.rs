@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use assay_arithmetic::{MatrixView, Scale, i8s};
+use assay_arithmetic::{CHUNK, Encoding, GROUP, MatrixView, Scale};
 use assay_receipt::Bytes32;
 use rayon::prelude::*;
 
@@ -63,6 +63,7 @@ impl std::fmt::Debug for Artifact {
 struct Matrix {
     rows: usize,
     cols: usize,
+    encoding: Encoding,
     weights: Range<usize>,
     scales: Vec<Scale>,
     bias: Option<Vec<i32>>,
@@ -130,13 +131,17 @@ pub struct Layer<'a> {
 struct Reader<'a> {
     data: &'a [u8],
     offset: usize,
-    sections: HashMap<&'a str, Range<usize>>,
+    sections: HashMap<&'a str, (SectionKind, Range<usize>)>,
 }
 
 impl<'a> Reader<'a> {
-    fn range(&self, name: &str) -> Result<Range<usize>, Error> {
+    fn section(&self, name: &str) -> Result<&(SectionKind, Range<usize>), Error> {
         // The directory equals the layout of the configuration, so the name is always there.
-        self.sections.get(name).cloned().ok_or_else(|| Error::Manifest(format!("it has no section {name}")))
+        self.sections.get(name).ok_or_else(|| Error::Manifest(format!("it has no section {name}")))
+    }
+
+    fn range(&self, name: &str) -> Result<Range<usize>, Error> {
+        Ok(self.section(name)?.1.clone())
     }
 
     fn bytes(&self, name: &str) -> Result<&'a [u8], Error> {
@@ -157,7 +162,11 @@ impl<'a> Reader<'a> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Matrix, Error> {
-        let weights = self.range(&format!("{name}.weights"))?;
+        let weights_name = format!("{name}.weights");
+        let (kind, weights) = self.section(&weights_name)?;
+        let encoding = kind
+            .encoding()
+            .ok_or_else(|| Error::Manifest(format!("its section {weights_name} does not hold weights")))?;
         let scales_name = format!("{name}.scales");
         let (scales, _) = self.bytes(&scales_name)?.as_chunks::<8>();
         let scales: Option<Vec<Scale>> = scales.iter().map(|bytes| Scale::from_bytes(*bytes)).collect();
@@ -167,7 +176,7 @@ impl<'a> Reader<'a> {
         })?;
         let bias = if bias { Some(self.words(&format!("{name}.bias"))?) } else { None };
         let weights = self.offset + weights.start..self.offset + weights.end;
-        Ok(Matrix { rows, cols, weights, scales, bias })
+        Ok(Matrix { rows, cols, encoding, weights, scales, bias })
     }
 }
 
@@ -226,7 +235,7 @@ impl Artifact {
         // The file has `expected` bytes in memory, so every offset below fits a usize.
         let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
         let sections =
-            manifest.sections.iter().map(|s| (s.name.as_str(), range(s.offset, s.bytes))).collect();
+            manifest.sections.iter().map(|s| (s.name.as_str(), (s.kind, range(s.offset, s.bytes)))).collect();
         let read = Reader { data: &file[start..], offset: start, sections };
 
         let config = &manifest.config;
@@ -287,8 +296,8 @@ impl Artifact {
     }
 
     fn view<'a>(&'a self, matrix: &'a Matrix) -> MatrixView<'a> {
-        let weights = i8s(self.slice(matrix.weights.clone()));
-        MatrixView { rows: matrix.rows, cols: matrix.cols, weights, scales: &matrix.scales }
+        let Matrix { rows, cols, encoding, ref scales, .. } = *matrix;
+        MatrixView { rows, cols, encoding, weights: self.slice(matrix.weights.clone()), scales }
     }
 
     /// The model id: keccak256 of the manifest's bytes.
@@ -357,8 +366,8 @@ impl Artifact {
         }
     }
 
-    /// Hashes all data and compares it with the manifest; also checks that no weight is -128 and that the tokenizer is
-    /// the one named. `progress` is called with the bytes done and the bytes in all.
+    /// Hashes all data and compares it with the manifest; also checks that every weight is within the bounds of the
+    /// arithmetic and that the tokenizer is the one named. `progress` is called with the bytes done and the bytes in all.
     ///
     /// After this, every byte of the file is the one that [`Artifact::id`] stands for.
     ///
@@ -378,10 +387,15 @@ impl Artifact {
         if merkle::keccak(self.tokenizer_json()) != self.manifest.tokenizer {
             return Err(bad("tokenizer", "its hash is not the one in the manifest"));
         }
-        for section in self.manifest.sections.iter().filter(|s| s.kind == SectionKind::Weights) {
+        for section in &self.manifest.sections {
+            let Some(encoding) = section.kind.encoding() else { continue };
             let weights = &data[section.offset as usize..(section.offset + section.bytes) as usize];
-            if weights.par_chunks(1 << 20).any(|part| part.contains(&0x80)) {
-                return Err(bad(&section.name, "it has a weight of -128"));
+            let cols = section.cols as usize; // a row is in memory, so its length fits
+            let valid = weights.par_chunks(encoding.group_bytes(cols)).all(|weights| {
+                MatrixView { rows: GROUP, cols, encoding, weights, scales: &[Scale::ZERO; GROUP] }.is_valid()
+            });
+            if !valid {
+                return Err(bad(&section.name, "it has a weight that is out of range"));
             }
         }
         // Openings may be asked for later; whoever set the leaves first computed the same ones.
@@ -408,7 +422,7 @@ impl Artifact {
     }
 }
 
-/// A copy of an artifact whose layers are rounded to 4 bits a weight, for demonstrations of a worker that serves a
+/// A copy of an artifact whose layers are rounded to 3 bits a weight, for demonstrations of a worker that serves a
 /// cheaper model than it claims. Same shape and scales, another id, and a manifest that says so.
 ///
 /// # Errors
@@ -420,15 +434,22 @@ pub fn weaken(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     let mut data = artifact.slice(old).to_vec();
     drop(artifact);
     for section in &manifest.sections {
-        // The embedding stays as it is: with 15 levels a row it alone would make the text unreadable.
-        if section.kind == SectionKind::Weights && section.name.starts_with("layers.") {
+        // The embedding stays as it is: with 8 levels a run it alone would make the text unreadable.
+        if let Some(encoding) = section.kind.encoding().filter(|_| section.name.starts_with("layers.")) {
             let weights = &mut data[section.offset as usize..(section.offset + section.bytes) as usize];
-            for weight in weights {
-                *weight = four_bits(*weight as i8) as u8;
+            for chunk in weights.chunks_exact_mut(encoding.chunk_bytes()) {
+                let mut rounded = chunk.to_vec();
+                three_bits(encoding, &mut rounded);
+                let scales = &[Scale::ZERO; GROUP];
+                let view = MatrixView { rows: GROUP, cols: CHUNK, encoding, weights: &rounded, scales };
+                // A weight at the bound that would be rounded beyond it stays.
+                if view.is_valid() {
+                    chunk.copy_from_slice(&rounded);
+                }
             }
         }
     }
-    manifest.name.push_str(" (rounded to 4 bits)");
+    manifest.name.push_str(" (rounded to 3 bits)");
     manifest.source.weakened = true;
     manifest.root = merkle::root(&merkle::leaves(&data, &mut |_| {}));
     let front = manifest.canonical();
@@ -439,9 +460,23 @@ pub fn weaken(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(file)
 }
 
-/// The nearest of the 15 levels `round(127 n / 7)`, -7 <= n <= 7.
-fn four_bits(weight: i8) -> i8 {
-    let n = (i32::from(weight.unsigned_abs()) * 14 + 127) / 254;
-    let level = ((n * 254 + 7) / 14) as i8; // n <= 7, so at most 127
-    if weight < 0 { -level } else { level }
+/// Sets the integers of a chunk, but for their top three bits, to the middle of what those leave open.
+fn three_bits(encoding: Encoding, chunk: &mut [u8]) {
+    let (parameters, quants) = chunk.split_at_mut(8 * GROUP);
+    let (keep, middle) = match encoding {
+        Encoding::Q4 => (0xee, 0),
+        Encoding::Q6 => (0x88, 0x44), // the low four bits; the high two are in the last quarter of a row
+        Encoding::Q8 => (0xe0, 0x10),
+    };
+    for row in quants.chunks_exact_mut(8 * encoding.bits() as usize) {
+        let length = if encoding == Encoding::Q6 { 32 } else { row.len() };
+        row[..length].iter_mut().for_each(|byte| *byte = *byte & keep | middle);
+    }
+    if encoding == Encoding::Q4 {
+        // Half a step is no integer here: the offset takes it, k/8 being a step.
+        for pair in parameters.as_chunks_mut::<4>().0 {
+            let [k, m] = [[pair[0], pair[1]], [pair[2], pair[3]]].map(i16::from_le_bytes);
+            [pair[2], pair[3]] = m.saturating_add(k / 16).to_le_bytes();
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The tensor types of GGUF and safetensors, decoded to `f32`.
+//! The tensor types of GGUF and safetensors: their integers with what those stand for, or decoded to `f32`.
 //!
 //! Blocks of 32 ("legacy") carry one or two half floats and packed integers. Super-blocks of 256 ("K") carry half
 //! floats for the whole and small integer scales for their sub-blocks. All numbers are little-endian. Every operation
@@ -70,39 +70,82 @@ impl TensorType {
 
     /// Decodes `bytes`, which hold exactly `out.len()` elements.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        let (elements, size) = self.block();
-        debug_assert_eq!(bytes.len() / size * elements, out.len());
-        let blocks = bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements));
         match self {
-            TensorType::F32 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            TensorType::F16 => blocks.for_each(|(b, y)| y[0] = half(b)),
-            TensorType::BF16 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([0, 0, b[0], b[1]])),
-            TensorType::Q4_0 => blocks.for_each(|(b, y)| {
-                let d = half(b);
-                nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
-            }),
-            TensorType::Q4_1 => blocks.for_each(|(b, y)| {
-                let (d, m) = (half(b), half(&b[2..]));
-                nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
-            }),
-            TensorType::Q5_0 => blocks.for_each(|(b, y)| {
-                let (d, high) = (half(b), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
-                nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
-            }),
-            TensorType::Q5_1 => blocks.for_each(|(b, y)| {
-                let (d, m, high) = (half(b), half(&b[2..]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
-                nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
-            }),
-            TensorType::Q8_0 => blocks.for_each(|(b, y)| {
-                let d = half(b);
-                y.iter_mut().zip(&b[2..]).for_each(|(y, q)| *y = d * f32::from(*q as i8));
-            }),
-            TensorType::Q4_K => blocks.for_each(|(b, y)| k_4_or_5(b, None, &b[16..], y)),
-            TensorType::Q5_K => blocks.for_each(|(b, y)| k_4_or_5(b, Some(&b[16..48]), &b[48..], y)),
-            TensorType::Q6_K => blocks.for_each(|(b, y)| k_6(b, y)),
+            TensorType::F32 => {
+                for (y, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *y = f32::from_le_bytes(*b);
+                }
+            }
+            TensorType::F16 => out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(y, b)| *y = half(b)),
+            TensorType::BF16 => {
+                for (y, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *y = f32::from_le_bytes([0, 0, b[0], b[1]]);
+                }
+            }
+            _ => {
+                let mut integers = vec![0; out.len()];
+                let mut runs = Vec::new();
+                self.integers(bytes, &mut integers, &mut runs);
+                let length = self.run();
+                for ((y, q), run) in out.chunks_mut(length).zip(integers.chunks(length)).zip(runs) {
+                    y.iter_mut().zip(q).for_each(|(y, q)| *y = run.step * f32::from(*q) + run.offset);
+                }
+            }
+        }
+    }
+
+    /// Elements that share a step and an offset; 32 for floats, which have none.
+    pub(crate) fn run(self) -> usize {
+        if self == TensorType::Q6_K { 16 } else { 32 }
+    }
+
+    /// The integers of a quantised type as the file has them, and what they stand for. `bytes` hold exactly `q.len()`
+    /// elements; a run is appended for each [`TensorType::run`] of them. Floats have no integers and give nothing.
+    pub(crate) fn integers(self, bytes: &[u8], q: &mut [i8], runs: &mut Vec<Run>) {
+        let (elements, size) = self.block();
+        debug_assert_eq!(bytes.len() / size * elements, q.len());
+        for (b, q) in bytes.chunks_exact(size).zip(q.chunks_exact_mut(elements)) {
+            match self {
+                TensorType::F32 | TensorType::F16 | TensorType::BF16 => {}
+                TensorType::Q4_0 => {
+                    runs.push(Run { step: half(b), offset: NONE });
+                    nibbles(&b[2..], q, |four, _| four as i8 - 8);
+                }
+                TensorType::Q4_1 => {
+                    runs.push(Run { step: half(b), offset: half(&b[2..]) });
+                    nibbles(&b[4..], q, |four, _| four as i8);
+                }
+                TensorType::Q5_0 => {
+                    let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
+                    runs.push(Run { step: half(b), offset: NONE });
+                    nibbles(&b[6..], q, |four, i| (four | fifth_bit(high, i)) as i8 - 16);
+                }
+                TensorType::Q5_1 => {
+                    let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+                    runs.push(Run { step: half(b), offset: half(&b[2..]) });
+                    nibbles(&b[8..], q, |four, i| (four | fifth_bit(high, i)) as i8);
+                }
+                TensorType::Q8_0 => {
+                    runs.push(Run { step: half(b), offset: NONE });
+                    q.iter_mut().zip(&b[2..]).for_each(|(q, byte)| *q = *byte as i8);
+                }
+                TensorType::Q4_K => k_4_or_5(b, None, &b[16..], q, runs),
+                TensorType::Q5_K => k_4_or_5(b, Some(&b[16..48]), &b[48..], q, runs),
+                TensorType::Q6_K => k_6(b, q, runs),
+            }
         }
     }
 }
+
+/// What the integers of a run stand for: `step · q + offset`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Run {
+    pub(crate) step: f32,
+    pub(crate) offset: f32,
+}
+
+/// The offset of types that have none: negative zero changes no sum, not even that of negative zeros.
+const NONE: f32 = -0.0;
 
 /// The half float at the front of `b`.
 fn half(b: &[u8]) -> f32 {
@@ -117,8 +160,8 @@ fn half(b: &[u8]) -> f32 {
 }
 
 /// Sixteen bytes hold elements 0 to 15 in their low and 16 to 31 in their high halves.
-fn nibbles(packed: &[u8], y: &mut [f32], value: impl Fn(u8, usize) -> f32) {
-    let (low, high) = y.split_at_mut(16);
+fn nibbles(packed: &[u8], q: &mut [i8], value: impl Fn(u8, usize) -> i8) {
+    let (low, high) = q.split_at_mut(16);
     for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(packed).enumerate() {
         *low = value(byte & 15, i);
         *high = value(byte >> 4, i + 16);
@@ -144,33 +187,32 @@ fn k_scale(packed: &[u8], i: usize) -> (f32, f32) {
 
 /// Q4_K and Q5_K: each 32 packed bytes hold two sub-blocks of 32, in their low and high halves; the fifth bits of
 /// sub-block `i` are bit `i` of the 32 bytes `high`.
-fn k_4_or_5(b: &[u8], high: Option<&[u8]>, packed: &[u8], y: &mut [f32]) {
+fn k_4_or_5(b: &[u8], high: Option<&[u8]>, packed: &[u8], q: &mut [i8], runs: &mut Vec<Run>) {
     let (d, dmin, scales) = (half(b), half(&b[2..]), &b[4..16]);
-    for (i, y) in y.chunks_exact_mut(32).enumerate() {
+    for (i, q) in q.chunks_exact_mut(32).enumerate() {
         let (scale, min) = k_scale(scales, i);
-        let (scale, min) = (d * scale, dmin * min);
+        runs.push(Run { step: d * scale, offset: -(dmin * min) });
         let bytes = &packed[i / 2 * 32..];
-        for (j, y) in y.iter_mut().enumerate() {
+        for (j, q) in q.iter_mut().enumerate() {
             let low = if i & 1 == 0 { bytes[j] & 15 } else { bytes[j] >> 4 };
-            let fifth = high.map_or(0, |high| (high[j] >> i & 1) << 4);
-            *y = scale * f32::from(low | fifth) - min;
+            *q = (low | high.map_or(0, |high| (high[j] >> i & 1) << 4)) as i8;
         }
     }
 }
 
 /// Q6_K: two halves of 128 elements; in each, four runs of 32 share 64 bytes of low halves and 32 bytes of high pairs of
 /// bits, and each run of 16 has a signed 8-bit scale.
-fn k_6(b: &[u8], y: &mut [f32]) {
+fn k_6(b: &[u8], q: &mut [i8], runs: &mut Vec<Run>) {
     let d = half(&b[208..]);
-    for (n, y) in y.chunks_exact_mut(128).enumerate() {
-        let (low, high, scales) = (&b[n * 64..], &b[128 + n * 32..], &b[192 + n * 8..]);
-        for (run, y) in y.chunks_exact_mut(32).enumerate() {
-            for (j, y) in y.iter_mut().enumerate() {
+    runs.extend(b[192..208].iter().map(|scale| Run { step: d * f32::from(*scale as i8), offset: NONE }));
+    for (n, q) in q.chunks_exact_mut(128).enumerate() {
+        let (low, high) = (&b[n * 64..], &b[128 + n * 32..]);
+        for (run, q) in q.chunks_exact_mut(32).enumerate() {
+            for (j, q) in q.iter_mut().enumerate() {
                 let byte = low[(run & 1) * 32 + j];
                 let four = if run < 2 { byte & 15 } else { byte >> 4 };
                 let two = high[j] >> (2 * run) & 3;
-                let scale = f32::from(scales[run * 2 + j / 16] as i8);
-                *y = d * scale * (f32::from(four | two << 4) - 32.0);
+                *q = (four | two << 4) as i8 - 32;
             }
         }
     }

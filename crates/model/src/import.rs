@@ -3,17 +3,21 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use assay_arithmetic::Scale;
+use assay_arithmetic::{CHUNK, Encoding, GROUP, Scale};
 use assay_receipt::Bytes32;
 use rayon::prelude::*;
 
 use crate::artifact::{data_offset, write_front};
-use crate::dequantise::TensorType;
+use crate::dequantise::{Run, TensorType};
 use crate::manifest::{self, FORMAT, MAX_CONTEXT, SectionKind};
 use crate::{Config, Error, Manifest, Section, Source, SourceFormat, SpecialTokens, Tokenizer, merkle};
 
-/// The largest magnitude of an 8-bit weight.
-const WEIGHT_MAX: f64 = 127.0;
+/// The magnitude that the largest weight of a row gets. Below [`assay_arithmetic::WEIGHT_MAX`] by what the roundings of
+/// its factor, offset and product can add, half a unit each, and that of the scale.
+const TOP: f64 = 8189.0;
+
+/// The magnitude that a factor may get; reached only by runs that use less than half of their integers.
+const FACTOR_TOP: f64 = assay_arithmetic::FACTOR_MAX as f64 - 4.0;
 
 /// A tensor in the source file. Its shape is rows and columns; a vector has one row.
 #[derive(Debug, Clone)]
@@ -174,9 +178,13 @@ pub(crate) fn build(
     // A tokenizer that cannot be used, or that could give ids without an embedding, is found now and not by a request.
     let ids = Tokenizer::from_bytes(&model.tokenizer)?.vocabulary() as u64;
     manifest::limit("the number of token ids", ids, 1, model.config.vocab as u64)?;
-    let sections = manifest::layout(&model.config, model.tokenizer.len() as u64)?;
-    // Every shape is checked before anything is allocated, so the output is bounded by the input: at least half a byte
-    // of source for each byte of weights, and no more than 64 MiB of rotary tables.
+    let encoding = |name: &str| {
+        let tensor = model.tensors.get(name.trim_end_matches(".weights"));
+        tensor.map_or(Encoding::Q8, |tensor| encoding(tensor.kind))
+    };
+    let sections = manifest::layout(&model.config, model.tokenizer.len() as u64, &encoding)?;
+    // Every shape is checked before anything is allocated, so the output is bounded by the input: at most some forty
+    // times its bytes for rows of one or two elements, which are filled up, and no more than 64 MiB of rotary tables.
     for section in &sections {
         if let Some((tensor, rows, cols)) = source(&model, section)? {
             tensor.row_bytes(rows, cols)?;
@@ -227,7 +235,9 @@ fn source<'m, 'a>(
     section: &Section,
 ) -> Result<Option<(&'m Tensor<'a>, usize, usize)>, Error> {
     let name = match section.kind {
-        SectionKind::Weights => section.name.trim_end_matches(".weights"),
+        SectionKind::Weights4 | SectionKind::Weights6 | SectionKind::Weights8 => {
+            section.name.trim_end_matches(".weights")
+        }
         SectionKind::Q16 => &section.name,
         SectionKind::Scales | SectionKind::Q30 | SectionKind::Tokenizer => return Ok(None),
     };
@@ -238,7 +248,7 @@ fn source<'m, 'a>(
 fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Error> {
     let range = section.offset as usize..(section.offset + section.bytes) as usize;
     match section.kind {
-        SectionKind::Weights => {
+        SectionKind::Weights4 | SectionKind::Weights6 | SectionKind::Weights8 => {
             if let Some((tensor, rows, cols)) = source(model, section)? {
                 // The scales are the next section: 8 bytes a row from the next multiple of 64.
                 let scales = (range.end as u64).next_multiple_of(manifest::ALIGNMENT) as usize;
@@ -277,7 +287,22 @@ fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Err
     Ok(())
 }
 
-/// Quantises a matrix: weights to `weights` of `data`, scales from `scales` on.
+/// How the weights of a tensor of this type are stored: so that its integers are kept.
+fn encoding(kind: TensorType) -> Encoding {
+    match kind {
+        TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => Encoding::Q4,
+        TensorType::Q6_K => Encoding::Q6,
+        TensorType::F32
+        | TensorType::F16
+        | TensorType::BF16
+        | TensorType::Q5_0
+        | TensorType::Q5_1
+        | TensorType::Q5_K
+        | TensorType::Q8_0 => Encoding::Q8,
+    }
+}
+
+/// Turns a matrix into integers: weights to `weights` of `data`, scales from `scales` on.
 fn matrix(
     tensor: &Tensor<'_>,
     rows: usize,
@@ -287,43 +312,134 @@ fn matrix(
     data: &mut [u8],
 ) -> Result<(), Error> {
     let row_bytes = tensor.row_bytes(rows, cols)?;
+    let encoding = encoding(tensor.kind);
     let (front, back) = data.split_at_mut(scales);
-    let out = front[weights].par_chunks_exact_mut(cols).zip(back[..8 * rows].par_chunks_exact_mut(8));
-    out.zip(tensor.bytes.par_chunks_exact(row_bytes)).enumerate().with_min_len(16).try_for_each_init(
-        || vec![0.0; cols],
-        |values, (row, ((out, scale_out), source))| {
-            tensor.kind.decode(source, values);
-            let scale = quantise_row(values, out)
-                .ok_or_else(|| Error::Weight { tensor: tensor.name.clone(), row })?;
-            scale_out.copy_from_slice(&scale.to_bytes());
+    let out = front[weights]
+        .par_chunks_exact_mut(encoding.group_bytes(cols))
+        .zip(back[..8 * rows].par_chunks_mut(8 * GROUP));
+    let source = tensor.bytes.par_chunks(GROUP * row_bytes);
+    out.zip(source).enumerate().with_min_len(4).try_for_each_init(
+        || Row::new(tensor.kind, cols),
+        |row, (group, ((out, scales), source))| {
+            for (i, (scale, source)) in
+                scales.chunks_exact_mut(8).zip(source.chunks_exact(row_bytes)).enumerate()
+            {
+                let wrong = || Error::Weight { tensor: tensor.name.clone(), row: GROUP * group + i };
+                *scale.as_mut_array().ok_or_else(wrong)? =
+                    row.quantise(source, i, out).ok_or_else(wrong)?.to_bytes();
+            }
             Ok(())
         },
     )
 }
 
-/// Rounds a row to signed 8 bits: the scale is `max|w| / 127` rounded to `f32`, a weight is `w / scale` in `f64`, rounded
-/// half away from zero. `None` if a weight is not finite.
-///
-/// A row whose scale is not a normal `f32` (below 2^-126) becomes zero.
-fn quantise_row(values: &[f32], out: &mut [u8]) -> Option<Scale> {
-    let mut max = 0f32;
-    for value in values {
-        if !value.is_finite() {
+/// A row on its way from the source to the artifact.
+struct Row {
+    kind: TensorType,
+    cols: usize,
+    values: Vec<f32>,
+    integers: Vec<i8>,
+    runs: Vec<Run>,
+    /// Step and offset of each run, for integers of the encoding's width.
+    affine: Vec<(f64, f64)>,
+    parameters: Vec<[i16; 4]>,
+}
+
+impl Row {
+    fn new(kind: TensorType, cols: usize) -> Row {
+        let padded = cols.next_multiple_of(CHUNK);
+        Row {
+            kind,
+            cols,
+            values: vec![0.0; cols],
+            integers: vec![0; padded],
+            runs: Vec::new(),
+            affine: Vec::new(),
+            parameters: vec![[0; 4]; padded / CHUNK],
+        }
+    }
+
+    /// Writes row `row` of a group and returns its scale; `None` if a weight is not finite.
+    ///
+    /// A run of the source is `step · q + offset`. With the row's scale `s`, rounded to `f32`, its factor and offset
+    /// become `k = step · 2^(bits-1) / s` and `m = offset / s`, in `f64`, rounded half away from zero. A row whose scale
+    /// is not a normal `f32` (below 2^-126) becomes zero.
+    fn quantise(&mut self, source: &[u8], row: usize, group: &mut [u8]) -> Option<Scale> {
+        let encoding = encoding(self.kind);
+        let length = self.kind.run();
+        self.read(source)?;
+        let units = f64::from(1u32 << (encoding.bits() - 1));
+        let mut top = 0f64;
+        for ((step, offset), q) in self.affine.iter().zip(self.integers[..self.cols].chunks(length)) {
+            let ends = q.iter().fold((0, 0), |(low, high), &q| (q.min(low), q.max(high)));
+            for q in [ends.0, ends.1] {
+                top = top.max((step * f64::from(q) + offset).abs() / TOP);
+            }
+            top = top.max(step.abs() * units / FACTOR_TOP);
+        }
+        let scale = top as f32;
+        if !scale.is_finite() {
             return None;
         }
-        max = max.max(value.abs());
+        self.parameters.fill([0; 4]);
+        if scale < f32::MIN_POSITIVE {
+            self.integers.fill(0);
+            encoding.pack(row, &self.parameters, &self.integers, group);
+            return Some(Scale::ZERO);
+        }
+        let s = f64::from(scale);
+        for (i, (step, offset)) in self.affine.iter().enumerate() {
+            let (k, m) = ((step * units / s).round() as i16, (offset / s).round() as i16);
+            let parameters = &mut self.parameters[i * length / CHUNK];
+            match encoding {
+                Encoding::Q6 => parameters[i % 4] = k,
+                Encoding::Q4 | Encoding::Q8 => parameters[i % 2 * 2..][..2].copy_from_slice(&[k, m]),
+            }
+        }
+        encoding.pack(row, &self.parameters, &self.integers, group);
+        Scale::from_f32(scale)
     }
-    let scale = (f64::from(max) / WEIGHT_MAX) as f32;
-    if scale < f32::MIN_POSITIVE {
-        out.fill(0);
-        return Some(Scale::ZERO);
+
+    /// The integers and runs of a row. Floats are rounded to 8 bits in runs of 32, whose largest magnitude is 127.
+    fn read(&mut self, source: &[u8]) -> Option<()> {
+        self.runs.clear();
+        self.affine.clear();
+        let integers = &mut self.integers[..self.cols];
+        match self.kind {
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
+                self.kind.decode(source, &mut self.values);
+                for (values, q) in self.values.chunks(32).zip(integers.chunks_mut(32)) {
+                    if values.iter().any(|v| !v.is_finite()) {
+                        return None;
+                    }
+                    let step = values.iter().fold(0f32, |max, v| max.max(v.abs())) as f64 / 127.0;
+                    self.affine.push((step, 0.0));
+                    for (q, v) in q.iter_mut().zip(values) {
+                        *q = if step > 0.0 { (f64::from(*v) / step).round() as i8 } else { 0 };
+                    }
+                }
+            }
+            _ => {
+                self.kind.integers(source, integers, &mut self.runs);
+                // To signed integers of the encoding's width: `q - middle`, times `2^shift`.
+                let (middle, shift) = match self.kind {
+                    TensorType::Q4_1 | TensorType::Q4_K => (8, 0),
+                    TensorType::Q5_1 | TensorType::Q5_K => (16, 3),
+                    TensorType::Q5_0 => (0, 3),
+                    _ => (0, 0),
+                };
+                integers.iter_mut().for_each(|q| *q = (*q - middle) << shift);
+                for run in &self.runs {
+                    let (step, offset) = (f64::from(run.step), f64::from(run.offset));
+                    if !(step.is_finite() && offset.is_finite()) {
+                        return None;
+                    }
+                    self.affine.push((step / f64::from(1 << shift), offset + f64::from(middle) * step));
+                }
+            }
+        }
+        Some(())
     }
-    let divisor = f64::from(scale);
-    for (out, value) in out.iter_mut().zip(values) {
-        // The scale may have been rounded down by half a unit of 2^-24, never enough to reach 127.5.
-        *out = (f64::from(*value) / divisor).round() as i8 as u8;
-    }
-    Scale::from_f32(scale)
 }
 
 /// The angle per position of each pair, in radians. `dim` elements of a head are rotated.
@@ -384,34 +500,90 @@ fn frequencies(rope: &Rope, dim: usize) -> Result<Vec<f64>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use assay_arithmetic::MatrixView;
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn quantised(values: &[f32]) -> Option<(Vec<i8>, Scale)> {
-        let mut out = vec![0x55; values.len()];
-        let scale = quantise_row(values, &mut out)?;
-        Some((out.into_iter().map(|byte| byte as i8).collect(), scale))
+    /// The weights and the scale of a row.
+    fn row(kind: TensorType, source: &[u8], cols: usize) -> Option<(Vec<i16>, Scale)> {
+        let encoding = encoding(kind);
+        let mut group = vec![0; encoding.group_bytes(cols)];
+        let scale = Row::new(kind, cols).quantise(source, 0, &mut group)?;
+        let scales = [scale; GROUP];
+        let view = MatrixView { rows: GROUP, cols, encoding, weights: &group, scales: &scales };
+        assert!(view.is_valid());
+        let mut out = vec![0; cols];
+        view.row(0, &mut out);
+        Some((out, scale))
+    }
+
+    fn floats(values: &[f32]) -> Option<(Vec<i16>, Scale)> {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        row(TensorType::F32, &bytes, values.len())
     }
 
     #[test]
-    fn rows_are_rounded_half_away_from_zero() {
-        // The scale is exactly 1, so that halves are exact.
-        let (weights, scale) = quantised(&[127.0, 0.5, -0.5, 1.49, -1.5, 0.0, -127.0]).unwrap();
-        assert_eq!(weights, [127, 1, -1, 1, -2, 0, -127]);
-        assert_eq!(scale, Scale::ONE);
+    fn floats_keep_eight_bits_a_run() {
+        // One run of large numbers, one of small ones, and the beginning of a third.
+        let values: Vec<f32> =
+            (0..70).map(|i| ((i * 37 % 255) as f32 - 127.0) * if i < 32 { 1.0 } else { 0.01 }).collect();
+        let (weights, scale) = floats(&values).unwrap();
+        let unit = f64::from(scale.mantissa) * 2f64.powi(scale.exponent);
+        for (i, (w, v)) in weights.iter().zip(&values).enumerate() {
+            let run = values[i / 32 * 32..].iter().take(32).fold(0f32, |max, v| max.max(v.abs()));
+            let error = (f64::from(*w) * unit - f64::from(*v)).abs();
+            assert!(error <= f64::from(run) / 254.0 + 1.1 * unit, "{i}: {error}");
+        }
+        assert_eq!(weights.iter().map(|w| w.abs()).max().unwrap(), TOP as i16);
     }
 
     #[test]
     fn extreme_rows_stay_in_range() {
-        for max in [f32::MAX, 1.0, 3.3e-7, f32::MIN_POSITIVE * 127.0, f32::MIN_POSITIVE * 200.0] {
-            let (weights, scale) = quantised(&[max, -max, max / 2.0]).unwrap();
-            assert_eq!(weights[..2], [127, -127]);
+        for max in [f32::MAX, 1.0, 3.3e-7, f32::MIN_POSITIVE * 8189.0, f32::MIN_POSITIVE * 8200.0] {
+            let (weights, scale) = floats(&[max, -max, max / 2.0]).unwrap();
+            assert!(weights[0] >= TOP as i16 - 1 && weights[1] <= 1 - TOP as i16);
             assert!(scale.is_valid() && scale != Scale::ZERO);
         }
         for zero in [0.0, f32::MIN_POSITIVE, 1e-45] {
-            assert_eq!(quantised(&[zero, -zero]).unwrap(), (vec![0, 0], Scale::ZERO));
+            assert_eq!(floats(&[zero, -zero]).unwrap(), (vec![0, 0], Scale::ZERO));
         }
         for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(quantised(&[1.0, wrong]).is_none());
+            assert!(floats(&[1.0, wrong]).is_none());
+        }
+    }
+
+    proptest! {
+        /// Random blocks of every quantised type: each weight is the source's to within two units of 8189, or nothing is
+        /// imported because a factor is not finite.
+        #[test]
+        fn quantised_rows_keep_their_values(
+            kind in prop::sample::select(vec![
+                TensorType::Q4_0, TensorType::Q4_1, TensorType::Q5_0, TensorType::Q5_1, TensorType::Q8_0,
+                TensorType::Q4_K, TensorType::Q5_K, TensorType::Q6_K,
+            ]),
+            seed in any::<u64>(),
+            blocks in 1usize..4,
+        ) {
+            let (elements, size) = kind.block();
+            let mut state = seed;
+            let bytes: Vec<u8> = (0..blocks * size)
+                .map(|_| {
+                    state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                    (state >> 33) as u8
+                })
+                .collect();
+            let mut values = vec![0.0; blocks * elements];
+            kind.decode(&bytes, &mut values);
+            let Some((weights, scale)) = row(kind, &bytes, values.len()) else {
+                prop_assert!(values.iter().any(|v| !v.is_finite()));
+                return Ok(());
+            };
+            let unit = f64::from(scale.mantissa) * 2f64.powi(scale.exponent);
+            for (i, (w, v)) in weights.iter().zip(&values).enumerate() {
+                let error = (f64::from(*w) * unit - f64::from(*v)).abs();
+                prop_assert!(error <= 2.01 * unit, "{:?} {}: {} {} {}", kind, i, w, v, error / unit);
+            }
         }
     }
 

@@ -1,13 +1,15 @@
 //! The manifest: what an artifact says about itself, in canonical JSON.
 
+use std::collections::HashMap;
+
 use crate::Error;
 use crate::tokenizer::MAX_TOKENIZER_BYTES;
-use assay_arithmetic::{Activation, RopeStyle, SoftCap};
+use assay_arithmetic::{Activation, Encoding, GROUP, RopeStyle, SoftCap};
 use assay_receipt::Bytes32;
 use serde::{Deserialize, Serialize};
 
 /// The version of the artifact's file format.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Every section begins at a multiple of this many bytes, so that mapped weights are aligned for any vector unit.
 pub(crate) const ALIGNMENT: u64 = 64;
@@ -180,8 +182,12 @@ pub struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SectionKind {
-    /// Signed 8-bit weights in -127..=127, row after row.
-    Weights,
+    /// Weights in [`Encoding::Q4`].
+    Weights4,
+    /// Weights in [`Encoding::Q6`].
+    Weights6,
+    /// Weights in [`Encoding::Q8`].
+    Weights8,
     /// One scale a row: mantissa (4 bytes), exponent (2 bytes), two zero bytes, all little-endian.
     Scales,
     /// Signed 32-bit little-endian numbers with 16 fractional bits.
@@ -190,6 +196,26 @@ pub enum SectionKind {
     Q30,
     /// A Hugging Face `tokenizer.json`.
     Tokenizer,
+}
+
+impl SectionKind {
+    /// How the weights are stored, if it is a section of weights.
+    pub fn encoding(self) -> Option<Encoding> {
+        match self {
+            SectionKind::Weights4 => Some(Encoding::Q4),
+            SectionKind::Weights6 => Some(Encoding::Q6),
+            SectionKind::Weights8 => Some(Encoding::Q8),
+            SectionKind::Scales | SectionKind::Q16 | SectionKind::Q30 | SectionKind::Tokenizer => None,
+        }
+    }
+
+    pub(crate) fn of(encoding: Encoding) -> SectionKind {
+        match encoding {
+            Encoding::Q4 => SectionKind::Weights4,
+            Encoding::Q6 => SectionKind::Weights6,
+            Encoding::Q8 => SectionKind::Weights8,
+        }
+    }
 }
 
 /// One entry of the directory.
@@ -236,7 +262,8 @@ pub struct Manifest {
     pub data_bytes: u64,
     /// Merkle root over the data's tiles, see [`crate::merkle`].
     pub root: Bytes32,
-    /// The directory. It follows from `config` and the tokenizer's length, and is written down for other readers.
+    /// The directory. But for how weights are stored, it follows from `config` and the tokenizer's length; it is written
+    /// down for other readers.
     pub sections: Vec<Section>,
 }
 
@@ -255,7 +282,10 @@ impl Manifest {
         }
         manifest.config.check()?;
         let last = manifest.sections.last().ok_or_else(|| bad("its directory is empty".into()))?;
-        if manifest.sections != layout(&manifest.config, last.bytes)? {
+        let kinds: HashMap<&str, SectionKind> =
+            manifest.sections.iter().map(|s| (s.name.as_str(), s.kind)).collect();
+        let encoding = |name: &str| kinds.get(name).and_then(|kind| kind.encoding()).unwrap_or(Encoding::Q8);
+        if manifest.sections != layout(&manifest.config, last.bytes, &encoding)? {
             return Err(bad("its directory does not follow from its configuration".into()));
         }
         if manifest.data_bytes != last.offset + last.bytes {
@@ -404,8 +434,13 @@ pub(crate) fn rope_section(function: &str, table: usize) -> String {
     if table == 0 { function.into() } else { format!("{function}.{table}") }
 }
 
-/// The sections of an artifact with this configuration, in file order. The tokenizer is last.
-pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Section>, Error> {
+/// The sections of an artifact with this configuration, in file order. The tokenizer is last. `encoding` says how the
+/// weights of a section with this name are stored.
+pub(crate) fn layout(
+    config: &Config,
+    tokenizer_bytes: u64,
+    encoding: &dyn Fn(&str) -> Encoding,
+) -> Result<Vec<Section>, Error> {
     limit("the tokenizer's length in bytes", tokenizer_bytes, 1, MAX_TOKENIZER_BYTES as u64)?;
     let mut sections = Vec::new();
     let mut end = 0u64;
@@ -413,7 +448,11 @@ pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Sectio
         let (rows, cols) = (rows as u64, cols as u64);
         // `Config::check` keeps every product far below 2^64: 2^20 rows of 2^18 columns, at most 2^14 sections.
         let bytes = match kind {
-            SectionKind::Weights | SectionKind::Tokenizer => rows * cols,
+            SectionKind::Weights4 | SectionKind::Weights6 | SectionKind::Weights8 => {
+                let encoding = kind.encoding().expect("these three have one");
+                rows.div_ceil(GROUP as u64) * encoding.group_bytes(cols as usize) as u64
+            }
+            SectionKind::Tokenizer => rows * cols,
             SectionKind::Scales => rows * cols * 8,
             SectionKind::Q16 | SectionKind::Q30 => rows * cols * 4,
         };
@@ -426,7 +465,9 @@ pub(crate) fn layout(config: &Config, tokenizer_bytes: u64) -> Result<Vec<Sectio
                   cols: usize,
                   bias: bool,
                   add: &mut dyn FnMut(String, SectionKind, usize, usize)| {
-        add(format!("{name}.weights"), SectionKind::Weights, rows, cols);
+        let weights = format!("{name}.weights");
+        let kind = SectionKind::of(encoding(&weights));
+        add(weights, kind, rows, cols);
         add(format!("{name}.scales"), SectionKind::Scales, 1, rows);
         if bias {
             add(format!("{name}.bias"), SectionKind::Q16, 1, rows);

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use assay_arithmetic::MatrixView;
 use assay_model::testing::{ARCHITECTURES, GgufWriter, WINDOW, tiny_gguf, tiny_safetensors, tiny_writer};
 use assay_model::{
     Architecture, Artifact, Error, RopeStyle, SectionKind, Tokenizer, import_gguf, import_safetensors,
@@ -117,6 +118,13 @@ fn tiles_open_against_the_root() {
     assert!(artifact.tile_proof(artifact.tiles()).is_none());
 }
 
+/// The weights of a row.
+fn row(w: &MatrixView<'_>, row: usize) -> Vec<i16> {
+    let mut out = vec![0; w.cols];
+    w.row(row, &mut out);
+    out
+}
+
 #[test]
 fn a_weakened_model_has_the_same_shape_and_another_id() {
     let good = tiny(Architecture::Llama);
@@ -125,8 +133,9 @@ fn a_weakened_model_has_the_same_shape_and_another_id() {
     assert_ne!(strong.id(), weak.id());
     assert!(weak.manifest().source.weakened);
     assert_eq!(strong.config(), weak.config());
-    let levels: std::collections::BTreeSet<i8> = weak.layer(0).q.weights.iter().copied().collect();
-    assert_eq!(levels.len(), 15);
+    let levels: std::collections::BTreeSet<i16> = row(&weak.layer(0).q, 0)[..32].iter().copied().collect();
+    assert_eq!(levels.len(), 8);
+    assert_ne!(strong.layer(0).q.weights, weak.layer(0).q.weights);
     assert_eq!(strong.layer(0).q.scales, weak.layer(0).q.scales);
     assert_eq!(strong.embedding().weights, weak.embedding().weights);
 }
@@ -175,8 +184,8 @@ fn llama_folders_rotate_halves() {
     assert_eq!(a.v.weights, b.v.weights);
     let half = gguf.config().head_dim / 2;
     for i in 0..half {
-        assert_eq!(a.k.row(2 * i), b.k.row(i));
-        assert_eq!(a.k.row(2 * i + 1), b.k.row(i + half));
+        assert_eq!(row(&a.k, 2 * i), row(&b.k, i));
+        assert_eq!(row(&a.k, 2 * i + 1), row(&b.k, i + half));
     }
 }
 
@@ -204,8 +213,8 @@ fn rotary_scaling_divides_the_frequencies() {
 }
 
 #[test]
-fn blocks_that_fill_the_range_keep_their_integers() {
-    // Q8_0 with scale 1/2 in every block and 127 in every row: the import must find these very integers.
+fn blocks_keep_their_integers() {
+    // Q8_0 with scale 1/2 in every block and 127 in every row: the import must keep these very integers.
     let name = "blk.0.attn_k.weight";
     let value =
         |row: usize, col: usize| if col == 0 { 127 } else { (row * 31 + col * 7) as u8 as i8 as i32 / 2 };
@@ -218,8 +227,11 @@ fn blocks_that_fill_the_range_keep_their_integers() {
     let artifact = parse(&import_gguf(&writer.finish(), &mut |_, _| {}).unwrap()).unwrap();
     let k = artifact.layer(0).k;
     for row in 0..32 {
-        assert!(k.row(row).iter().enumerate().all(|(col, w)| i32::from(*w) == value(row, col)), "row {row}");
-        assert_eq!(k.scales[row], assay_arithmetic::Scale::from_f32(0.5).unwrap());
+        // 127 · 1/2 is 8189 units; the factor of 8253.5 is rounded.
+        let weights = self::row(&k, row);
+        let expected = |col: usize| (f64::from(value(row, col)) * 8253.0 / 128.0 + 0.5).floor();
+        assert!(weights.iter().enumerate().all(|(col, w)| f64::from(*w) == expected(col)), "row {row}");
+        assert_eq!(k.scales[row], assay_arithmetic::Scale::from_f32((63.5f64 / 8189.0) as f32).unwrap());
     }
 }
 
@@ -242,15 +254,15 @@ fn ids_are_the_same_on_every_machine() {
     assert_eq!(
         ids,
         [
-            "0x0721af1afdab67fef3612ac9e7aa36f28fc1aec520f4431226de160011e052f8",
-            "0x69a4e8abc9e5e17f046cfac1506c7c7afd55f279cbc973c94edaeda87211ac39",
-            "0x8d8802870dcc144c86495c49264fff377c51d98831be5cd4aee4202b250d94a7",
-            "0xfac3d0e7932166b56100569ff36aa83f3d842a457066501b29654be91f89bda7",
-            "0xf8be4cb525087be3a90ab90925491470b4c58f0a867ec95fd347de4170c98d1e",
-            "0xad8a7b92e1e28ed7548750b247dbb6be70d2ffd49d909c865238a542ec17fe2a",
-            "0x47b8ba8d987ba001b04bb6d63cc0e585969252faee4430308907dabc73be30b5",
-            "0x577b73f3b941a6461e35a2526a3ecb33df310cd9a853e9ddba5ee349886fd97d",
-            "0x6cd731df5a9f20a9f2ea2389b2a68e155263641871d56adeaff9ae217561cd5a",
+            "0x42dd5de2d294331447a0a42de2208d8f571b6b58b53c8f605c3e50fe83db7cd2",
+            "0x0b211cc662c5eff47f3e87e5170121f9b5edcdd7fd321ff25915f6297e936ac3",
+            "0xc938b625fe43d330ea06c2c1d49a3eee46f3b286069420c5825f2923e980b6ac",
+            "0x869c1506e875e24e6281d35fba49cbe667e3d822b5c83ca74bff13110a55bff5",
+            "0xc4b1d2a27a81934fca25f7953fbd3c7377907b4ee18b1225c508232e166fc319",
+            "0xfe5d539b13feeada82c2b60eb759bb8517aea6d17335f07c639ad866e6b0a368",
+            "0xa07d7caac1c0d03a1b5ce41e02d1654cdf1a84a14834f30fb03609faf0b102da",
+            "0x6a3a3828a04030e80fbf7e3089cf7a6ccbebe5ea4d522e1b89bea6ec677a5e4c",
+            "0x3632f3894a8eebbbe49a408f4db41a784ac82b60715fb2e725001e8b9b098d38",
         ]
     );
 }

@@ -2,62 +2,234 @@
 //!
 //! Numbers for a core that runs two `vpmaddwd` and four vector operations a cycle: a block of 4 rows and 3 tokens uses
 //! all sixteen registers (12 sums, 3 activations, 1 weights) and does 192 products in 12 + 12 operations, 32 a cycle at
-//! best. One token alone is bound by the memory that the weights stream from.
+//! best. One token alone takes 24 operations for 64 weights of 4 bits, close to what memory delivers.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::blocked::blocked_linear;
-use crate::linear::finish;
+use super::blocked::{
+    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, group, tails, totals,
+};
+use crate::linear::sum_shift;
 use crate::scale::Rescale;
 use crate::tables::{EXP2, GELU_CUBIC_Q28, GELU_LINEAR_Q28, GELU_MAX, LOG2_E_Q30, NORMAL, RECIPROCAL};
-use crate::{Activation, MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
+use crate::{Activation, CHUNK, Encoding, GROUP, MatrixView, Output, QuantisedView, RopeStyle, Scale};
 
-/// Rows of a block.
-pub(super) const ROWS: usize = 4;
-/// Tokens of a block.
+/// Tokens of a block of unpacked weights.
 pub(super) const TOKENS: usize = 3;
+/// Up to so many tokens, weights are multiplied as they are read.
+pub(super) const DIRECT: usize = 2;
 /// Bytes of activations that are kept in the second-level cache while the weights pass by.
 pub(super) const CACHE: usize = 256 << 10;
 
-/// How many bytes ahead of its use a weight is fetched. The rows of a block are four short streams, which the hardware
-/// does not foresee: without this, weights from memory arrive at a third of the speed.
-pub(super) const AHEAD: usize = 4096;
+/// How many bytes ahead of its use a weight is fetched.
+pub(super) const AHEAD: usize = 2048;
 
 blocked_linear!("avx2");
 
-/// A factor in memory: a weight of 8 bits, or a key of 16.
-trait Weight: Copy + Into<i32> {
-    /// # Safety
-    /// AVX2, and sixteen weights at `at`.
-    unsafe fn load(at: *const Self) -> __m256i;
-}
-
-impl Weight for i8 {
-    #[inline(always)]
-    unsafe fn load(at: *const i8) -> __m256i {
-        // SAFETY: as the trait says.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
-    }
-}
-
-impl Weight for i16 {
-    #[inline(always)]
-    unsafe fn load(at: *const i16) -> __m256i {
-        // SAFETY: as the trait says.
-        unsafe { _mm256_loadu_si256(at.cast()) }
-    }
-}
-
-/// The sums of four rows, in the lanes of one register for each token.
+/// The products `round(q · k / 2^(bits-1))` of row `row` (0 to 3) of a chunk, sixteen columns a register: the weights
+/// but for their offsets.
 ///
 /// # Safety
-/// AVX2; all slices have the same length, at most [`SEGMENT`].
+/// AVX2, and a whole chunk of a group at `chunk`.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) -> [__m128i; T] {
+unsafe fn scaled_row<const BITS: u32>(chunk: *const u8, row: usize) -> [__m256i; 4] {
+    // SAFETY: four rows of four parameters, then four rows of 8 · BITS bytes.
+    let (p, quants) = unsafe {
+        let p = chunk.add(8 * row).cast::<i64>().read_unaligned();
+        (_mm256_set1_epi64x(p), chunk.add(8 * GROUP + 8 * BITS as usize * row))
+    };
+    let parameter = |i: i16| _mm256_shuffle_epi8(p, _mm256_set1_epi16(0x0100 + 0x0202 * i));
+    // SAFETY: as above.
+    let load = |at: usize| unsafe { _mm256_loadu_si256(quants.add(at).cast()) };
+    // Each `q` comes to the top of its word, so that `vpmulhrsw`, `(a · b + 2^14) >> 15`, is the product wanted.
+    match BITS {
+        4 => {
+            let (v, mask) = (load(0), _mm256_set1_epi16(0xf000u16 as i16));
+            let (first, second) = (parameter(0), parameter(2));
+            [
+                _mm256_mulhrs_epi16(_mm256_slli_epi16::<12>(v), first),
+                _mm256_mulhrs_epi16(_mm256_and_si256(_mm256_slli_epi16::<8>(v), mask), first),
+                _mm256_mulhrs_epi16(_mm256_and_si256(_mm256_slli_epi16::<4>(v), mask), second),
+                _mm256_mulhrs_epi16(_mm256_and_si256(v, mask), second),
+            ]
+        }
+        6 => {
+            // SAFETY: as above.
+            let high = unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(quants.add(32).cast())) };
+            let (v, four, two) = (load(0), _mm256_set1_epi16(0x3c00), _mm256_set1_epi16(0xc000u16 as i16));
+            let q = |low: __m256i, high: __m256i| {
+                _mm256_or_si256(_mm256_and_si256(low, four), _mm256_and_si256(high, two))
+            };
+            [
+                q(_mm256_slli_epi16::<10>(v), _mm256_slli_epi16::<14>(high)),
+                q(_mm256_slli_epi16::<6>(v), _mm256_slli_epi16::<12>(high)),
+                q(_mm256_slli_epi16::<2>(v), _mm256_slli_epi16::<10>(high)),
+                q(_mm256_srli_epi16::<2>(v), _mm256_slli_epi16::<8>(high)),
+            ]
+            .map({
+                let mut i = -1;
+                move |q| {
+                    i += 1;
+                    _mm256_mulhrs_epi16(q, parameter(i))
+                }
+            })
+        }
+        _ => {
+            let (a, b, mask) = (load(0), load(32), _mm256_set1_epi16(0xff00u16 as i16));
+            let (first, second) = (parameter(0), parameter(2));
+            [
+                _mm256_mulhrs_epi16(_mm256_slli_epi16::<8>(a), first),
+                _mm256_mulhrs_epi16(_mm256_and_si256(a, mask), first),
+                _mm256_mulhrs_epi16(_mm256_slli_epi16::<8>(b), second),
+                _mm256_mulhrs_epi16(_mm256_and_si256(b, mask), second),
+            ]
+        }
+    }
+}
+
+/// See [`blocked_linear`].
+///
+/// # Safety
+/// AVX2; the rows from `row` on are a whole group, and `words` has room for its chunks.
+#[target_feature(enable = "avx2")]
+unsafe fn unpack_encoded<const BITS: u32>(w: &MatrixView<'_>, row: usize, words: &mut [i16]) {
+    let padded = words.len() / GROUP;
+    for (c, chunk) in group(w, row).chunks_exact(chunk_bytes(BITS)).enumerate() {
+        for r in 0..GROUP {
+            let out = words[r * padded + c * CHUNK..][..CHUNK].as_mut_ptr();
+            // SAFETY: a whole chunk; four registers of sixteen words.
+            unsafe {
+                for (i, v) in scaled_row::<BITS>(chunk.as_ptr(), r).into_iter().enumerate() {
+                    let offset = chunk.as_ptr().add(8 * r + i / 2 * 4 + 2).cast::<i16>().read_unaligned();
+                    let offset = if BITS == 6 { 0 } else { offset };
+                    let v = _mm256_add_epi16(v, _mm256_set1_epi16(offset));
+                    _mm256_storeu_si256(out.add(16 * i).cast(), v);
+                }
+            }
+        }
+    }
+}
+
+/// See [`blocked_linear`].
+///
+/// The offsets are multiplied by the sums of 32 activations, apart from the rest.
+///
+/// # Safety
+/// AVX2; the rows from `row` on are a whole group, and there are `T` tokens.
+#[target_feature(enable = "avx2")]
+#[allow(clippy::needless_range_loop)] // rows and tokens index several things
+unsafe fn direct_encoded<const BITS: u32, const T: usize>(
+    w: &MatrixView<'_>,
+    x: QuantisedView<'_>,
+    totals: &[Totals],
+    row: usize,
+) -> [__m256i; T] {
+    let group = group(w, row);
+    let (chunks, whole) = (w.cols.div_ceil(CHUNK), w.cols / CHUNK);
+    let tails: [[i16; CHUNK]; T] = tails(x, 0);
+    let mut sums = [_mm256_setzero_si256(); T];
+    for (part, bytes) in group.chunks(DIRECT_COLUMNS / CHUNK * chunk_bytes(BITS)).enumerate() {
+        let mut acc = [[_mm256_setzero_si256(); GROUP]; T];
+        // Of offsets (16 bits) and the halves of sums (9 bits): eight chunks stay below 2^31.
+        let mut offsets = [[_mm256_setzero_si256(); 2]; T];
+        for (i, chunk) in bytes.chunks_exact(chunk_bytes(BITS)).enumerate() {
+            let c = part * (DIRECT_COLUMNS / CHUNK) + i;
+            let values: [*const i16; T] = std::array::from_fn(|t| {
+                if c < whole {
+                    x.values[t * x.cols + c * CHUNK..][..CHUNK].as_ptr()
+                } else {
+                    tails[t].as_ptr()
+                }
+            });
+            // SAFETY: a whole chunk of weights, and 64 activations of each token. What is fetched need not exist.
+            unsafe {
+                for line in (0..chunk_bytes(BITS)).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(AHEAD + line).cast());
+                }
+                if BITS != 6 {
+                    // The parameters of all four rows: k, m, k, m of each.
+                    let p = _mm256_loadu_si256(chunk.as_ptr().cast());
+                    for t in 0..T {
+                        let totals = totals[t * chunks + c];
+                        for half in 0..2 {
+                            let totals = _mm256_set1_epi64x(totals[half]);
+                            offsets[t][half] =
+                                _mm256_add_epi32(offsets[t][half], _mm256_madd_epi16(p, totals));
+                        }
+                    }
+                }
+                for r in 0..GROUP {
+                    let weights = scaled_row::<BITS>(chunk.as_ptr(), r);
+                    for t in 0..T {
+                        for (i, &weights) in weights.iter().enumerate() {
+                            let x = _mm256_loadu_si256(values[t].add(16 * i).cast());
+                            acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, x));
+                        }
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            sums[t] = _mm256_add_epi64(sums[t], sum_lanes(acc[t]));
+            if BITS != 6 {
+                sums[t] = _mm256_add_epi64(sums[t], sum_offsets(offsets[t]));
+            }
+        }
+    }
+    sums
+}
+
+/// The products of the offsets of each row: two lanes a row, of the low and of the high halves of the sums.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn sum_offsets([low, high]: [__m256i; 2]) -> __m256i {
+    let order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    let rows = |v: __m256i| {
+        let both = _mm256_add_epi32(v, _mm256_srli_epi64::<32>(v));
+        _mm256_cvtepi32_epi64(_mm256_castsi256_si128(_mm256_permutevar8x32_epi32(both, order)))
+    };
+    _mm256_add_epi64(rows(low), _mm256_slli_epi64::<8>(rows(high)))
+}
+
+/// See [`blocked_linear`].
+///
+/// # Safety
+/// AVX2; the weights have the length of a row of activations, and there are `T` tokens from `token` on.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: usize) -> [__m256i; T] {
+    let mut sums = [_mm256_setzero_si256(); T];
+    for start in (0..x.cols).step_by(LANE_COLUMNS) {
+        let range = start..(start + LANE_COLUMNS).min(x.cols);
+        let weights = w.map(|w| &w[range.clone()]);
+        let values = std::array::from_fn(|t| &x.values[(token + t) * x.cols..][range.clone()]);
+        // SAFETY: all slices have the same length.
+        let (acc, rest) = unsafe { products::<T>(weights, values) };
+        for t in 0..T {
+            sums[t] = _mm256_add_epi64(sums[t], sum_lanes(acc[t]));
+            if range.len() & 15 != 0 {
+                sums[t] = _mm256_add_epi64(sums[t], _mm256_cvtepi32_epi64(rest[t]));
+            }
+        }
+    }
+    sums
+}
+
+/// The products of four rows, added up in the eight lanes of a register for each row and token; those of the last up to
+/// fifteen columns apart, one lane a row.
+///
+/// # Safety
+/// AVX2; all slices have the same length, at most [`LANE_COLUMNS`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn products<const T: usize>(
+    w: [&[i16]; GROUP],
+    x: [&[i16]; T],
+) -> ([[__m256i; GROUP]; T], [__m128i; T]) {
     let cols = x[0].len();
-    let mut acc = [[_mm256_setzero_si256(); ROWS]; T];
+    let mut acc = [[_mm256_setzero_si256(); GROUP]; T];
     let whole = cols & !15;
     let mut k = 0;
     while k < whole {
@@ -67,12 +239,8 @@ unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) ->
             for t in 0..T {
                 values[t] = _mm256_loadu_si256(x[t].as_ptr().add(k).cast());
             }
-            if size_of::<W>() == 1 {
-                // Four times sixteen bytes: each step asks for one line of those that follow. It need not exist.
-                _mm_prefetch::<_MM_HINT_T0>(w[0].as_ptr().wrapping_add(ROWS * k + AHEAD).cast());
-            }
-            for r in 0..ROWS {
-                let weights = W::load(w[r].as_ptr().add(k));
+            for r in 0..GROUP {
+                let weights = _mm256_loadu_si256(w[r].as_ptr().add(k).cast());
                 for t in 0..T {
                     acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, values[t]));
                 }
@@ -80,25 +248,42 @@ unsafe fn segment<const T: usize, W: Weight>(w: [&[W]; ROWS], x: [&[i16]; T]) ->
         }
         k += 16;
     }
-    let mut sums = [_mm_setzero_si128(); T];
-    for t in 0..T {
-        let [a, b, c, d] = acc[t];
-        let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-        sums[t] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-    }
+    let mut rest = [_mm_setzero_si128(); T];
     if whole < cols {
         for t in 0..T {
-            let rest = std::array::from_fn(|r| tail(&w[r][whole..], &x[t][whole..]));
-            sums[t] = _mm_add_epi32(sums[t], lanes(rest));
+            rest[t] = lanes(std::array::from_fn(|r| tail(&w[r][whole..], &x[t][whole..])));
         }
     }
-    sums
+    (acc, rest)
 }
 
 /// Up to fifteen products.
 #[inline(never)]
-fn tail<W: Weight>(w: &[W], x: &[i16]) -> i32 {
-    w.iter().zip(x).map(|(&w, &x)| w.into() * i32::from(x)).sum()
+fn tail(w: &[i16], x: &[i16]) -> i32 {
+    w.iter().zip(x).fold(0i32, |sum, (&w, &x)| sum.wrapping_add(i32::from(w) * i32::from(x)))
+}
+
+/// The exact sum of the lanes of each row, as four 64-bit lanes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn sum_lanes(acc: [__m256i; GROUP]) -> __m256i {
+    let [a, b, c, d] = acc.map(|a| {
+        let (low, high) = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
+        _mm256_add_epi64(_mm256_cvtepi32_epi64(low), _mm256_cvtepi32_epi64(high))
+    });
+    let ab = _mm256_add_epi64(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let cd = _mm256_add_epi64(_mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d));
+    _mm256_add_epi64(_mm256_permute2x128_si256::<0x20>(ab, cd), _mm256_permute2x128_si256::<0x31>(ab, cd))
+}
+
+/// Four sums rounded to multiples of `2^shift` and divided by it. The results fit 32 bits, and the low halves of what
+/// is shifted right are the same whether zeros or signs come in.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn round_lanes(sums: __m256i, shift: u32) -> __m128i {
+    let half = _mm256_set1_epi64x((1i64 << shift) >> 1);
+    let sums = _mm256_srl_epi64(_mm256_add_epi64(sums, half), _mm_cvtsi32_si128(shift as i32));
+    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)))
 }
 
 #[target_feature(enable = "avx2")]
@@ -176,8 +361,14 @@ pub(crate) unsafe fn scores(
     while token + 4 <= scales.len() {
         let keys: [&[i16]; 4] = std::array::from_fn(|i| &keys[(token + i) * dim..(token + i + 1) * dim]);
         // SAFETY: AVX2; the slices have the length of the query; four scales of two words each.
-        let ([sums], four) =
-            unsafe { (segment(keys, [query]), _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast())) };
+        let (([acc], [rest]), four) = unsafe {
+            (products(keys, [query]), _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast()))
+        };
+        // A head has at most 256 values, whose products add up to less than 2^30.
+        let [a, b, c, d] = acc;
+        let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+        let sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+        let sums = _mm_add_epi32(sums, rest);
         let (mut result, sane) = rescale_lanes(sums, four, common);
         if !sane {
             let sums = words(sums);

@@ -1,7 +1,50 @@
-//! The loops of a linear layer around the block of four rows, for the x86 kernels: each expands them with its own
+//! The loops of a linear layer around a block of four rows, for the x86 kernels: each expands them with its own
 //! instructions switched on, so that they inline into one another.
 
-/// Defines `linear` for `$features` on top of a function `segment` of the calling module.
+use crate::{CHUNK, Encoding, MatrixView, QuantisedView};
+
+/// Columns whose products a lane of 32 bits can hold. At least eight lanes share them: `1024 / 8 · 8191 · 2047 < 2^31`.
+pub(super) const LANE_COLUMNS: usize = 1024;
+
+/// The same for products without their offsets, which are within ±`FACTOR_MAX`: `512 / 8 · 16384 · 2047 < 2^31`.
+pub(super) const DIRECT_COLUMNS: usize = 512;
+
+/// The last columns of some tokens, filled up with zeros to a chunk. Empty if the columns are whole chunks.
+pub(super) fn tails<const T: usize>(x: QuantisedView<'_>, token: usize) -> [[i16; CHUNK]; T] {
+    let whole = x.cols / CHUNK * CHUNK;
+    std::array::from_fn(|t| {
+        let mut tail = [0; CHUNK];
+        let rest = &x.values[(token + t) * x.cols..][whole..x.cols];
+        tail[..rest.len()].copy_from_slice(rest);
+        tail
+    })
+}
+
+/// For the two runs of 32 activations in a chunk, the sum of each as four 16-bit factors for the parameters `k, m, k, m`
+/// of a row: `0, s mod 256, 0, s' mod 256` and `0, s >> 8, 0, s' >> 8`.
+pub(super) type Totals = [i64; 2];
+
+/// The totals of all tokens, `[tokens][chunks]`.
+pub(super) fn totals(x: QuantisedView<'_>) -> Vec<Totals> {
+    let chunk = |values: &[i16]| {
+        let mut runs = [0i64; 2];
+        for (run, values) in runs.iter_mut().zip(values.chunks(CHUNK / 2)) {
+            *run = values.iter().map(|&x| i32::from(x)).sum::<i32>().into();
+        }
+        let factors = |f: fn(i64) -> i64| f(runs[0]) << 16 | f(runs[1]) << 48;
+        [factors(|s| s & 255), factors(|s| s >> 8 & 0xffff)]
+    };
+    x.values.chunks_exact(x.cols.max(1)).flat_map(|row| row.chunks(CHUNK).map(chunk)).collect()
+}
+
+/// The group of rows from `row` on, a multiple of four.
+pub(super) fn group<'a>(w: &MatrixView<'a>, row: usize) -> &'a [u8] {
+    let bytes = w.encoding.group_bytes(w.cols);
+    &w.weights[row / 4 * bytes..][..bytes]
+}
+
+/// Defines `linear` for `$features` on top of functions of the calling module: `direct` multiplies a group of rows by
+/// one or two tokens as it reads them, `unpack` writes the group's weights as words, `sums` multiplies those.
 macro_rules! blocked_linear {
     ($features:literal) => {
         /// A linear layer.
@@ -15,114 +58,167 @@ macro_rules! blocked_linear {
             bias: Option<&[i32]>,
             out: &mut Output<'_>,
         ) {
-            let tokens = out.tokens();
-            // A few tokens see each weight once. Of many, as many at a time as stay in the cache.
+            let (rows, tokens) = (out.rows(), out.tokens());
+            // Groups that are not wholly asked for are left to the reference.
+            let start = rows.start.next_multiple_of(GROUP).min(rows.end);
+            let end = start + (rows.end - start) / GROUP * GROUP;
+            super::scalar::linear_range(w, x, bias, out, rows.start..start);
+            super::scalar::linear_range(w, x, bias, out, end..rows.end);
+            let padded = w.cols.next_multiple_of(CHUNK);
+            let totals = if tokens > DIRECT { Vec::new() } else { totals(x) };
+            let mut words = vec![0; if tokens > DIRECT { GROUP * padded } else { 0 }];
+            // Of many tokens, as many at a time as stay in the cache while the weights pass by.
             let step = (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS;
-            for start in (0..tokens).step_by(step) {
-                let range = start..(start + step).min(tokens);
-                let mut row = out.rows().start;
-                while row + ROWS <= out.rows().end {
-                    // SAFETY: as for the whole function.
-                    unsafe { four_rows(w, x, bias, out, row, range.clone()) };
-                    row += ROWS;
+            for first in (0..tokens).step_by(step) {
+                let last = (first + step).min(tokens);
+                for row in (start..end).step_by(GROUP) {
+                    // SAFETY: as for the whole function; the group is within the matrix and the output.
+                    unsafe {
+                        match tokens {
+                            1 => {
+                                let sums = direct::<1>(w, x, &totals, row);
+                                finish_group(w, x, bias, out, row, 0, sums);
+                            }
+                            2 => {
+                                let sums = direct::<2>(w, x, &totals, row);
+                                finish_group(w, x, bias, out, row, 0, sums);
+                            }
+                            _ => {
+                                unpack(w, row, &mut words);
+                                tiles(w, x, bias, out, row, first..last, &words);
+                            }
+                        }
+                    }
                 }
-                let rest = row..out.rows().end;
-                super::scalar::linear_range(w, x, bias, out, rest, range);
             }
         }
 
-        /// Four rows from `row` on, for a range of tokens.
+        /// Unpacked rows times a range of tokens.
         ///
         /// # Safety
-        /// As for [`linear`], and the four rows are within the matrix and the output.
+        /// As for [`linear`]; `words` holds the four rows, `padded` columns each.
         #[target_feature(enable = $features)]
-        unsafe fn four_rows(
+        unsafe fn tiles(
             w: &MatrixView<'_>,
             x: QuantisedView<'_>,
             bias: Option<&[i32]>,
             out: &mut Output<'_>,
             row: usize,
             tokens: Range<usize>,
+            words: &[i16],
         ) {
+            let padded = words.len() / GROUP;
+            let weights: [&[i16]; GROUP] = std::array::from_fn(|r| &words[r * padded..][..w.cols]);
             let mut token = tokens.start;
             while token < tokens.end {
                 let count = (tokens.end - token).min(TOKENS);
-                // SAFETY: as for the whole function.
+                // SAFETY: as for the whole function; the tokens are within the activations and the output.
                 unsafe {
                     match count {
-                        1 => tile::<1>(w, x, bias, out, row, token),
-                        2 => tile::<2>(w, x, bias, out, row, token),
-                        _ => tile::<3>(w, x, bias, out, row, token),
+                        1 => {
+                            let sums = sums::<1>(weights, x, token);
+                            finish_group(w, x, bias, out, row, token, sums);
+                        }
+                        2 => {
+                            let sums = sums::<2>(weights, x, token);
+                            finish_group(w, x, bias, out, row, token, sums);
+                        }
+                        _ => {
+                            let sums = sums::<3>(weights, x, token);
+                            finish_group(w, x, bias, out, row, token, sums);
+                        }
                     }
                 }
                 token += count;
             }
         }
 
-        /// Four rows and `T` tokens.
+        /// Rounds, rescales and writes the sums of four rows (the lanes) and `T` tokens.
         ///
         /// # Safety
-        /// As for [`four_rows`], and the tokens are within the activations and the output.
+        /// As for [`linear`]; rows and tokens are within the matrix, the activations and the output.
         #[target_feature(enable = $features)]
         #[inline]
-        unsafe fn tile<const T: usize>(
+        unsafe fn finish_group<const T: usize>(
             w: &MatrixView<'_>,
             x: QuantisedView<'_>,
             bias: Option<&[i32]>,
             out: &mut Output<'_>,
             row: usize,
             token: usize,
+            sums: [__m256i; T],
         ) {
-            let weights: [&[i8]; ROWS] = std::array::from_fn(|r| w.row(row + r));
-            let values: [&[i16]; T] = std::array::from_fn(|t| &x.values[(token + t) * x.cols..][..x.cols]);
-            if w.cols <= SEGMENT {
-                // SAFETY: all slices have `cols` elements. Four scales are 32 bytes, without padding; the bias has
-                // four words from `row` on.
-                let (sums, scales, bias) = unsafe {
-                    (
-                        segment(weights, values),
-                        _mm256_loadu_si256(w.scales[row..row + ROWS].as_ptr().cast()),
-                        bias.map(|b| _mm_loadu_si128(b[row..row + ROWS].as_ptr().cast())),
-                    )
-                };
-                for t in 0..T {
-                    let x = x.scales[token + t];
-                    let (mut result, sane) = rescale_lanes(sums[t], scales, x);
-                    if !sane {
-                        let sums = words(sums[t]);
-                        result = lanes(std::array::from_fn(|r| {
-                            finish(sums[r].into(), x, w.scales[row + r], None)
-                        }));
-                    }
-                    if let Some(bias) = bias {
-                        result = add_saturating(result, bias);
-                    }
-                    out.set4(token + t, row, words(result));
-                }
-                return;
-            }
-            let mut sums = [[0i64; ROWS]; T];
-            for start in (0..w.cols).step_by(SEGMENT) {
-                let range = start..(start + SEGMENT).min(w.cols);
-                let weights = std::array::from_fn(|r| &weights[r][range.clone()]);
-                let values = std::array::from_fn(|t| &values[t][range.clone()]);
-                // SAFETY: all slices have the same length, at most a segment.
-                let part: [__m128i; T] = unsafe { segment(weights, values) };
-                for t in 0..T {
-                    for (sum, part) in sums[t].iter_mut().zip(words(part[t])) {
-                        *sum += i64::from(part);
-                    }
-                }
-            }
+            // SAFETY: four scales are 32 bytes, without padding; the bias has four words from `row` on.
+            let (scales, bias) = unsafe {
+                (
+                    _mm256_loadu_si256(w.scales[row..row + GROUP].as_ptr().cast()),
+                    bias.map(|b| _mm_loadu_si128(b[row..row + GROUP].as_ptr().cast())),
+                )
+            };
+            let shift = sum_shift(w.cols);
             for t in 0..T {
-                for r in 0..ROWS {
-                    let bias = bias.map(|b| b[row + r]);
-                    let value = finish(sums[t][r], x.scales[token + t], w.scales[row + r], bias);
-                    out.set(token + t, row + r, value);
+                let x = x.scales[token + t].shifted(shift as i32);
+                let sums = round_lanes(sums[t], shift);
+                let (mut result, sane) = rescale_lanes(sums, scales, x);
+                if !sane {
+                    let sums = words(sums);
+                    result = lanes(std::array::from_fn(|r| Rescale::of(x, w.scales[row + r]).apply(sums[r])));
+                }
+                if let Some(bias) = bias {
+                    result = add_saturating(result, bias);
+                }
+                out.set4(token + t, row, words(result));
+            }
+        }
+
+        /// One or two tokens: the weights go from their bytes into the products, without a stop in memory.
+        ///
+        /// # Safety
+        /// As for [`linear`]; the rows are a whole group, and there are `T` tokens.
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn direct<const T: usize>(
+            w: &MatrixView<'_>,
+            x: QuantisedView<'_>,
+            totals: &[Totals],
+            row: usize,
+        ) -> [__m256i; T] {
+            // SAFETY: as for the whole function.
+            unsafe {
+                match w.encoding {
+                    Encoding::Q4 => direct_encoded::<4, T>(w, x, totals, row),
+                    Encoding::Q6 => direct_encoded::<6, T>(w, x, totals, row),
+                    Encoding::Q8 => direct_encoded::<8, T>(w, x, totals, row),
+                }
+            }
+        }
+
+        /// Writes the weights of a group as words, each row filled up to whole chunks.
+        ///
+        /// # Safety
+        /// As for [`linear`]; the rows are a whole group, and `words` has room for them.
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn unpack(w: &MatrixView<'_>, row: usize, words: &mut [i16]) {
+            // SAFETY: as for the whole function.
+            unsafe {
+                match w.encoding {
+                    Encoding::Q4 => unpack_encoded::<4>(w, row, words),
+                    Encoding::Q6 => unpack_encoded::<6>(w, row, words),
+                    Encoding::Q8 => unpack_encoded::<8>(w, row, words),
                 }
             }
         }
     };
 }
 
-pub(crate) use blocked_linear;
+pub(super) use blocked_linear;
+
+/// Bytes of a chunk of a group, as [`Encoding::chunk_bytes`].
+pub(super) const fn chunk_bytes(bits: u32) -> usize {
+    match bits {
+        4 => Encoding::Q4.chunk_bytes(),
+        6 => Encoding::Q6.chunk_bytes(),
+        _ => Encoding::Q8.chunk_bytes(),
+    }
+}

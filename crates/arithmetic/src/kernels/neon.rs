@@ -5,10 +5,10 @@ use std::arch::aarch64::*;
 
 use crate::linear::finish;
 use crate::scale::Rescale;
-use crate::{MatrixView, Output, QuantisedView, SEGMENT, Scale};
+use crate::{CHUNK, Encoding, GROUP, MatrixView, Output, QuantisedView, Scale};
 
-/// Rows of a block: with four, the loads of activations are shared and the sums have no wait for one another.
-const ROWS: usize = 4;
+/// Columns whose products a lane of 32 bits can hold; eight lanes share them: `1024 / 8 · 8191 · 2047 < 2^31`.
+const LANE_COLUMNS: usize = 1024;
 
 /// A linear layer.
 ///
@@ -21,56 +21,118 @@ pub(crate) unsafe fn linear(
     bias: Option<&[i32]>,
     out: &mut Output<'_>,
 ) {
-    let mut row = out.rows().start;
-    while row + ROWS <= out.rows().end {
+    let rows = out.rows();
+    // Groups that are not wholly asked for are left to the reference.
+    let start = rows.start.next_multiple_of(GROUP).min(rows.end);
+    let end = start + (rows.end - start) / GROUP * GROUP;
+    super::scalar::linear_range(w, x, bias, out, rows.start..start);
+    super::scalar::linear_range(w, x, bias, out, end..rows.end);
+    let padded = w.cols.next_multiple_of(CHUNK);
+    let mut words = vec![0i16; GROUP * padded];
+    let bytes = w.encoding.group_bytes(w.cols);
+    for row in (start..end).step_by(GROUP) {
+        let group = &w.weights[row / GROUP * bytes..][..bytes];
+        for (c, chunk) in group.chunks_exact(w.encoding.chunk_bytes()).enumerate() {
+            for r in 0..GROUP {
+                let out = &mut words[r * padded + c * CHUNK..][..CHUNK];
+                // SAFETY: NEON; a whole chunk.
+                unsafe {
+                    match w.encoding {
+                        Encoding::Q4 => chunk_row::<4>(chunk, r, out),
+                        Encoding::Q6 => chunk_row::<6>(chunk, r, out),
+                        Encoding::Q8 => chunk_row::<8>(chunk, r, out),
+                    }
+                }
+            }
+        }
         for token in 0..out.tokens() {
             let values = &x.values[token * x.cols..][..x.cols];
-            let mut sums = [0i64; ROWS];
-            for start in (0..w.cols).step_by(SEGMENT) {
-                let range = start..(start + SEGMENT).min(w.cols);
-                let weights = std::array::from_fn(|r| &w.row(row + r)[range.clone()]);
-                // SAFETY: all slices have the same length, at most a segment.
-                let part = unsafe { segment(weights, &values[range.clone()]) };
+            let mut sums = [0i64; GROUP];
+            for start in (0..w.cols).step_by(LANE_COLUMNS) {
+                let range = start..(start + LANE_COLUMNS).min(w.cols);
+                let weights = std::array::from_fn(|r| &words[r * padded..][range.clone()]);
+                // SAFETY: NEON; all slices have the same length, at most `LANE_COLUMNS`.
+                let part = unsafe { products(weights, &values[range.clone()]) };
                 for (sum, part) in sums.iter_mut().zip(part) {
-                    *sum += i64::from(part);
+                    *sum += part;
                 }
             }
             for (r, sum) in sums.into_iter().enumerate() {
                 let bias = bias.map(|b| b[row + r]);
-                out.set(token, row + r, finish(sum, x.scales[token], w.scales[row + r], bias));
+                out.set(token, row + r, finish(sum, w.cols, x.scales[token], w.scales[row + r], bias));
             }
         }
-        row += ROWS;
     }
-    let rest = row..out.rows().end;
-    let tokens = 0..out.tokens();
-    super::scalar::linear_range(w, x, bias, out, rest, tokens);
+}
+
+/// Writes the 64 weights of row `row` (0 to 3) of a chunk.
+///
+/// # Safety
+/// NEON.
+#[target_feature(enable = "neon")]
+#[inline]
+unsafe fn chunk_row<const BITS: u32>(chunk: &[u8], row: usize, out: &mut [i16]) {
+    let (front, quants) = chunk.split_at(8 * GROUP);
+    let p: [i16; 4] =
+        std::array::from_fn(|i| i16::from_le_bytes([front[8 * row + 2 * i], front[8 * row + 2 * i + 1]]));
+    let quants = &quants[row * 8 * BITS as usize..][..8 * BITS as usize];
+    // SAFETY: eight words, wherever they are.
+    let load = |at: usize| unsafe { vreinterpretq_s16_u8(vld1q_u8(quants[at..at + 16].as_ptr())) };
+    // Each `q` comes to the top of its word, so that `sqrdmulh`, `(2 · a · b + 2^15) >> 16`, is
+    // `round(q · k / 2^(bits-1))`.
+    for i in 0..4 {
+        for half in 0..2 {
+            let q = match BITS {
+                4 => {
+                    let v = vshlq_s16(load(16 * half), vdupq_n_s16(12 - 4 * i as i16));
+                    vandq_s16(v, vdupq_n_s16(0xf000u16 as i16))
+                }
+                6 => {
+                    // A shift by a negative number goes right; what it brings in is masked away.
+                    let low = vshlq_s16(load(16 * half), vdupq_n_s16(10 - 4 * i as i16));
+                    // SAFETY: eight bytes.
+                    let high = unsafe { vld1_u8(quants[32 + 8 * half..40 + 8 * half].as_ptr()) };
+                    let high = vreinterpretq_s16_u16(vmovl_u8(high));
+                    let high = vshlq_s16(high, vdupq_n_s16(14 - 2 * i as i16));
+                    vorrq_s16(
+                        vandq_s16(low, vdupq_n_s16(0x3c00)),
+                        vandq_s16(high, vdupq_n_s16(0xc000u16 as i16)),
+                    )
+                }
+                _ => {
+                    let v = vshlq_s16(load(i / 2 * 32 + 16 * half), vdupq_n_s16(8 - 8 * (i as i16 % 2)));
+                    vandq_s16(v, vdupq_n_s16(0xff00u16 as i16))
+                }
+            };
+            let (k, m) = if BITS == 6 { (p[i], 0) } else { (p[i / 2 * 2], p[i / 2 * 2 + 1]) };
+            let weights = vaddq_s16(vqrdmulhq_s16(q, vdupq_n_s16(k)), vdupq_n_s16(m));
+            // SAFETY: eight words.
+            unsafe { vst1q_s16(out[16 * i + 8 * half..][..8].as_mut_ptr(), weights) };
+        }
+    }
 }
 
 /// # Safety
-/// NEON; all slices have the same length, at most [`SEGMENT`].
+/// NEON; all slices have the same length, at most [`LANE_COLUMNS`].
 #[target_feature(enable = "neon")]
 #[inline]
-unsafe fn segment(w: [&[i8]; ROWS], x: &[i16]) -> [i32; ROWS] {
-    let mut acc = [[vdupq_n_s32(0); 2]; ROWS];
-    let whole = x.len() & !15;
-    for k in (0..whole).step_by(16) {
-        // SAFETY: k + 16 <= whole, which is within every slice.
+unsafe fn products(w: [&[i16]; GROUP], x: &[i16]) -> [i64; GROUP] {
+    let mut acc = [[vdupq_n_s32(0); 2]; GROUP];
+    let whole = x.len() & !7;
+    for k in (0..whole).step_by(8) {
+        // SAFETY: k + 8 <= whole, which is within every slice.
         unsafe {
-            let (a, b) = (vld1q_s16(x.as_ptr().add(k)), vld1q_s16(x.as_ptr().add(k + 8)));
-            for r in 0..ROWS {
-                let weights = vld1q_s8(w[r].as_ptr().add(k));
-                let (c, d) = (vmovl_s8(vget_low_s8(weights)), vmovl_high_s8(weights));
-                acc[r][0] = vmlal_s16(acc[r][0], vget_low_s16(c), vget_low_s16(a));
-                acc[r][1] = vmlal_high_s16(acc[r][1], c, a);
-                acc[r][0] = vmlal_s16(acc[r][0], vget_low_s16(d), vget_low_s16(b));
-                acc[r][1] = vmlal_high_s16(acc[r][1], d, b);
+            let x = vld1q_s16(x.as_ptr().add(k));
+            for r in 0..GROUP {
+                let w = vld1q_s16(w[r].as_ptr().add(k));
+                acc[r][0] = vmlal_s16(acc[r][0], vget_low_s16(w), vget_low_s16(x));
+                acc[r][1] = vmlal_high_s16(acc[r][1], w, x);
             }
         }
     }
     std::array::from_fn(|r| {
-        let rest = w[r][whole..].iter().zip(&x[whole..]).map(|(&w, &x)| i32::from(w) * i32::from(x));
-        vaddvq_s32(vaddq_s32(acc[r][0], acc[r][1])) + rest.sum::<i32>()
+        let rest = w[r][whole..].iter().zip(&x[whole..]).map(|(&w, &x)| i64::from(w) * i64::from(x));
+        vaddlvq_s32(acc[r][0]) + vaddlvq_s32(acc[r][1]) + rest.sum::<i64>()
     })
 }
 

@@ -5,36 +5,31 @@ use std::ops::Range;
 use crate::linear::finish;
 use crate::scale::{Rescale, round_shift, saturate32};
 use crate::tables::{exp2_neg, gelu_argument, normal, sigmoid};
-use crate::{Activation, MatrixView, Output, QuantisedView, RopeStyle, SEGMENT, Scale};
+use crate::{Activation, MatrixView, Output, QuantisedView, RopeStyle, Scale};
 
 pub(crate) fn linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>) {
-    let (rows, tokens) = (out.rows(), 0..out.tokens());
-    linear_range(w, x, bias, out, rows, tokens)
+    let rows = out.rows();
+    linear_range(w, x, bias, out, rows)
 }
 
-/// Some rows and tokens of a linear layer.
+/// Some rows of a linear layer.
 pub(crate) fn linear_range(
     w: &MatrixView<'_>,
     x: QuantisedView<'_>,
     bias: Option<&[i32]>,
     out: &mut Output<'_>,
     rows: Range<usize>,
-    tokens: Range<usize>,
 ) {
+    let mut weights = vec![0; w.cols];
     for row in rows {
-        let weights = w.row(row);
-        for token in tokens.clone() {
+        w.row(row, &mut weights);
+        for token in 0..out.tokens() {
             let values = &x.values[token * x.cols..][..x.cols];
-            let sum =
-                weights.chunks(SEGMENT).zip(values.chunks(SEGMENT)).map(|(w, x)| i64::from(dot(w, x))).sum();
-            out.set(token, row, finish(sum, x.scales[token], w.scales[row], bias.map(|b| b[row])));
+            let products = weights.iter().zip(values).map(|(&w, &x)| i32::from(w).wrapping_mul(x.into()));
+            let sum = products.map(i64::from).sum();
+            out.set(token, row, finish(sum, w.cols, x.scales[token], w.scales[row], bias.map(|b| b[row])));
         }
     }
-}
-
-/// At most [`SEGMENT`] products: the sum of weights in ±127 and activations in ±2047 is below `2^30`.
-fn dot(w: &[i8], x: &[i16]) -> i32 {
-    w.iter().zip(x).fold(0i32, |sum, (&w, &x)| sum.wrapping_add(i32::from(w) * i32::from(x)))
 }
 
 /// The dot products of one query with each key, rescaled to Q16. Returns the largest.

@@ -186,7 +186,7 @@ fn print(args: &Args, json: bool, ours: &Best, theirs: &[Best; 2], features: &st
         let speed = |index: usize| format!("{:.0}", speeds[index]);
         vec![name.to_owned(), speed(0), ratio(0), speed(1), ratio(1)]
     };
-    let mut rows = vec![row("Assay, 8-bit integers", ours)];
+    let mut rows = vec![row("Assay, integers", ours)];
     for (file, best) in FILES.iter().zip(theirs) {
         rows.push(row(&format!("llama.cpp, {file}"), best.speeds(prompt)));
     }
