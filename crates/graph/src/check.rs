@@ -6,14 +6,73 @@ use crate::{Error, Node, Range, SHIFT_MAX, Table, VALUE_MAX, limits};
 /// A closed interval in 64 bits.
 type Interval = (i64, i64);
 
+/// Graphs in the making: what every tensor so far can hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Checker {
+    tensors: Vec<Vec<Interval>>,
+    weights: usize,
+    values: usize,
+    operations: u64,
+}
+
+impl Checker {
+    pub(crate) fn new(inputs: &[Range]) -> Result<Checker, Error> {
+        limit("inputs", inputs.len(), limits::WIDTH)?;
+        let ranges: Vec<Interval> = inputs.iter().map(|r| (r.low.into(), r.high.into())).collect();
+        if ranges.iter().any(|range| range.0 > range.1 || !fits(*range)) {
+            return Err(Error::invalid("an input range is empty or out of bounds"));
+        }
+        Ok(Checker { tensors: vec![ranges], weights: 0, values: inputs.len(), operations: 0 })
+    }
+
+    /// Checks the next node.
+    pub(crate) fn push(&mut self, node: &Node, tables: &[Table]) -> Result<(), Error> {
+        let number = self.tensors.len() - 1;
+        limit("nodes", number + 1, limits::NODES)?;
+        if node.operands().iter().any(|operand| operand.index() > number) {
+            return Err(Error::invalid(format!("node {number} reads a tensor that is made later")));
+        }
+        let width = width(node, tables, &self.tensors)
+            .ok_or_else(|| Error::invalid(format!("the sizes of node {number} contradict each other")))?;
+        limit("values in a tensor", width, limits::WIDTH)?;
+        limit("values", self.values + width, limits::VALUES)?;
+        let weights = match node {
+            Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights.len(),
+            Node::Gather { index, .. } => index.len(),
+            Node::Sum { terms, bias } => terms.len() * bias.len(),
+            Node::Lookup { .. } => 0,
+        };
+        limit("weights", self.weights + weights, limits::WEIGHTS)?;
+        let operations = self.operations.saturating_add(node.operations());
+        if operations > limits::OPERATIONS {
+            return Err(Error::invalid("it needs more operations than are supported"));
+        }
+        let out = ranges(node, tables, &self.tensors)?;
+        if let Some(at) = out.iter().position(|range| !fits(*range)) {
+            return Err(Error::invalid(format!(
+                "value {at} of node {number} can reach {}, beyond {VALUE_MAX}",
+                out[at].0.abs().max(out[at].1.abs())
+            )));
+        }
+        self.tensors.push(out);
+        self.values += width;
+        self.weights += weights;
+        self.operations = operations;
+        Ok(())
+    }
+
+    /// Of a tensor, its width and the range that holds all its values.
+    pub(crate) fn shape(&self, tensor: usize) -> (usize, Range) {
+        (self.tensors[tensor].len(), hull(&self.tensors[tensor]))
+    }
+}
+
 /// Of each tensor, its width and the range that holds all its values.
 pub(crate) fn shapes(
     inputs: &[Range],
     tables: &[Table],
     nodes: &[Node],
 ) -> Result<Vec<(usize, Range)>, Error> {
-    limit("inputs", inputs.len(), limits::WIDTH)?;
-    limit("nodes", nodes.len(), limits::NODES)?;
     let entries: usize = tables.iter().map(|table| table.values.len()).sum();
     limit("table entries", entries, limits::TABLE_ENTRIES)?;
     for table in tables {
@@ -25,42 +84,11 @@ pub(crate) fn shapes(
             return Err(Error::invalid("a table has a value out of bounds"));
         }
     }
-    let mut tensors: Vec<Vec<Interval>> =
-        vec![inputs.iter().map(|r| (r.low.into(), r.high.into())).collect()];
-    if tensors[0].iter().any(|range| range.0 > range.1 || !fits(*range)) {
-        return Err(Error::invalid("an input range is empty or out of bounds"));
+    let mut checker = Checker::new(inputs)?;
+    for node in nodes {
+        checker.push(node, tables)?;
     }
-    let (mut weights, mut values, mut operations) = (0, inputs.len(), 0u64);
-    for (number, node) in nodes.iter().enumerate() {
-        if node.operands().iter().any(|operand| operand.index() > number) {
-            return Err(Error::invalid(format!("node {number} reads a tensor that is made later")));
-        }
-        let width = width(node, tables, &tensors)
-            .ok_or_else(|| Error::invalid(format!("the sizes of node {number} contradict each other")))?;
-        limit("values in a tensor", width, limits::WIDTH)?;
-        values += width;
-        limit("values", values, limits::VALUES)?;
-        weights += match node {
-            Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights.len(),
-            Node::Gather { index, .. } => index.len(),
-            Node::Sum { terms, bias } => terms.len() * bias.len(),
-            Node::Lookup { .. } => 0,
-        };
-        limit("weights", weights, limits::WEIGHTS)?;
-        operations = operations.saturating_add(node.operations());
-        if operations > limits::OPERATIONS {
-            return Err(Error::invalid("it needs more operations than are supported"));
-        }
-        let out = ranges(node, tables, &tensors)?;
-        if let Some(at) = out.iter().position(|range| !fits(*range)) {
-            return Err(Error::invalid(format!(
-                "value {at} of node {number} can reach {}, beyond {VALUE_MAX}",
-                out[at].0.abs().max(out[at].1.abs())
-            )));
-        }
-        tensors.push(out);
-    }
-    Ok(tensors.iter().map(|ranges| (ranges.len(), hull(ranges))).collect())
+    Ok((0..checker.tensors.len()).map(|tensor| checker.shape(tensor)).collect())
 }
 
 fn limit(what: &str, found: usize, max: usize) -> Result<(), Error> {

@@ -26,6 +26,7 @@
 //! # Ok::<(), assay_graph::Error>(())
 //! ```
 
+mod builder;
 mod check;
 mod codec;
 mod error;
@@ -35,6 +36,7 @@ mod run;
 
 use sha3::{Digest as _, Keccak256};
 
+pub use builder::Builder;
 pub use error::Error;
 pub use interface::{Encoding, Interface, Task};
 pub use node::{Node, Range, Table, Tensor, Window, ZERO};

@@ -1,0 +1,105 @@
+//! Import of ONNX models into integer graphs: perceptrons, convolutional networks, linear models, scalers and tree
+//! ensembles, as scikit-learn (skl2onnx) and PyTorch export them.
+//!
+//! [`import`] reads the file, finds its real-valued function up to the scores (a final softmax or arg-max is left to whoever
+//! reads the scores), and rounds it to integers: weights get as many bits as the sums allow, activations eight to ten bits
+//! with one scale a tensor, found on sample data. Every rescaling is a shift, since the scale is folded into the weights. The
+//! comparisons of tree ensembles are exact: inputs become ranks among the thresholds.
+//!
+//! Files are hostile until every length was checked, and what is not supported is refused by the operator's name. This
+//! crate does no I/O. Floating point is used here only; the same file and sample give the same graph on any machine.
+//!
+//! ```
+//! use assay_onnx::{Error, import};
+//! assert!(matches!(import(b"not a model", &[]), Err(Error::File(_))));
+//! ```
+
+mod error;
+mod lower;
+mod proto;
+mod quantise;
+mod real;
+mod trees;
+
+use assay_graph::{Graph, Task};
+
+pub use error::Error;
+
+/// The largest ONNX file that is read.
+pub const FILE_BYTES_MAX: usize = 1 << 28;
+
+/// The most examples of sample data that an import looks at; more are ignored.
+pub const SAMPLES_MAX: usize = 1 << 12;
+
+/// An imported model.
+#[derive(Debug)]
+pub struct Imported {
+    /// The integer model.
+    pub graph: Graph,
+    /// How it differs from the real-valued one on the sample data.
+    pub fidelity: Fidelity,
+}
+
+/// How integers and real numbers differ on sample data; nothing is known without samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fidelity {
+    /// Examples compared.
+    pub samples: usize,
+    /// Of a classifier: examples with the same class.
+    pub same_class: usize,
+    /// The largest difference between two outputs.
+    pub error_max: f64,
+    /// The largest absolute output.
+    pub output_max: f64,
+}
+
+/// Imports an ONNX model. `samples` are examples of real inputs one after the other, from which the ranges of inputs and
+/// activations are taken; tree ensembles need none.
+///
+/// # Errors
+/// [`Error`], by what can be done about it.
+pub fn import(bytes: &[u8], samples: &[f64]) -> Result<Imported, Error> {
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(Error::File("it is larger than any that is supported"));
+    }
+    let model = lower::lower(&proto::parse(bytes)?)?;
+    let width = model.width;
+    if !samples.len().is_multiple_of(width) || samples.iter().any(|x| !x.is_finite()) {
+        return Err(Error::Samples(format!("the model takes {width} finite numbers an example")));
+    }
+    let samples = &samples[..samples.len().min(SAMPLES_MAX * width)];
+    let (graph, reals) = match &model.body {
+        lower::Body::Network(network) => {
+            if samples.is_empty() {
+                return Err(Error::Samples("ranges of inputs and activations are needed".into()));
+            }
+            let values = real::run(network, samples);
+            let graph = quantise::quantise(&model, network, &values)?;
+            (graph, values.output(network).to_vec())
+        }
+        lower::Body::Trees(forest) => (
+            trees::quantise(&model, forest)?,
+            samples.chunks_exact(width).flat_map(|x| forest.run(x)).collect(),
+        ),
+    };
+    let fidelity = if samples.is_empty() { Fidelity::default() } else { compare(&graph, samples, &reals)? };
+    Ok(Imported { graph, fidelity })
+}
+
+fn compare(graph: &Graph, samples: &[f64], reals: &[f64]) -> Result<Fidelity, Error> {
+    let outputs = graph.run(&graph.encode_inputs(samples)?)?.output().to_vec();
+    let found = graph.decode_outputs(&outputs);
+    let width = graph.width(graph.output());
+    let class = |scores: &[f64]| match graph.interface().task {
+        Task::Binary => usize::from(scores[0] > 0.0),
+        _ => (0..scores.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap_or(0),
+    };
+    let pairs = || found.chunks_exact(width).zip(reals.chunks_exact(width));
+    let max = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+    Ok(Fidelity {
+        samples: pairs().count(),
+        same_class: pairs().filter(|(a, b)| class(a) == class(b)).count(),
+        error_max: max(&mut found.iter().zip(reals).map(|(a, b)| (a - b).abs())),
+        output_max: max(&mut reals.iter().map(|x| x.abs())),
+    })
+}
