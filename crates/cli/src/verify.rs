@@ -1,4 +1,4 @@
-//! `assay verify`: checks a receipt offline and says what is proved and who is still trusted.
+//! `assay verify`: checks a receipt or a proof offline and says what is proved and who is still trusted.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use clap::Args;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::{home, members, models, ui};
+use crate::{home, members, models, proofs, ui};
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
-    /// A receipt or an incident file, as `assay receipts`, `assay incident` or the chat page saved it
+    /// A receipt or an incident file, as `assay receipts`, `assay incident` or the chat page saved it, or a proof of
+    /// `assay prove`
     receipt: PathBuf,
     /// The signed list of workers whose keys count; the local network's when left out
     #[arg(long, requires = "signer")]
@@ -27,12 +28,18 @@ pub(crate) struct VerifyArgs {
     /// Also replay the answer here, with the imported model of this name, id or path
     #[arg(long, value_name = "MODEL")]
     replay: Option<String>,
+    /// The model that a proof must be about; the imported one that it names when left out
+    #[arg(long, conflicts_with_all = ["members", "signer", "replay"])]
+    model: Option<String>,
 }
 
 /// Largest file that is read: a bundle, or an incident file around one.
 const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
 pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
+    if proofs::is_proof(&args.receipt) {
+        return proofs::verify(&args.receipt, args.model.as_deref(), json);
+    }
     let (bundle, own_list) = read(&args.receipt)?;
     let signer = match args.signer {
         Some(signer) => signer,

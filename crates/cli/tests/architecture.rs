@@ -12,6 +12,7 @@ fn root() -> PathBuf {
 const MAY_USE: &[(&str, &[&str])] = &[
     ("arithmetic", &[]),
     ("graph", &[]),
+    ("onnx", &["graph"]),
     ("proof", &["graph"]),
     ("receipt", &[]),
     ("model", &["arithmetic", "receipt"]),
@@ -20,13 +21,27 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify_wasm", &["receipt", "verify"]),
     ("worker", &["engine", "model", "receipt", "verify"]),
     ("gateway", &["engine", "model", "receipt", "verify"]),
-    ("cli", &["arithmetic", "engine", "gateway", "model", "receipt", "verify", "worker"]),
+    (
+        "cli",
+        &[
+            "arithmetic",
+            "engine",
+            "gateway",
+            "graph",
+            "model",
+            "onnx",
+            "proof",
+            "receipt",
+            "verify",
+            "worker",
+        ],
+    ),
 ];
 
 /// What the pure crates must not be able to reach: sockets, files through async runtimes, clocks, random sources.
 const SHELL_ONLY: &[&str] = &["tokio", "axum", "reqwest", "redb", "memmap2", "getrandom", "tracing", "clap"];
 const PURE: &[&str] =
-    &["arithmetic", "graph", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
+    &["arithmetic", "graph", "onnx", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
 
 fn dependencies(name: &str) -> BTreeSet<String> {
     let path = root().join("crates").join(name).join("Cargo.toml");

@@ -297,7 +297,9 @@ impl Lowering<'_> {
                 let (x, shape) = self.real(node, 0)?;
                 // The last sigmoid of a classifier is for whoever reads the score.
                 let readers =
-                    self.model.nodes.iter().filter(|reader| reader.inputs.contains(&node.outputs[0]));
+                    self.model.nodes.iter().filter(|reader| {
+                        node.outputs.first().is_some_and(|name| reader.inputs.contains(name))
+                    });
                 let classifies = readers.clone().count() > 0
                     && readers.clone().all(|reader| AFTER.contains(&reader.operator.as_str()));
                 if function == Function::Sigmoid && classifies && shape.len() == 1 {
@@ -513,9 +515,11 @@ impl Lowering<'_> {
 
     fn batch_norm(&mut self, node: &NodeProto) -> Result<(), Error> {
         let (x, shape) = self.real(node, 0)?;
-        let channels = shape[0];
+        let channels = shape_at(&shape, 0);
         let list = |at: usize| match self.constant(node, at) {
-            Some(constant) if constant.numbers.len() == channels => Ok(constant.numbers.clone()),
+            Some(constant) if channels > 0 && constant.numbers.len() == channels => {
+                Ok(constant.numbers.clone())
+            }
             _ => Err(invalid(node, "its statistics do not fit its channels")),
         };
         let (gamma, beta, mean, variance) = (list(1)?, list(2)?, list(3)?, list(4)?);

@@ -125,8 +125,8 @@ impl<'a> Quantiser<'a> {
             };
             (range, vec![0.0], vec![f64::from(range.high) / reach])
         } else {
-            // A quarter of what was seen is left on either side for what was not.
-            let span = |c: &(f64, f64)| if c.1 > c.0 { (c.1 - c.0) * 1.5 } else { 1.0 };
+            // Half of what was seen is left on either side for what was not.
+            let span = |c: &(f64, f64)| if c.1 > c.0 { (c.1 - c.0) * 2.0 } else { 1.0 };
             let offset = columns.iter().map(|c| (c.0 + c.1) / 2.0 - span(c) / 2.0).collect();
             (Range { low: 0, high: top }, offset, columns.iter().map(|c| f64::from(top) / span(c)).collect())
         };

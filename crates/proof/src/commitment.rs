@@ -53,18 +53,29 @@ fn schedule(log: usize) -> OpeningProtocol {
     )])
 }
 
-/// The proven soundness, in bits, of a proof whose committed vector has 2^`log` elements: the sum of the errors of the
-/// commitment, with its 14 bits of work, and of both sum-checks and the look-up argument for every codeword in the list.
-/// It excludes collisions of BLAKE3 (128 bits). `None` where there is no such proof.
-pub fn security_bits(log: usize) -> Option<f64> {
+/// The proven soundness, in bits, of proofs whose committed vector has 2^`log` elements: the sum of the errors of the
+/// commitment, with its work, and of the sum-checks and the look-ups, for every codeword that the commitment may stand for.
+pub(crate) fn security_bits(log: usize) -> Option<f64> {
     if !(LOG_MIN..=LOG_MAX).contains(&log) {
         return None;
     }
     let security = whir(log, Dft::default()).ok()?.prescribed_security(&schedule(log))?;
-    // 2^27 challenges' worth of degree covers the look-ups (at most 2^25 roots of a rational function) and the rounds of
-    // both sum-checks (at most 3 · 24 · 25 of them); times every codeword that a commitment may stand for.
+    // 2^27 covers the look-ups (the roots of a rational function with at most 2^24 poles of degree 3 in the challenges) and
+    // the rounds of both sum-checks (degree 3, at most 24 · 25 of them).
     let outer = security.log2_max_candidates + 27.0 - 154.9;
     Some(-(2f64.powf(-security.error().bits()) + 2f64.powf(outer)).log2())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_size_has_more_than_a_hundred_bits() {
+        for log in super::LOG_MIN..=super::LOG_MAX {
+            let bits = super::security_bits(log).unwrap_or(0.0);
+            assert!((100.0..128.0).contains(&bits), "2^{log}: {bits}");
+        }
+        assert!(super::security_bits(7).is_none() && super::security_bits(25).is_none());
+    }
 }
 
 /// A Merkle root.

@@ -40,13 +40,14 @@ mod error;
 mod field;
 mod file;
 mod fractions;
+#[cfg(all(test, feature = "prover"))]
+mod hostile;
 mod product;
 #[cfg(feature = "prover")]
 mod prove;
 mod verify;
 
 pub use assay_graph::Graph;
-pub use commitment::security_bits;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};
 #[cfg(feature = "prover")]
@@ -55,6 +56,17 @@ pub use verify::verify;
 
 /// The version of the protocol. It is the first thing that a transcript absorbs.
 pub const VERSION: u32 = 1;
+
+/// The proven soundness of a proof about this graph and batch, in bits: a false statement is accepted with a probability of
+/// at most 2^-bits a try, 14 bits of which are work that a try costs. It leaves out collisions of BLAKE3 (128 bits).
+/// `docs/proof.md` has the sum.
+///
+/// # Errors
+/// [`Error::Size`] when no proof covers the batch.
+pub fn security_bits(graph: &Graph, batch: usize) -> Result<f64, Error> {
+    let log = circuit::Circuit::new(graph).sizes(batch)?.log_committed;
+    commitment::security_bits(log).ok_or_else(|| Error::Size("there is no commitment of this size".into()))
+}
 
 /// The most examples that one proof covers.
 pub const BATCH_MAX: usize = 1 << 16;

@@ -4,7 +4,7 @@
 mod common;
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
-use assay_proof::{Error, Proof, prove, security_bits, verify};
+use assay_proof::{Error, Proof, prove, verify};
 use common::{convolution, inputs, perceptron};
 use proptest::prelude::*;
 
@@ -49,15 +49,6 @@ fn the_same_inputs_give_the_same_proof() {
     let inputs = inputs(&graph, 5, 4);
     let bytes = || prove(&graph, &inputs).unwrap().to_bytes().unwrap();
     assert_eq!(bytes(), bytes());
-}
-
-#[test]
-fn every_size_has_more_than_a_hundred_bits() {
-    for log in 8..=24 {
-        let bits = security_bits(log).unwrap();
-        assert!(bits >= 100.0, "2^{log}: {bits}");
-    }
-    assert!(security_bits(7).is_none() && security_bits(25).is_none());
 }
 
 proptest! {

@@ -1,0 +1,125 @@
+//! `assay prove`, and the part of `assay verify` that checks proofs.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use assay_proof::{Proof, Stage};
+use clap::Args;
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::graphs::{self, hex};
+use crate::{home, ui};
+
+#[derive(Args)]
+pub(crate) struct ProveArgs {
+    /// A model that was imported from ONNX: name, id or path
+    model: String,
+    /// A JSON file with {"inputs": [[…], …]}, or with the rows alone; all rows go into one proof
+    #[arg(long)]
+    input: PathBuf,
+    /// Where to write the proof
+    #[arg(long, short)]
+    out: PathBuf,
+}
+
+/// What a proof file begins with, in any version.
+const MAGIC: &[u8] = b"ASSAYPF";
+
+/// Says what every proof leaves to know.
+const NOT_HIDING: &str =
+    "The proof is succinct, but not hiding: it contains the inputs and reveals parts of the computation.";
+
+pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
+    let graph = graphs::open(&args.model)?;
+    let reals = graphs::read_rows(&args.input)?;
+    let inputs = graph.encode_inputs(&reals).map_err(|error| Error::said(error.to_string()))?;
+    let bar = ui::bar(Stage::ALL.len() as u64, "proving", false);
+    let started = Instant::now();
+    let proof = assay_proof::prove_reporting(&graph, &inputs, &mut |stage| {
+        bar.set_message(match stage {
+            Stage::Run => "running the model",
+            Stage::Commit => "committing",
+            Stage::Lookups => "proving look-ups",
+            Stage::Linear => "proving linear maps",
+            Stage::Open => "opening",
+        });
+        bar.set_position(Stage::ALL.iter().position(|known| *known == stage).unwrap_or(0) as u64);
+    });
+    bar.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    let said = |error: assay_proof::Error| Error::said(error.to_string());
+    let proof = proof.map_err(said)?;
+    let bytes = proof.to_bytes().map_err(said)?;
+    home::write_atomically(&args.out, &bytes, 0o644)?;
+    let examples = inputs.len() / graph.inputs().len();
+    if as_json {
+        let said = json!({
+            "model": hex(&graph.id()), "examples": examples, "seconds": seconds, "bytes": bytes.len(),
+            "proof_bytes": proof.proof_len().map_err(said)?, "path": args.out, "hiding": false,
+        });
+        graphs::print_outputs(&graph, &proof.outputs, Some(said));
+        return Ok(());
+    }
+    graphs::print_outputs(&graph, &proof.outputs, None);
+    ui::say!(
+        "\n{} {examples} example{} proved in {:.0} ms; {} has {:.1} kB",
+        ui::green("✓"),
+        if examples == 1 { "" } else { "s" },
+        seconds * 1e3,
+        args.out.display(),
+        bytes.len() as f64 / 1e3
+    );
+    ui::say!("{}", ui::dim(NOT_HIDING));
+    Ok(())
+}
+
+/// Whether a file begins as a proof does.
+pub(crate) fn is_proof(path: &Path) -> bool {
+    use std::io::Read as _;
+    let mut head = [0; MAGIC.len()];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == MAGIC
+}
+
+/// Checks a proof against a model: the one named, or the imported one with the id in the proof.
+pub(crate) fn verify(path: &Path, model: Option<&str>, as_json: bool) -> Result<()> {
+    let bytes = home::read_bounded(path, assay_proof::FILE_BYTES_MAX as u64)?;
+    let rejected = |error: &dyn std::fmt::Display| {
+        if as_json {
+            ui::print_json(&json!({ "valid": false, "reason": error.to_string() }));
+        }
+        Error::Rejected(error.to_string())
+    };
+    let proof = Proof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
+    let graph = match model {
+        Some(model) => graphs::open(model)?,
+        None => graphs::open(&hex(&proof.model)).map_err(|_| {
+            Error::said(format!(
+                "the proof is about the model {}, which is not here; import it, or name the model with --model",
+                hex(&proof.model)
+            ))
+        })?,
+    };
+    let started = Instant::now();
+    assay_proof::verify(&graph, &proof).map_err(|error| rejected(&error))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let examples = proof.inputs.len() / graph.inputs().len();
+    let bits = assay_proof::security_bits(&graph, examples).unwrap_or(0.0);
+    if as_json {
+        let said = json!({
+            "valid": true, "model": hex(&proof.model), "examples": examples, "seconds": seconds,
+            "security_bits": bits, "hiding": false,
+        });
+        graphs::print_outputs(&graph, &proof.outputs, Some(said));
+        return Ok(());
+    }
+    graphs::print_outputs(&graph, &proof.outputs, None);
+    ui::say!("\n{} checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
+    ui::say!("\n{}", ui::bold("What this proves"));
+    ui::say!("  The model {} gives these outputs for the inputs in the file.", hex(&proof.model));
+    ui::say!("\n{}", ui::bold("What you still trust"));
+    ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
+    ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
+    ui::say!("{}", ui::dim(NOT_HIDING));
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Files from outside: a clear error or a model, never a panic.
+#![allow(clippy::unwrap_used)]
+
+use assay_onnx::{Error, import};
+use proptest::prelude::*;
+
+const MODELS: [&[u8]; 4] = [
+    include_bytes!("data/digits_cnn.onnx"),
+    include_bytes!("data/iris_forest.onnx"),
+    include_bytes!("data/iris_logistic.onnx"),
+    include_bytes!("data/cancer_mlp.onnx"),
+];
+const WIDTHS: [usize; 4] = [64, 4, 4, 30];
+
+/// Replaces every occurrence.
+fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for at in 0..bytes.len() - from.len() {
+        if &bytes[at..at + from.len()] == from {
+            out[at..at + from.len()].copy_from_slice(to);
+        }
+    }
+    assert_ne!(out, bytes);
+    out
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let other = replace(MODELS[0], b"HardSwish", b"HardSwash");
+    let error = import(&other, &[1.0; 64]).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported(what) if what == "the operator HardSwash"), "{error}");
+    let other = replace(MODELS[1], b"TreeEnsembleClassifier", b"TreeEnsembleClassifiex");
+    assert!(import(&other, &[]).unwrap_err().to_string().contains("TreeEnsembleClassifiex of ai.onnx.ml"));
+    let other = replace(MODELS[1], b"BRANCH_LEQ", b"BRANCH_NEQ");
+    assert!(import(&other, &[]).unwrap_err().to_string().contains("BRANCH_NEQ"));
+}
+
+#[test]
+fn every_prefix_is_refused() {
+    for (model, width) in MODELS.iter().zip(WIDTHS) {
+        for cut in (0..model.len()).step_by(97) {
+            assert!(import(&model[..cut], &vec![1.0; width]).is_err(), "cut at {cut}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(import(&noise, &[]).is_err());
+    }
+
+    #[test]
+    fn mutations_do_not_panic(
+        which in 0usize..4,
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..4),
+    ) {
+        let mut model = MODELS[which].to_vec();
+        for (at, byte, insert) in edits {
+            let at = at.index(model.len());
+            if insert { model.insert(at, byte) } else { model[at] = byte }
+        }
+        // A changed weight is another model; anything else is an error.
+        let _ = import(&model, &vec![0.5; 2 * WIDTHS[which]]);
+    }
+}

@@ -1,0 +1,365 @@
+//! Hostile provers: everything that one can send, or commit to, instead of the truth. Each case must be refused, and most
+//! name the check that refuses it.
+#![allow(clippy::unwrap_used)]
+
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
+use p3_field::PrimeCharacteristicRing as _;
+
+use crate::circuit::{Circuit, Sizes};
+use crate::field::{E, F, int};
+use crate::prove::{Witness, finish};
+use crate::{Error, Proof, prove, verify};
+
+/// A perceptron 3-4-4-2 whose layers have equal shapes, shifts and tables, so that swapping them is not caught by sizes.
+fn graph() -> Graph {
+    let linear = |input: u32, rows: u32, columns: u32, seed: i32| Node::Linear {
+        input: Tensor(input),
+        rows,
+        weights: (0..(rows * columns) as i32).map(|i| (i * seed) % 23 - 11).collect(),
+        bias: (0..rows as i32).map(|i| i * seed % 17 - 8).collect(),
+    };
+    let relu = |input: u32| Node::Lookup { input: Tensor(input), shift: 3, table: 0 };
+    let nodes = vec![linear(0, 4, 3, 7), relu(1), linear(2, 4, 4, 5), relu(3), linear(4, 2, 4, 3)];
+    let tables = vec![Table::clamp(-200, 200, 0, 31)];
+    Graph::new(vec![Range { low: -31, high: 31 }; 3], tables, nodes, Tensor(5), Interface::plain(2)).unwrap()
+}
+
+const INPUTS: [i32; 12] = [5, -9, 31, 0, 1, 2, -31, 30, 7, 11, 12, -13];
+
+/// Proves whatever the change makes of an honest witness and its outputs, following the protocol in everything else.
+fn forge(
+    graph: &Graph,
+    inputs: &[i32],
+    change: impl FnOnce(&mut Witness, &mut [i32], &Circuit<'_>, Sizes),
+) -> Proof {
+    let circuit = Circuit::new(graph);
+    let sizes = circuit.sizes(inputs.len() / graph.inputs().len()).unwrap();
+    let trace = graph.run(inputs).unwrap();
+    let mut witness = Witness::new(&circuit, sizes, &trace);
+    let mut outputs = trace.output().to_vec();
+    change(&mut witness, &mut outputs, &circuit, sizes);
+    finish(&circuit, sizes, inputs, &outputs, witness, &mut |_| ()).unwrap()
+}
+
+fn refused(graph: &Graph, proof: &Proof) {
+    let error = verify(graph, proof).unwrap_err();
+    assert!(matches!(error, Error::Rejected(_)), "{error}");
+}
+
+/// Where a slot of an example lies.
+fn slot(sizes: Sizes, slot: usize, example: usize) -> usize {
+    (slot << sizes.log_batch) + example
+}
+
+#[test]
+fn forging_nothing_is_accepted() {
+    let graph = graph();
+    verify(&graph, &forge(&graph, &INPUTS, |_, _, _, _| ())).unwrap();
+}
+
+#[test]
+fn another_output_is_refused() {
+    let graph = graph();
+    for at in 0..8 {
+        refused(&graph, &forge(&graph, &INPUTS, |_, outputs, _, _| outputs[at] += 1));
+    }
+    // Equal in the field, but not in the integers: outputs are held to the range that the graph can reach.
+    let modulus = 2_130_706_433i64;
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |_, outputs, _, _| {
+            outputs[0] = i32::try_from(i64::from(outputs[0]) - modulus).unwrap();
+        }),
+    );
+}
+
+#[test]
+fn another_result_of_a_look_up_is_refused() {
+    let graph = graph();
+    // A value that is in the table, but not of this key; with and without telling the multiplicities.
+    for node in 0..2 {
+        refused(
+            &graph,
+            &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+                witness.committed[slot(sizes, circuit.lookups[node].results.0, 1)] += F::ONE;
+            }),
+        );
+    }
+    // The entry with the false value's key, as a prover would have to claim it.
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+            let lookup = &circuit.lookups[0];
+            let (row, first) = (lookup.results.1 << sizes.log_batch, circuit.slots << sizes.log_batch);
+            let (old, new) = (witness.hits[row] as usize, lookup.entries.0 + 205);
+            witness.hits[row] = new as u32;
+            witness.committed[first + old] -= F::ONE;
+            witness.committed[first + new] += F::ONE;
+            witness.committed[slot(sizes, lookup.results.0, 0)] = int(circuit.entries[new].value);
+        }),
+    );
+}
+
+#[test]
+fn a_value_of_another_table_is_refused() {
+    let graph = graph();
+    // A remainder of 7 is in the range 0..8; as the result of a look-up with key 7 it would be in the other table.
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+            let lookup = &circuit.lookups[0];
+            let (row, first) = (lookup.results.1 << sizes.log_batch, circuit.slots << sizes.log_batch);
+            let (old, new) = (witness.hits[row] as usize, lookup.range_entries);
+            witness.hits[row] = new as u32;
+            witness.committed[first + old] -= F::ONE;
+            witness.committed[first + new] += F::ONE;
+        }),
+    );
+}
+
+/// A remainder outside its range makes the key another, which the look-up of the result would follow.
+#[test]
+fn a_remainder_out_of_range_is_refused() {
+    let graph = graph();
+    for by in [8, -8, 1] {
+        refused(
+            &graph,
+            &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+                let lookup = &circuit.lookups[0];
+                let (results, remainders) = (lookup.results, lookup.remainders.unwrap());
+                let first = circuit.slots << sizes.log_batch;
+                // x + half = 8 key + r = 8 (key - 1) + (r + 8): tell the look-up of the result what it wants to hear.
+                witness.committed[slot(sizes, remainders.0, 0)] += int(by);
+                let row = results.1 << sizes.log_batch;
+                let old = witness.hits[row] as usize;
+                let new = (old as i32 - by.signum()) as usize;
+                witness.hits[row] = new as u32;
+                witness.committed[first + old] -= F::ONE;
+                witness.committed[first + new] += F::ONE;
+                witness.committed[slot(sizes, results.0, 0)] = int(circuit.entries[new].value);
+            }),
+        );
+    }
+}
+
+/// x + half = 8 key + r holds in the field for a key that is the inverse of 8 off; no table has such a key.
+#[test]
+fn values_that_wrap_in_the_field_are_refused() {
+    let graph = graph();
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+            let remainders = circuit.lookups[0].remainders.unwrap();
+            let at = slot(sizes, remainders.0, 0);
+            // One more or less: still a remainder in range, so that the key becomes a fraction.
+            let more = if witness.committed[at] == F::ZERO { F::ONE } else { -F::ONE };
+            let first = circuit.slots << sizes.log_batch;
+            let row = remainders.1 << sizes.log_batch;
+            let old = witness.hits[row] as usize;
+            let new = if more == F::ONE { old + 1 } else { old - 1 };
+            witness.committed[at] += more;
+            witness.hits[row] = new as u32;
+            witness.committed[first + old] -= F::ONE;
+            witness.committed[first + new] += F::ONE;
+        }),
+    );
+}
+
+#[test]
+fn every_wrong_multiplicity_is_refused() {
+    let graph = graph();
+    let circuit = Circuit::new(&graph);
+    for entry in (0..circuit.entries.len()).step_by(7).chain([circuit.entries.len() - 1]) {
+        for by in [F::ONE, -F::ONE] {
+            refused(
+                &graph,
+                &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+                    witness.committed[(circuit.slots << sizes.log_batch) + entry] += by;
+                }),
+            );
+        }
+    }
+}
+
+#[test]
+fn layers_and_examples_swapped_are_refused() {
+    let graph = graph();
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+            let (a, b) = (circuit.lookups[0].results.0, circuit.lookups[1].results.0);
+            for i in 0..circuit.lookups[0].width << sizes.log_batch {
+                witness.committed.swap(slot(sizes, a, i), slot(sizes, b, i));
+            }
+        }),
+    );
+    // The whole of two examples: rows and tables still agree, only inputs and outputs tell.
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, _, circuit, sizes| {
+            for i in 0..circuit.slots {
+                witness.committed.swap(slot(sizes, i, 0), slot(sizes, i, 1));
+            }
+            for row in 0..circuit.rows {
+                witness.hits.swap(row << sizes.log_batch, (row << sizes.log_batch) + 1);
+            }
+        }),
+    );
+    // With the outputs swapped too, the inputs tell.
+    refused(
+        &graph,
+        &forge(&graph, &INPUTS, |witness, outputs, circuit, sizes| {
+            for i in 0..circuit.slots {
+                witness.committed.swap(slot(sizes, i, 0), slot(sizes, i, 1));
+            }
+            for row in 0..circuit.rows {
+                witness.hits.swap(row << sizes.log_batch, (row << sizes.log_batch) + 1);
+            }
+            outputs.swap(0, 2);
+            outputs.swap(1, 3);
+        }),
+    );
+}
+
+#[test]
+fn what_fills_up_the_vector_does_not_matter_but_is_bound() {
+    // Nothing reads the zeros behind the multiplicities, so a prover may put anything there: it is still a true proof.
+    let graph = graph();
+    let proof = forge(&graph, &INPUTS, |witness, _, _, _| *witness.committed.last_mut().unwrap() = F::TWO);
+    verify(&graph, &proof).unwrap();
+}
+
+/// Another statement under an honest proof.
+#[test]
+fn every_part_of_the_statement_is_bound() {
+    let graph = graph();
+    let proof = prove(&graph, &INPUTS).unwrap();
+    verify(&graph, &proof).unwrap();
+    for at in 0..INPUTS.len() {
+        let mut other = proof.clone();
+        other.inputs[at] = -other.inputs[at] + i32::from(other.inputs[at] == 0);
+        refused(&graph, &other);
+    }
+    for at in 0..proof.outputs.len() {
+        let mut other = proof.clone();
+        other.outputs[at] -= 1;
+        refused(&graph, &other);
+    }
+    let swap = |list: &mut Vec<i32>, width: usize| (0..width).for_each(|i| list.swap(i, width + i));
+    let mut other = proof.clone();
+    swap(&mut other.inputs, 3);
+    swap(&mut other.outputs, 2);
+    refused(&graph, &other);
+    // Fewer and more examples.
+    let mut other = proof.clone();
+    other.inputs.truncate(9);
+    other.outputs.truncate(6);
+    refused(&graph, &other);
+    let mut other = proof.clone();
+    other.inputs.extend([0; 3]);
+    other.outputs.extend([0; 2]);
+    refused(&graph, &other);
+    // An input outside its range.
+    let mut other = proof.clone();
+    other.inputs[0] = 32;
+    assert!(matches!(verify(&graph, &other), Err(Error::Graph(_))));
+    // Another model, named or not.
+    let mut nodes = graph.nodes().to_vec();
+    if let Node::Linear { weights, .. } = &mut nodes[4] {
+        weights[3] += 1;
+    }
+    let inputs = graph.inputs().to_vec();
+    let other_graph =
+        Graph::new(inputs, graph.tables().to_vec(), nodes, Tensor(5), Interface::plain(2)).unwrap();
+    assert!(matches!(verify(&other_graph, &proof), Err(Error::Model { .. })));
+    let mut other = proof.clone();
+    other.model = other_graph.id();
+    assert!(matches!(verify(&graph, &other), Err(Error::Model { .. })));
+    refused(&other_graph, &other);
+}
+
+/// Every number of every message of the sum-checks, and every byte of the commitment.
+#[test]
+fn every_message_is_bound() {
+    let graph = graph();
+    let proof = prove(&graph, &INPUTS).unwrap();
+    for level in 0..proof.levels.len() {
+        for end in 0..4 {
+            let mut other = proof.clone();
+            other.levels[level].ends[end] += E::ONE;
+            refused(&graph, &other);
+        }
+        for round in 0..proof.levels[level].rounds.len() {
+            for part in 0..2 {
+                let mut other = proof.clone();
+                other.levels[level].rounds[round][part] += E::ONE;
+                refused(&graph, &other);
+            }
+        }
+    }
+    for round in 0..proof.rounds.len() {
+        for part in 0..2 {
+            let mut other = proof.clone();
+            other.rounds[round][part] += E::ONE;
+            refused(&graph, &other);
+        }
+    }
+    for byte in 0..32 {
+        let mut other = proof.clone();
+        other.root[byte] ^= 0x10;
+        refused(&graph, &other);
+    }
+}
+
+/// Messages removed, repeated and in another order.
+#[test]
+fn the_order_of_messages_is_bound() {
+    let graph = graph();
+    // Enough examples for a commitment with an inner round.
+    let proof = prove(&graph, &INPUTS.repeat(16)).unwrap();
+    assert!(!proof.opening.whir.rounds.is_empty() && proof.opening.whir.final_sumcheck.is_some());
+    let change = |change: &dyn Fn(&mut Proof)| {
+        let mut other = proof.clone();
+        change(&mut other);
+        refused(&graph, &other);
+    };
+    change(&|p| p.rounds.swap(0, 1));
+    change(&|p| _ = p.rounds.pop());
+    change(&|p| p.rounds.push(p.rounds[0]));
+    change(&|p| _ = p.levels.pop());
+    change(&|p| p.levels.push(p.levels[0].clone()));
+    change(&|p| p.levels.swap(3, 4));
+    change(&|p| p.levels[5].rounds.swap(0, 1));
+    change(&|p| _ = p.levels[5].rounds.pop());
+    change(&|p| p.levels[5].rounds.push([E::ONE; 2]));
+    change(&|p| p.levels.iter_mut().for_each(|level| level.ends = [E::ZERO; 4]));
+    change(&|p| p.levels[0].ends = [E::ONE, E::ZERO, E::ZERO, E::ZERO]);
+    change(&|p| _ = p.opening.evals.pop());
+    change(&|p| p.opening.evals.push(p.opening.evals[0].clone()));
+    change(&|p| _ = p.opening.whir.rounds.pop());
+    change(&|p| p.opening.whir.rounds.iter_mut().for_each(|round| round.commitment = None));
+    change(&|p| p.opening.whir.final_poly = None);
+    change(&|p| p.opening.whir.final_sumcheck = None);
+    change(&|p| p.opening.whir.initial_ood_answers.clear());
+}
+
+/// The parts of two honest proofs do not mix.
+#[test]
+fn parts_of_another_proof_are_refused() {
+    let graph = graph();
+    let proof = prove(&graph, &INPUTS).unwrap();
+    let mut inputs = INPUTS;
+    inputs[0] += 1;
+    let donor = prove(&graph, &inputs).unwrap();
+    let change = |change: &dyn Fn(&mut Proof)| {
+        let mut other = proof.clone();
+        change(&mut other);
+        refused(&graph, &other);
+    };
+    change(&|p| p.root = donor.root);
+    change(&|p| p.levels.clone_from(&donor.levels));
+    change(&|p| p.rounds.clone_from(&donor.rounds));
+    change(&|p| p.opening = donor.opening.clone());
+    change(&|p| *p = Proof { inputs: p.inputs.clone(), ..donor.clone() });
+    change(&|p| *p = Proof { outputs: p.outputs.iter().map(|y| y + 1).collect(), ..donor.clone() });
+}
