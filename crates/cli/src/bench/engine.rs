@@ -61,7 +61,7 @@ const FILES: [&str; 2] = ["Q4_1", "Q8_0"];
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let said = |error: assay_engine::Error| Error::said(format!("the measurement cannot run: {error}"));
     let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
-    let folder = python::folder()?;
+    let folder = python::folder(&python::LANGUAGE)?;
     let source = models::default_gguf()?;
     let requantised = python::requantised(&folder)?;
     let threads = usize::from(args.threads);

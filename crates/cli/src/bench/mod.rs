@@ -1,6 +1,7 @@
 //! `assay bench`: measurements that print a table, with the peer beside us in the same run where there is one.
 
 mod engine;
+mod proof;
 mod python;
 mod quality;
 mod serve;
@@ -14,6 +15,8 @@ use crate::error::Result;
 pub(crate) enum BenchCommand {
     /// Tokens a second, beside llama.cpp on the same weights
     Engine(engine::Args),
+    /// Proving models and checking the proofs, beside EZKL on the same files
+    Proof(proof::Args),
     /// What the integers cost in quality, against float arithmetic on the weights of the same file
     Quality(quality::Args),
     /// Many callers at once, beside llama.cpp's server on the same weights
@@ -25,6 +28,7 @@ pub(crate) enum BenchCommand {
 pub(crate) async fn run(command: BenchCommand, json: bool) -> Result<()> {
     match command {
         BenchCommand::Engine(args) => engine::run(&args, json),
+        BenchCommand::Proof(args) => proof::run(&args, json),
         BenchCommand::Quality(args) => quality::run(&args, json),
         BenchCommand::Serve(args) => Box::pin(serve::run(&args, json)).await,
         BenchCommand::Verification(args) => verification::run(&args, json),

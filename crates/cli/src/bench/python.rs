@@ -7,32 +7,50 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use crate::error::{Error, Result};
 use crate::{home, ui};
 
-/// The packages, by name and exact version.
-const REQUIREMENTS: &str = include_str!("../../benches/requirements.txt");
+/// Scripts and the packages that they need, in a folder of their own.
+pub(crate) struct Kit {
+    folder: &'static str,
+    /// The packages, by name and exact version.
+    requirements: &'static str,
+    /// Written next to the virtual environment before each run.
+    scripts: &'static [(&'static str, &'static str)],
+}
 
-/// The scripts. They are written next to the virtual environment before each run.
-const SCRIPTS: [(&str, &str); 4] = [
-    ("gguf_file.py", include_str!("../../benches/gguf_file.py")),
-    ("llama_cpp.py", include_str!("../../benches/llama_cpp.py")),
-    ("llama_server.py", include_str!("../../benches/llama_server.py")),
-    ("float_reference.py", include_str!("../../benches/float_reference.py")),
-];
+/// For the benchmarks of language models.
+pub(crate) const LANGUAGE: Kit = Kit {
+    folder: "bench",
+    requirements: include_str!("../../benches/requirements.txt"),
+    scripts: &[
+        ("gguf_file.py", include_str!("../../benches/gguf_file.py")),
+        ("llama_cpp.py", include_str!("../../benches/llama_cpp.py")),
+        ("llama_server.py", include_str!("../../benches/llama_server.py")),
+        ("float_reference.py", include_str!("../../benches/float_reference.py")),
+    ],
+};
 
-/// The folder of the scripts and their packages, made on first use.
-pub(crate) fn folder() -> Result<PathBuf> {
-    let folder = home::home()?.join("cache").join("bench");
+/// For the benchmark of proofs.
+pub(crate) const PROOF: Kit = Kit {
+    folder: "bench-proof",
+    requirements: include_str!("../../benches/proof_requirements.txt"),
+    scripts: &[("proof_models.py", include_str!("../../benches/proof_models.py"))],
+};
+
+/// The folder of a kit's scripts and packages, made on first use.
+pub(crate) fn folder(kit: &Kit) -> Result<PathBuf> {
+    let Kit { folder, requirements: wanted, scripts } = *kit;
+    let folder = home::home()?.join("cache").join(folder);
     home::create_private(&folder)?;
-    for (name, script) in SCRIPTS {
+    for (name, script) in scripts {
         home::write_atomically(&folder.join(name), script.as_bytes(), 0o644)?;
     }
     // Written last: it says that these packages are installed.
     let installed = folder.join("installed.txt");
-    if std::fs::read_to_string(&installed).is_ok_and(|found| found == REQUIREMENTS) {
+    if std::fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
         return Ok(folder);
     }
     let requirements = folder.join("requirements.txt");
-    home::write_atomically(&requirements, REQUIREMENTS.as_bytes(), 0o644)?;
-    let packages = REQUIREMENTS.lines().collect::<Vec<_>>().join(", ");
+    home::write_atomically(&requirements, wanted.as_bytes(), 0o644)?;
+    let packages = wanted.lines().collect::<Vec<_>>().join(", ");
     let spinner = ui::spinner(&format!("installing {packages}"));
     let made = finish(
         Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder.join("venv")),
@@ -57,7 +75,7 @@ pub(crate) fn folder() -> Result<PathBuf> {
     });
     spinner.finish_and_clear();
     made?;
-    home::write_atomically(&installed, REQUIREMENTS.as_bytes(), 0o644)?;
+    home::write_atomically(&installed, wanted.as_bytes(), 0o644)?;
     Ok(folder)
 }
 

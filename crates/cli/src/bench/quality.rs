@@ -97,7 +97,7 @@ fn tokens(artifact: &Artifact, paths: &[PathBuf]) -> Result<Vec<u32>> {
 
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
-    let folder = python::folder()?;
+    let folder = python::folder(&python::LANGUAGE)?;
     let source = models::default_gguf()?;
     let paths = if args.text.is_empty() { TEXTS.map(PathBuf::from).to_vec() } else { args.text.clone() };
     let tokens = tokens(&artifact, &paths)?;

@@ -83,7 +83,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
     drop(opened);
 
     let spinner = ui::spinner("starting both servers");
-    let folder = python::folder()?;
+    let folder = python::folder(&python::LANGUAGE)?;
     let context = usize::from(args.prompt + args.answer) + 64;
     let file = python::requantised(&folder)?;
     let mut peer = python::Script::start(&folder, "llama_server.py", usize::from(args.threads))?;

@@ -1,0 +1,209 @@
+//! `assay bench proof`: what it costs to prove models and to check the proofs, beside EZKL on the same ONNX files.
+//!
+//! The models are made first: a perceptron that is trained on scikit-learn's digits enlarged to 28x28, LeNet-5 with random weights, and
+//! a forest on the digits. Of several rounds the best counts. EZKL proves one example, once, in a process of its own.
+
+use std::path::Path;
+use std::time::Instant;
+
+use assay_graph::Graph;
+use serde_json::json;
+
+use super::python::{self, Script};
+use crate::error::{Error, Result};
+use crate::{graphs, home, ui};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds of a single proof; a batch is proved twice
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Examples in one batch
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+    /// The models that EZKL proves as well: LeNet takes it minutes and 11 GB
+    #[arg(long, value_delimiter = ',', default_value = "mlp", value_parser = ["none", "mlp", "lenet"])]
+    ezkl: Vec<String>,
+}
+
+/// The models by file name, with what they are.
+const MODELS: [(&str, &str); 3] =
+    [("mlp", "MLP 784-128-64-10"), ("lenet", "LeNet-5"), ("forest", "100 trees of depth 6")];
+
+/// What one system took for one model. Times in seconds; zero where there is no such thing.
+struct Row {
+    model: &'static str,
+    system: String,
+    examples: usize,
+    setup: f64,
+    infer: f64,
+    prove: f64,
+    verify: f64,
+    proof_bytes: u64,
+    key_bytes: u64,
+    peak_bytes: u64,
+}
+
+pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
+    let folder = python::folder(&python::PROOF)?;
+    let models = folder.join("models");
+    home::create_private(&models)?;
+    if !models.join("forest.json").is_file() {
+        let spinner = ui::spinner("training and exporting the models");
+        let made =
+            Script::start(&folder, "proof_models.py", 2)?.ask(&json!({ "do": "models", "folder": models }));
+        spinner.finish_and_clear();
+        made?;
+    }
+    let mut rows = Vec::new();
+    for (name, title) in MODELS {
+        ours(args, &models, name, title, &mut rows)?;
+        if args.ezkl.iter().any(|wanted| wanted == name) {
+            rows.push(theirs(&folder, &models, name, title)?);
+        }
+    }
+    if as_json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "model": row.model, "system": row.system, "examples": row.examples, "setup_s": row.setup,
+                    "infer_s": row.infer, "prove_s": row.prove, "verify_s": row.verify, "proof_bytes": row.proof_bytes,
+                    "key_bytes": row.key_bytes, "peak_bytes": row.peak_bytes,
+                })
+            })
+            .collect();
+        ui::print_json(&json!({ "machine": super::machine(), "rows": rows }));
+        return Ok(());
+    }
+    let cells = rows.iter().map(Row::cells).collect::<Vec<_>>();
+    ui::say!("{}\n", super::machine());
+    let header = ["model", "system", "set-up", "inference", "prove", "verify", "proof", "key", "peak memory"];
+    ui::say!("{}", ui::table(&header, &cells));
+    ui::say!(
+        "\nOf a batch: inference and proving an example, verifying the whole. The key is what proving needs beside the \
+         inputs: here the model, which the verifier reads as well."
+    );
+    Ok(())
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let seconds = |seconds: f64| match seconds {
+            0.0 => "–".to_owned(),
+            s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
+            s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+            s => format!("{s:.1} s"),
+        };
+        let bytes = |bytes: u64| match bytes as f64 {
+            b if b < 1e6 => format!("{:.1} kB", b / 1e3),
+            b if b < 1e9 => format!("{:.1} MB", b / 1e6),
+            b => format!("{:.1} GB", b / 1e9),
+        };
+        let each = self.examples as f64;
+        let system = if self.examples > 1 {
+            format!("{}, {} at once", self.system, self.examples)
+        } else {
+            self.system.clone()
+        };
+        vec![
+            self.model.to_owned(),
+            system,
+            seconds(self.setup),
+            seconds(self.infer / each),
+            seconds(self.prove / each),
+            seconds(self.verify),
+            bytes(self.proof_bytes),
+            bytes(self.key_bytes),
+            bytes(self.peak_bytes),
+        ]
+    }
+}
+
+/// Imports a model, proves one example and then a batch, and checks both proofs.
+fn ours(args: &Args, models: &Path, name: &str, title: &'static str, rows: &mut Vec<Row>) -> Result<()> {
+    let said = |error: &dyn std::fmt::Display| Error::said(format!("{title}: {error}"));
+    let samples = graphs::read_rows(&models.join(name).with_extension("json"))?;
+    let bytes =
+        home::read_bounded(&models.join(name).with_extension("onnx"), assay_onnx::FILE_BYTES_MAX as u64)?;
+    let spinner = ui::spinner(&format!("proving {title}"));
+    let started = Instant::now();
+    let graph: Graph = assay_onnx::import(&bytes, &samples).map_err(|error| said(&error))?.graph;
+    let setup = started.elapsed().as_secs_f64();
+    let inputs = graph.encode_inputs(&samples).map_err(|error| said(&error))?;
+    let width = graph.inputs().len();
+    let batch = usize::from(args.batch).min(inputs.len() / width);
+    for (examples, rounds) in [(1, args.rounds), (batch, 2)] {
+        let mut row = Row {
+            model: title,
+            system: "Assay".to_owned(),
+            examples,
+            setup,
+            infer: f64::INFINITY,
+            prove: f64::INFINITY,
+            verify: f64::INFINITY,
+            proof_bytes: 0,
+            key_bytes: graph.encode().len() as u64,
+            peak_bytes: 0,
+        };
+        reset_peak();
+        for round in 0..usize::from(rounds) {
+            // Single proofs are of different examples.
+            let first = if examples == 1 { round * width % inputs.len() } else { 0 };
+            let inputs = &inputs[first..first + examples * width];
+            let (trace, seconds) = timed(|| graph.run(inputs));
+            trace.map_err(|error| said(&error))?;
+            row.infer = row.infer.min(seconds);
+            let (proof, seconds) = timed(|| assay_proof::prove(&graph, inputs));
+            let proof = proof.map_err(|error| said(&error))?;
+            row.prove = row.prove.min(seconds);
+            let (checked, seconds) = timed(|| assay_proof::verify(&graph, &proof));
+            checked.map_err(|error| said(&error))?;
+            row.verify = row.verify.min(seconds);
+            row.proof_bytes = proof.proof_len().map_err(|error| said(&error))? as u64;
+        }
+        row.peak_bytes = peak();
+        rows.push(row);
+    }
+    spinner.finish_and_clear();
+    Ok(())
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let started = Instant::now();
+    let done = work();
+    (done, started.elapsed().as_secs_f64())
+}
+
+/// Lets the kernel measure this process's largest memory anew. Where it cannot, the figure is that of the whole run.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// This process's largest memory in bytes, 0 where the kernel does not say.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+fn theirs(folder: &Path, models: &Path, name: &str, title: &'static str) -> Result<Row> {
+    let spinner = ui::spinner(&format!("EZKL proves {title}"));
+    let answer = Script::start(folder, "proof_models.py", 2)?
+        .ask(&json!({ "do": "peer", "folder": models, "name": name }));
+    spinner.finish_and_clear();
+    let answer = answer?;
+    let number = |key: &str| answer[key].as_f64().unwrap_or(0.0);
+    Ok(Row {
+        model: title,
+        system: format!("EZKL {}", answer["version"].as_str().unwrap_or("")),
+        examples: 1,
+        setup: number("setup"),
+        infer: 0.0,
+        prove: number("prove"),
+        verify: number("verify"),
+        proof_bytes: number("proof_bytes") as u64,
+        key_bytes: number("key_bytes") as u64,
+        peak_bytes: number("peak_bytes") as u64,
+    })
+}
