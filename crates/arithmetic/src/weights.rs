@@ -10,8 +10,8 @@ use crate::Scale;
 /// The largest magnitude of a weight: fourteen bits, symmetric.
 pub const WEIGHT_MAX: i32 = 8191;
 
-/// The largest magnitude of a factor `k`.
-pub const FACTOR_MAX: i32 = 1 << 14;
+/// The largest magnitude of a factor `k`: with all of a run's integers in use and an offset, the weights' range needs 8736.
+pub const FACTOR_MAX: i32 = 9200;
 
 /// Columns that are stored together.
 pub const CHUNK: usize = 64;

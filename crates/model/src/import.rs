@@ -16,7 +16,7 @@ use crate::{Config, Error, Manifest, Section, Source, SourceFormat, SpecialToken
 /// its factor, offset and product can add, half a unit each, and that of the scale.
 const TOP: f64 = 8189.0;
 
-/// The magnitude that a factor may get; reached only by runs that use less than half of their integers.
+/// The magnitude that a factor may get; reached only by runs that do not use all of their integers.
 const FACTOR_TOP: f64 = assay_arithmetic::FACTOR_MAX as f64 - 4.0;
 
 /// A tensor in the source file. Its shape is rows and columns; a vector has one row.

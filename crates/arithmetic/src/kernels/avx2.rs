@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::blocked::{
-    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, group, tails, totals,
+    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, chunk_values, columns, four_rows,
+    group, row_columns, tails, totals,
 };
 use crate::linear::sum_shift;
 use crate::scale::Rescale;
@@ -63,18 +64,20 @@ unsafe fn scaled_row<const BITS: u32>(chunk: *const u8, row: usize) -> [__m256i;
                 _mm256_or_si256(_mm256_and_si256(low, four), _mm256_and_si256(high, two))
             };
             [
-                q(_mm256_slli_epi16::<10>(v), _mm256_slli_epi16::<14>(high)),
-                q(_mm256_slli_epi16::<6>(v), _mm256_slli_epi16::<12>(high)),
-                q(_mm256_slli_epi16::<2>(v), _mm256_slli_epi16::<10>(high)),
-                q(_mm256_srli_epi16::<2>(v), _mm256_slli_epi16::<8>(high)),
+                _mm256_mulhrs_epi16(
+                    q(_mm256_slli_epi16::<10>(v), _mm256_slli_epi16::<14>(high)),
+                    parameter(0),
+                ),
+                _mm256_mulhrs_epi16(
+                    q(_mm256_slli_epi16::<6>(v), _mm256_slli_epi16::<12>(high)),
+                    parameter(1),
+                ),
+                _mm256_mulhrs_epi16(
+                    q(_mm256_slli_epi16::<2>(v), _mm256_slli_epi16::<10>(high)),
+                    parameter(2),
+                ),
+                _mm256_mulhrs_epi16(q(_mm256_srli_epi16::<2>(v), _mm256_slli_epi16::<8>(high)), parameter(3)),
             ]
-            .map({
-                let mut i = -1;
-                move |q| {
-                    i += 1;
-                    _mm256_mulhrs_epi16(q, parameter(i))
-                }
-            })
         }
         _ => {
             let (a, b, mask) = (load(0), load(32), _mm256_set1_epi16(0xff00u16 as i16));
@@ -101,7 +104,8 @@ unsafe fn unpack_encoded<const BITS: u32>(w: &MatrixView<'_>, row: usize, words:
             let out = words[r * padded + c * CHUNK..][..CHUNK].as_mut_ptr();
             // SAFETY: a whole chunk; four registers of sixteen words.
             unsafe {
-                for (i, v) in scaled_row::<BITS>(chunk.as_ptr(), r).into_iter().enumerate() {
+                let weights = scaled_row::<BITS>(chunk.as_ptr(), r);
+                for (i, &v) in weights.iter().enumerate() {
                     let offset = chunk.as_ptr().add(8 * r + i / 2 * 4 + 2).cast::<i16>().read_unaligned();
                     let offset = if BITS == 6 { 0 } else { offset };
                     let v = _mm256_add_epi16(v, _mm256_set1_epi16(offset));
@@ -127,7 +131,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
     row: usize,
 ) -> [__m256i; T] {
     let group = group(w, row);
-    let (chunks, whole) = (w.cols.div_ceil(CHUNK), w.cols / CHUNK);
+    let chunks = w.cols.div_ceil(CHUNK);
     let tails: [[i16; CHUNK]; T] = tails(x, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for (part, bytes) in group.chunks(DIRECT_COLUMNS / CHUNK * chunk_bytes(BITS)).enumerate() {
@@ -136,13 +140,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
         let mut offsets = [[_mm256_setzero_si256(); 2]; T];
         for (i, chunk) in bytes.chunks_exact(chunk_bytes(BITS)).enumerate() {
             let c = part * (DIRECT_COLUMNS / CHUNK) + i;
-            let values: [*const i16; T] = std::array::from_fn(|t| {
-                if c < whole {
-                    x.values[t * x.cols + c * CHUNK..][..CHUNK].as_ptr()
-                } else {
-                    tails[t].as_ptr()
-                }
-            });
+            let values = chunk_values(x, &tails, c);
             // SAFETY: a whole chunk of weights, and 64 activations of each token. What is fetched need not exist.
             unsafe {
                 for line in (0..chunk_bytes(BITS)).step_by(64) {
@@ -164,7 +162,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
                     let weights = scaled_row::<BITS>(chunk.as_ptr(), r);
                     for t in 0..T {
                         for (i, &weights) in weights.iter().enumerate() {
-                            let x = _mm256_loadu_si256(values[t].add(16 * i).cast());
+                            let x = _mm256_loadu_si256(values[t].as_ptr().add(16 * i).cast());
                             acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, x));
                         }
                     }
@@ -186,11 +184,11 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
 #[inline]
 pub(super) fn sum_offsets([low, high]: [__m256i; 2]) -> __m256i {
     let order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-    let rows = |v: __m256i| {
-        let both = _mm256_add_epi32(v, _mm256_srli_epi64::<32>(v));
-        _mm256_cvtepi32_epi64(_mm256_castsi256_si128(_mm256_permutevar8x32_epi32(both, order)))
-    };
-    _mm256_add_epi64(rows(low), _mm256_slli_epi64::<8>(rows(high)))
+    let low = _mm256_add_epi32(low, _mm256_srli_epi64::<32>(low));
+    let high = _mm256_add_epi32(high, _mm256_srli_epi64::<32>(high));
+    let low = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(low, order));
+    let high = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(high, order));
+    _mm256_add_epi64(_mm256_cvtepi32_epi64(low), _mm256_slli_epi64::<8>(_mm256_cvtepi32_epi64(high)))
 }
 
 /// See [`blocked_linear`].
@@ -203,8 +201,7 @@ unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: 
     let mut sums = [_mm256_setzero_si256(); T];
     for start in (0..x.cols).step_by(LANE_COLUMNS) {
         let range = start..(start + LANE_COLUMNS).min(x.cols);
-        let weights = w.map(|w| &w[range.clone()]);
-        let values = std::array::from_fn(|t| &x.values[(token + t) * x.cols..][range.clone()]);
+        let (weights, values) = (row_columns(w, range.clone()), columns(x, token, range.clone()));
         // SAFETY: all slices have the same length.
         let (acc, rest) = unsafe { products::<T>(weights, values) };
         for t in 0..T {
@@ -251,7 +248,11 @@ unsafe fn products<const T: usize>(
     let mut rest = [_mm_setzero_si128(); T];
     if whole < cols {
         for t in 0..T {
-            rest[t] = lanes(std::array::from_fn(|r| tail(&w[r][whole..], &x[t][whole..])));
+            let mut sums = [0; GROUP];
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = tail(&w[whole..], &x[t][whole..]);
+            }
+            rest[t] = lanes(sums);
         }
     }
     (acc, rest)
@@ -263,14 +264,19 @@ fn tail(w: &[i16], x: &[i16]) -> i32 {
     w.iter().zip(x).fold(0i32, |sum, (&w, &x)| sum.wrapping_add(i32::from(w) * i32::from(x)))
 }
 
+/// Eight lanes added to four of 64 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn half_sums(v: __m256i) -> __m256i {
+    let (low, high) = (_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    _mm256_add_epi64(_mm256_cvtepi32_epi64(low), _mm256_cvtepi32_epi64(high))
+}
+
 /// The exact sum of the lanes of each row, as four 64-bit lanes.
 #[target_feature(enable = "avx2")]
 #[inline]
 pub(super) fn sum_lanes(acc: [__m256i; GROUP]) -> __m256i {
-    let [a, b, c, d] = acc.map(|a| {
-        let (low, high) = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
-        _mm256_add_epi64(_mm256_cvtepi32_epi64(low), _mm256_cvtepi32_epi64(high))
-    });
+    let [a, b, c, d] = [half_sums(acc[0]), half_sums(acc[1]), half_sums(acc[2]), half_sums(acc[3])];
     let ab = _mm256_add_epi64(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
     let cd = _mm256_add_epi64(_mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d));
     _mm256_add_epi64(_mm256_permute2x128_si256::<0x20>(ab, cd), _mm256_permute2x128_si256::<0x31>(ab, cd))
@@ -359,7 +365,7 @@ pub(crate) unsafe fn scores(
     let mut max = _mm_set1_epi32(i32::MIN);
     let mut token = 0;
     while token + 4 <= scales.len() {
-        let keys: [&[i16]; 4] = std::array::from_fn(|i| &keys[(token + i) * dim..(token + i + 1) * dim]);
+        let keys = four_rows(&keys[token * dim..], dim, dim);
         // SAFETY: AVX2; the slices have the length of the query; four scales of two words each.
         let (([acc], [rest]), four) = unsafe {
             (products(keys, [query]), _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast()))
@@ -371,8 +377,11 @@ pub(crate) unsafe fn scores(
         let sums = _mm_add_epi32(sums, rest);
         let (mut result, sane) = rescale_lanes(sums, four, common);
         if !sane {
-            let sums = words(sums);
-            result = lanes(std::array::from_fn(|i| Rescale::of(common, scales[token + i]).apply(sums[i])));
+            let mut sums = words(sums);
+            for (sum, &scale) in sums.iter_mut().zip(&scales[token..]) {
+                *sum = Rescale::of(common, scale).apply(*sum);
+            }
+            result = lanes(sums);
         }
         // SAFETY: four words.
         unsafe { _mm_storeu_si128(out[token..token + 4].as_mut_ptr().cast(), result) };

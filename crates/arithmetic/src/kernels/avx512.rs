@@ -9,7 +9,8 @@ use super::avx2::{
     words,
 };
 use super::blocked::{
-    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, group, tails, totals,
+    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, chunk_values, four_rows, group, tails,
+    totals,
 };
 use crate::linear::sum_shift;
 use crate::scale::Rescale;
@@ -27,8 +28,8 @@ blocked_linear!("avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 unsafe fn scaled_row<const BITS: u32>(chunk: *const u8, row: usize) -> [__m512i; 2] {
     // SAFETY: four rows of four parameters, then four rows of 8 · BITS bytes.
     let (p, quants) = unsafe {
-        let p = chunk.add(8 * row).cast::<i16>();
-        ([0, 1, 2, 3].map(|i| p.add(i).read_unaligned()), chunk.add(8 * GROUP + 8 * BITS as usize * row))
+        let p = chunk.add(8 * row);
+        (p.cast::<[i16; 4]>().read_unaligned(), chunk.add(8 * GROUP + 8 * BITS as usize * row))
     };
     // The same sixteen words in both halves, of which each takes other bits.
     // SAFETY: as above.
@@ -54,15 +55,19 @@ unsafe fn scaled_row<const BITS: u32>(chunk: *const u8, row: usize) -> [__m512i;
                 _mm512_mask_blend_epi16(0xffff_0000, _mm512_slli_epi16::<2>(v), _mm512_srli_epi16::<2>(v)),
             ];
             let high = [_mm512_sllv_epi16(high, halves(14, 12)), _mm512_sllv_epi16(high, halves(10, 8))];
-            std::array::from_fn(|i| {
+            let factors = [halves(p[0], p[1]), halves(p[2], p[3])];
+            let mut weights = [_mm512_setzero_si512(); 2];
+            for i in 0..2 {
                 let q = _mm512_or_si512(_mm512_and_si512(low[i], four), _mm512_and_si512(high[i], two));
-                _mm512_mulhrs_epi16(q, halves(p[2 * i], p[2 * i + 1]))
-            })
+                weights[i] = _mm512_mulhrs_epi16(q, factors[i]);
+            }
+            weights
         }
-        _ => std::array::from_fn(|i| {
-            let q = _mm512_sllv_epi16(twice(32 * i), halves(8, 0));
-            scaled(_mm512_and_si512(q, _mm512_set1_epi16(0xff00u16 as i16)), i)
-        }),
+        _ => {
+            let (shifts, mask) = (halves(8, 0), _mm512_set1_epi16(0xff00u16 as i16));
+            let (first, second) = (_mm512_sllv_epi16(twice(0), shifts), _mm512_sllv_epi16(twice(32), shifts));
+            [scaled(_mm512_and_si512(first, mask), 0), scaled(_mm512_and_si512(second, mask), 1)]
+        }
     }
 }
 
@@ -78,7 +83,8 @@ unsafe fn unpack_encoded<const BITS: u32>(w: &MatrixView<'_>, row: usize, words:
             let out = words[r * padded + c * CHUNK..][..CHUNK].as_mut_ptr();
             // SAFETY: a whole chunk; two registers of thirty-two words.
             unsafe {
-                for (i, v) in scaled_row::<BITS>(chunk.as_ptr(), r).into_iter().enumerate() {
+                let weights = scaled_row::<BITS>(chunk.as_ptr(), r);
+                for (i, &v) in weights.iter().enumerate() {
                     let offset = chunk.as_ptr().add(8 * r + 4 * i + 2).cast::<i16>().read_unaligned();
                     let v = _mm512_add_epi16(v, _mm512_set1_epi16(if BITS == 6 { 0 } else { offset }));
                     _mm512_storeu_si512(out.add(32 * i).cast(), v);
@@ -101,7 +107,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
     row: usize,
 ) -> [__m256i; T] {
     let group = group(w, row);
-    let (chunks, whole) = (w.cols.div_ceil(CHUNK), w.cols / CHUNK);
+    let chunks = w.cols.div_ceil(CHUNK);
     let tails: [[i16; CHUNK]; T] = tails(x, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for (part, bytes) in group.chunks(DIRECT_COLUMNS / CHUNK * chunk_bytes(BITS)).enumerate() {
@@ -109,13 +115,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
         let mut offsets = [[_mm256_setzero_si256(); 2]; T];
         for (i, chunk) in bytes.chunks_exact(chunk_bytes(BITS)).enumerate() {
             let c = part * (DIRECT_COLUMNS / CHUNK) + i;
-            let values: [*const i16; T] = std::array::from_fn(|t| {
-                if c < whole {
-                    x.values[t * x.cols + c * CHUNK..][..CHUNK].as_ptr()
-                } else {
-                    tails[t].as_ptr()
-                }
-            });
+            let values = chunk_values(x, &tails, c);
             // SAFETY: a whole chunk of weights, and 64 activations of each token. What is fetched need not exist.
             unsafe {
                 for line in (0..chunk_bytes(BITS)).step_by(64) {
@@ -136,7 +136,7 @@ unsafe fn direct_encoded<const BITS: u32, const T: usize>(
                     let weights = scaled_row::<BITS>(chunk.as_ptr(), r);
                     for t in 0..T {
                         for (i, &weights) in weights.iter().enumerate() {
-                            let x = _mm512_loadu_si512(values[t].add(32 * i).cast());
+                            let x = _mm512_loadu_si512(values[t].as_ptr().add(32 * i).cast());
                             acc[t][r] = _mm512_dpwssd_epi32(acc[t][r], weights, x);
                         }
                     }
@@ -170,9 +170,11 @@ unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: 
             let mask = if end - k >= 32 { u32::MAX } else { (1 << (end - k)) - 1 };
             // SAFETY: the mask names the columns from k on that every row has.
             unsafe {
-                let values: [__m512i; T] = std::array::from_fn(|t| {
-                    _mm512_maskz_loadu_epi16(mask, x.values.as_ptr().add((token + t) * x.cols + k))
-                });
+                let mut values = [_mm512_setzero_si512(); T];
+                for (t, values) in values.iter_mut().enumerate() {
+                    let row = x.values.as_ptr().add((token + t) * x.cols);
+                    *values = _mm512_maskz_loadu_epi16(mask, row.add(k));
+                }
                 for r in 0..GROUP {
                     let weights = _mm512_maskz_loadu_epi16(mask, w[r].as_ptr().add(k));
                     for t in 0..T {
@@ -194,5 +196,10 @@ unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
 fn sum_halves(acc: [__m512i; GROUP]) -> __m256i {
-    sum_lanes(acc.map(|a| _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a))))
+    let mut halves = [_mm256_setzero_si256(); GROUP];
+    for r in 0..GROUP {
+        let high = _mm512_extracti64x4_epi64::<1>(acc[r]);
+        halves[r] = _mm256_add_epi32(_mm512_castsi512_si256(acc[r]), high);
+    }
+    sum_lanes(halves)
 }

@@ -1,13 +1,15 @@
 //! The loops of a linear layer around a block of four rows, for the x86 kernels: each expands them with its own
 //! instructions switched on, so that they inline into one another.
 
+use std::ops::Range;
+
 use crate::{CHUNK, Encoding, MatrixView, QuantisedView};
 
 /// Columns whose products a lane of 32 bits can hold. At least eight lanes share them: `1024 / 8 · 8191 · 2047 < 2^31`.
 pub(super) const LANE_COLUMNS: usize = 1024;
 
-/// The same for products without their offsets, which are within ±`FACTOR_MAX`: `512 / 8 · 16384 · 2047 < 2^31`.
-pub(super) const DIRECT_COLUMNS: usize = 512;
+/// The same for products without their offsets, which are within ±`FACTOR_MAX`: `896 / 8 · 9200 · 2047 < 2^31`.
+pub(super) const DIRECT_COLUMNS: usize = 896;
 
 /// The last columns of some tokens, filled up with zeros to a chunk. Empty if the columns are whole chunks.
 pub(super) fn tails<const T: usize>(x: QuantisedView<'_>, token: usize) -> [[i16; CHUNK]; T] {
@@ -26,15 +28,52 @@ pub(super) type Totals = [i64; 2];
 
 /// The totals of all tokens, `[tokens][chunks]`.
 pub(super) fn totals(x: QuantisedView<'_>) -> Vec<Totals> {
-    let chunk = |values: &[i16]| {
-        let mut runs = [0i64; 2];
-        for (run, values) in runs.iter_mut().zip(values.chunks(CHUNK / 2)) {
-            *run = values.iter().map(|&x| i32::from(x)).sum::<i32>().into();
+    let mut out = Vec::with_capacity(x.scales.len() * x.cols.div_ceil(CHUNK));
+    for row in x.values.chunks_exact(x.cols.max(1)) {
+        for chunk in row.chunks(CHUNK) {
+            let (first, second) = chunk.split_at(chunk.len().min(CHUNK / 2));
+            let sum = |run: &[i16]| i64::from(run.iter().map(|&x| i32::from(x)).sum::<i32>());
+            let (a, b) = (sum(first), sum(second));
+            out.push([(a & 255) << 16 | (b & 255) << 48, (a >> 8 & 0xffff) << 16 | (b >> 8 & 0xffff) << 48]);
         }
-        let factors = |f: fn(i64) -> i64| f(runs[0]) << 16 | f(runs[1]) << 48;
-        [factors(|s| s & 255), factors(|s| s >> 8 & 0xffff)]
-    };
-    x.values.chunks_exact(x.cols.max(1)).flat_map(|row| row.chunks(CHUNK).map(chunk)).collect()
+    }
+    out
+}
+
+// The compiler does not inline closures of a function that may use more instructions into general code such as
+// `array::from_fn`: arrays are filled by loops there, or by functions like these.
+
+/// Some columns of `T` tokens from `token` on.
+#[inline(always)]
+pub(super) fn columns<'a, const T: usize>(
+    x: QuantisedView<'a>,
+    token: usize,
+    columns: Range<usize>,
+) -> [&'a [i16]; T] {
+    std::array::from_fn(|t| &x.values[(token + t) * x.cols..][columns.clone()])
+}
+
+/// Some columns of four rows of words.
+#[inline(always)]
+pub(super) fn row_columns(words: [&[i16]; 4], columns: Range<usize>) -> [&[i16]; 4] {
+    words.map(|row| &row[columns.clone()])
+}
+
+/// Four rows of words that lie one behind the other.
+#[inline(always)]
+pub(super) fn four_rows(words: &[i16], stride: usize, cols: usize) -> [&[i16]; 4] {
+    std::array::from_fn(|r| &words[r * stride..][..cols])
+}
+
+/// Chunk `c` of the first `T` tokens: 64 values each, of `tails` if the tokens do not have as many.
+#[inline(always)]
+pub(super) fn chunk_values<'a, const T: usize>(
+    x: QuantisedView<'a>,
+    tails: &'a [[i16; CHUNK]; T],
+    c: usize,
+) -> [&'a [i16]; T] {
+    let whole = (c + 1) * CHUNK <= x.cols;
+    std::array::from_fn(|t| if whole { &x.values[t * x.cols + c * CHUNK..][..CHUNK] } else { &tails[t][..] })
 }
 
 /// The group of rows from `row` on, a multiple of four.
@@ -108,7 +147,7 @@ macro_rules! blocked_linear {
             words: &[i16],
         ) {
             let padded = words.len() / GROUP;
-            let weights: [&[i16]; GROUP] = std::array::from_fn(|r| &words[r * padded..][..w.cols]);
+            let weights = four_rows(words, padded, w.cols);
             let mut token = tokens.start;
             while token < tokens.end {
                 let count = (tokens.end - token).min(TOKENS);
@@ -150,10 +189,11 @@ macro_rules! blocked_linear {
         ) {
             // SAFETY: four scales are 32 bytes, without padding; the bias has four words from `row` on.
             let (scales, bias) = unsafe {
-                (
-                    _mm256_loadu_si256(w.scales[row..row + GROUP].as_ptr().cast()),
-                    bias.map(|b| _mm_loadu_si128(b[row..row + GROUP].as_ptr().cast())),
-                )
+                let bias = match bias {
+                    Some(bias) => Some(_mm_loadu_si128(bias[row..row + GROUP].as_ptr().cast())),
+                    None => None,
+                };
+                (_mm256_loadu_si256(w.scales[row..row + GROUP].as_ptr().cast()), bias)
             };
             let shift = sum_shift(w.cols);
             for t in 0..T {
@@ -161,8 +201,11 @@ macro_rules! blocked_linear {
                 let sums = round_lanes(sums[t], shift);
                 let (mut result, sane) = rescale_lanes(sums, scales, x);
                 if !sane {
-                    let sums = words(sums);
-                    result = lanes(std::array::from_fn(|r| Rescale::of(x, w.scales[row + r]).apply(sums[r])));
+                    let mut sums = words(sums);
+                    for (sum, &scale) in sums.iter_mut().zip(&w.scales[row..]) {
+                        *sum = Rescale::of(x, scale).apply(*sum);
+                    }
+                    result = lanes(sums);
                 }
                 if let Some(bias) = bias {
                     result = add_saturating(result, bias);
