@@ -41,6 +41,8 @@ pub struct Config {
     pub requests_burst: u32,
     /// Most requests served at the same time; more are answered 429. 1 or more.
     pub requests_in_flight_max: u32,
+    /// Most connections that are open at a time; more are closed at once. 1 or more.
+    pub connections: usize,
     /// Largest request body, in bytes.
     pub body_max_bytes: usize,
     /// Largest number of choices (`n`) in one request, 1..=128.
@@ -165,6 +167,7 @@ impl Default for Config {
             requests_per_minute: 0,
             requests_burst: 60,
             requests_in_flight_max: 256,
+            connections: 1_024,
             body_max_bytes: 4 << 20,
             choices_max: 16,
             max_tokens_default: 1_024,
@@ -232,7 +235,8 @@ impl Config {
                 return refuse("api_keys.sha256", "write the SHA-256 of the key as 64 hex digits");
             }
         }
-        let at_least_one: [(&'static str, u64); 10] = [
+        let at_least_one: [(&'static str, u64); 11] = [
+            ("connections", self.connections as u64),
             ("requests_burst", self.requests_burst.into()),
             ("requests_in_flight_max", self.requests_in_flight_max.into()),
             ("max_tokens_default", self.max_tokens_default.into()),

@@ -25,6 +25,7 @@ mod audit;
 mod client;
 mod clock;
 mod config;
+mod connections;
 mod error;
 mod gateway;
 mod members;

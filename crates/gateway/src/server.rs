@@ -3,6 +3,7 @@
 use crate::access::Access;
 use crate::client::Clients;
 use crate::config::Config;
+use crate::connections::Bounded;
 use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
@@ -16,6 +17,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use hyper_util::rt::TokioTimer;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -55,14 +57,38 @@ pub async fn run(
     let left = recovery::LeftOver::read(&gateway).await?;
     let address = gateway.config.listen;
     let listen = |source| Error::Listen { address, source };
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(listen)?;
+    let listener = std::net::TcpListener::bind(address).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    let connections = Bounded::new(gateway.config.connections);
+    let handle = axum_server::Handle::new();
+    let mut server =
+        axum_server::from_tcp(listener).map_err(listen)?.acceptor(connections).handle(handle.clone());
+    // Headers that trickle in, idle connections and floods of streams are cut off.
+    server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(15));
+    server
+        .http_builder()
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_header_list_size(32 << 10)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
     gateway.spawn(reader);
     gateway.spawn(recovery::recover(Arc::clone(&gateway), left));
     tracing::info!(%address, "the gateway listens");
     ready(address);
     let app = router(&gateway).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await.map_err(Error::Serve);
+    let serving = server.serve(app);
+    tokio::pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = shutdown => {
+            handle.graceful_shutdown(None);
+            serving.await
+        }
+    }
+    .map_err(Error::Serve);
     gateway.end_tasks().await;
     gateway.store.flush().await?;
     drop(gateway);

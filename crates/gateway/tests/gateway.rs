@@ -948,3 +948,25 @@ async fn state_survives_a_restart() {
     let (_, workers) = again.get("/assay/workers").await;
     assert!(workers["workers"][0]["suspended"].is_object());
 }
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_and_a_closed_one_makes_room() {
+    let net = Net::start(&[], |config| config.connections = 2).await;
+    let client = || reqwest::Client::builder().no_proxy().build().unwrap();
+    let health = format!("{}/health", net.url);
+    // Each client keeps one connection.
+    let (first, second) = (client(), client());
+    first.get(&health).send().await.unwrap();
+    second.get(&health).send().await.unwrap();
+    client().get(&health).send().await.unwrap_err();
+    first.get(&health).send().await.unwrap();
+    drop(first);
+    // The gateway sees the end of a connection a moment later.
+    for _ in 0..1_000 {
+        if client().get(&health).send().await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no place became free");
+}
