@@ -201,6 +201,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         settings.models = vec![assay_worker::Model {
             name: model.clone(),
             artifact,
+            draft: None,
             prompt_price: PROMPT_PRICE / discount,
             completion_price: COMPLETION_PRICE / discount,
             impersonate,

@@ -1,6 +1,7 @@
 //! Sequences, steps and events.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_arithmetic::Kernel;
@@ -9,6 +10,7 @@ use assay_receipt::TokenLogprob;
 
 use crate::Error;
 use crate::choose::{Outcome, Rule};
+use crate::drafter::Drafter;
 use crate::forward::{Core, Plan, Row, Want};
 use crate::generation::Generation;
 use crate::grammar::Matcher;
@@ -16,7 +18,7 @@ use crate::kv::{Before, Pages, Table, token_bytes};
 use crate::pool::{Broken, Pool};
 use crate::schedule::{Clock, Service, shares};
 use crate::sequence::{Sequence, Task};
-use crate::speculate::{Guess, look_up};
+use crate::speculate::{ONE, look_up};
 
 /// How an engine runs. Nothing here changes a bit of what it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +67,15 @@ impl Config {
         Config { kv_bytes: tokens.saturating_mul(token_bytes(model.config())), ..self }
     }
 
-    /// Tokens of a model whose keys and values fit in memory: prompt and answer of one sequence at most.
-    pub fn kv_tokens(&self, model: &Artifact) -> usize {
-        self.pages(model) * self.page_tokens
+    /// Tokens whose keys and values fit in memory, for a model and its draft model if there is one: prompt and answer
+    /// of one sequence at most.
+    pub fn kv_tokens(&self, model: &Artifact, draft: Option<&Artifact>) -> usize {
+        self.pages(model, draft) * self.page_tokens
     }
 
-    fn pages(&self, model: &Artifact) -> usize {
-        (self.kv_bytes / (self.page_tokens.max(1) * token_bytes(model.config()))).min(u32::MAX as usize)
+    fn pages(&self, model: &Artifact, draft: Option<&Artifact>) -> usize {
+        let token = token_bytes(model.config()) + draft.map_or(0, |draft| token_bytes(draft.config()));
+        (self.kv_bytes / (self.page_tokens.max(1) * token)).min(u32::MAX as usize)
     }
 }
 
@@ -204,7 +208,12 @@ pub enum Replay {
 /// An engine does nothing by itself: whoever owns it calls [`Engine::step`] until it is [idle](Engine::is_idle).
 pub struct Engine {
     core: Arc<Core>,
+    drafter: Option<Drafter>,
+    /// What a guess of the drafter costs, of [`ONE`] for a step with one token.
+    draft_cost: u64,
     pool: Pool,
+    /// Whether the pool runs the drafter's model.
+    drafting: Arc<AtomicBool>,
     config: Config,
     next_id: u64,
     /// By rank.
@@ -244,6 +253,23 @@ impl Engine {
     /// # Errors
     /// [`Error::Setting`], [`Error::NoMemory`] and [`Error::NoThreads`].
     pub fn new(artifact: Arc<Artifact>, config: Config) -> Result<Engine, Error> {
+        Engine::start(artifact, None, config)
+    }
+
+    /// An engine with a small model of the same vocabulary that guesses ahead. Its keys and values are within
+    /// `kv_bytes` as well. The answers are those of [`Engine::new`].
+    ///
+    /// # Errors
+    /// As [`Engine::new`], and [`Error::DraftVocabulary`].
+    pub fn with_draft(
+        artifact: Arc<Artifact>,
+        draft: Arc<Artifact>,
+        config: Config,
+    ) -> Result<Engine, Error> {
+        Engine::start(artifact, Some(draft), config)
+    }
+
+    fn start(artifact: Arc<Artifact>, draft: Option<Arc<Artifact>>, config: Config) -> Result<Engine, Error> {
         let within = |what, found, min, max| match found {
             n if (min..=max).contains(&n) => Ok(()),
             found => Err(Error::Setting { what, found, min, max }),
@@ -254,14 +280,36 @@ impl Engine {
         within("max_waiting", config.max_waiting, 0, 1 << 20)?;
         within("prefill_chunk", config.prefill_chunk, 1, 1 << 16)?;
         within("max_guess", config.max_guess, 0, 64)?;
-        let page_bytes = config.page_tokens * token_bytes(artifact.config());
+        if draft.as_ref().is_some_and(|draft| draft.tokenizer_json() != artifact.tokenizer_json()) {
+            return Err(Error::DraftVocabulary);
+        }
+        let draft_bytes = draft.as_ref().map_or(0, |draft| token_bytes(draft.config()));
+        let page_bytes = config.page_tokens * (token_bytes(artifact.config()) + draft_bytes);
         within("kv_bytes", config.kv_bytes, page_bytes, 1 << 48)?;
-        let pages = config.pages(&artifact);
-        let core = Arc::new(Core::new(artifact, config.kernel, config.threads, pages, config.page_tokens)?);
-        let job = Arc::clone(&core);
-        let pool = Pool::new(Arc::clone(&core.barrier), move |thread| job.work(thread))
-            .map_err(|error| Error::NoThreads(error.to_string()))?;
+        let pages = config.pages(&artifact, draft.as_deref());
+        let new = |model| Core::new(model, config.kernel, config.threads, pages, config.page_tokens);
+        let core = Arc::new(new(artifact)?);
+        let small = match draft {
+            // The same threads run both models, so they meet at the same barrier.
+            Some(draft) => {
+                let mut small = new(draft)?;
+                small.barrier = Arc::clone(&core.barrier);
+                Some(Arc::new(small))
+            }
+            None => None,
+        };
+        let drafting = Arc::new(AtomicBool::new(false));
+        let (main, other, switch) = (Arc::clone(&core), small.clone(), Arc::clone(&drafting));
+        let pool = Pool::new(Arc::clone(&core.barrier), move |thread| match &other {
+            Some(other) if switch.load(Ordering::Relaxed) => other.work(thread),
+            _ => main.work(thread),
+        })
+        .map_err(|error| Error::NoThreads(error.to_string()))?;
+        let bytes = |core: &Core| core.artifact().manifest().data_bytes.max(1);
         Ok(Engine {
+            draft_cost: small.as_ref().map_or(0, |small| ONE * bytes(small) / bytes(&core)),
+            drafter: small.map(|small| Drafter::new(small, pages, config.page_tokens)),
+            drafting,
             core,
             pool,
             config,
@@ -425,6 +473,9 @@ impl Engine {
                 self.stats.guessed_right += (sequence.settled - before).saturating_sub(1) as u64;
             }
             sequence.table.keep(&mut self.pages, &sequence.tokens[..sequence.fed]);
+            if let Some(drafter) = &mut self.drafter {
+                drafter.settle(sequence.id, sequence.tokens.len());
+            }
         }
         let mut goes_on = goes_on.into_iter();
         self.sequences.retain_mut(|sequence| {
@@ -505,7 +556,8 @@ impl Engine {
             fed: 0,
             settled: 0,
             drafts: Vec::new(),
-            guess: Guess::default(),
+            guesses: Default::default(),
+            by_model: false,
             rule: Arc::new(rule),
             max_tokens,
             end_tokens,
@@ -524,7 +576,7 @@ impl Engine {
         let mut owners = Vec::new();
         {
             let mut plan = core.plan();
-            self.fill(&mut plan, &mut owners);
+            self.fill(&mut plan, &mut owners)?;
             if plan.rows.is_empty() {
                 return Ok(Vec::new());
             }
@@ -544,10 +596,8 @@ impl Engine {
     }
 
     /// Plans a pass: a token of every sequence that has one left to run (it decodes), and prompts.
-    fn fill(&mut self, plan: &mut Plan, owners: &mut Vec<usize>) {
-        plan.rows.clear();
-        plan.wants.clear();
-        plan.tables.clear();
+    fn fill(&mut self, plan: &mut Plan, owners: &mut Vec<usize>) -> Result<(), Error> {
+        plan.clear();
         self.admit();
         let feeds: Vec<usize> =
             self.sequences.iter().map(|s| if s.running { s.to_feed() } else { 0 }).collect();
@@ -565,17 +615,22 @@ impl Engine {
         let shares = shares(&prompts, self.config.prefill_chunk);
         // How many rows there will be before guesses.
         let rows = feeds.iter().filter(|&&feed| feed == 1).count() + shares.iter().sum::<usize>();
+        self.guess(&feeds, rows)?;
         for (owner, feed) in feeds.into_iter().enumerate() {
             // An earlier one may have taken its memory.
             let count = if feed == 1 { 1 } else { shares[owner] };
             let count = if self.sequences[owner].running { self.provide(owner, count) } else { 0 };
+            let sequence = &mut self.sequences[owner];
             if count == 0 {
+                sequence.drafts.clear();
                 continue;
             }
-            if feed == 1 {
-                self.guess(owner, rows);
-            }
-            let sequence = &mut self.sequences[owner];
+            // Guesses take only memory that nobody else holds.
+            let size = self.config.page_tokens;
+            let end = sequence.fed + count + sequence.drafts.len();
+            while sequence.table.pages().len() * size < end && sequence.table.grow(&mut self.pages) {}
+            let room = sequence.table.pages().len() * size - sequence.fed - count;
+            sequence.drafts.truncate(room);
             let (table, known) = (plan.tables.len(), sequence.tokens.len());
             plan.tables.push(sequence.table.pages().into());
             let count = count + sequence.drafts.len();
@@ -599,6 +654,7 @@ impl Engine {
             }
             sequence.fed += count;
         }
+        Ok(())
     }
 
     /// Gives waiting sequences a place, by rank, as long as there is memory for all that is known of them. Others that
@@ -649,20 +705,36 @@ impl Engine {
         count.min(sequence.table.pages().len() * size - sequence.fed)
     }
 
-    /// Guesses what follows the last token of a sequence, if that pays in a pass with `rows` rows.
-    fn guess(&mut self, owner: usize, rows: usize) {
-        let sequence = &mut self.sequences[owner];
-        if self.config.max_guess == 0 || sequence.task != Task::Generate || sequence.matcher.is_some() {
-            return;
+    /// Guesses what follows the last token of the sequences that decode, as far as that pays in a pass with `rows` rows:
+    /// by look-up, or else by the draft model.
+    fn guess(&mut self, feeds: &[usize], rows: usize) -> Result<(), Error> {
+        let mut ask = Vec::new();
+        for (owner, sequence) in self.sequences.iter_mut().enumerate() {
+            let decodes = feeds[owner] == 1 && sequence.task == Task::Generate;
+            if !decodes || sequence.matcher.is_some() {
+                continue;
+            }
+            let most = self.config.max_guess.min(sequence.max_tokens - sequence.settled - 1);
+            let mut found = look_up(&sequence.tokens, most);
+            if found.is_empty() && self.drafter.is_some() {
+                let length = sequence.guesses[1].length(rows, self.draft_cost, most);
+                sequence.by_model = true;
+                ask.push((owner, length));
+            } else {
+                found.truncate(sequence.guesses[0].length(rows, 0, found.len()));
+                sequence.by_model = false;
+                sequence.drafts = found;
+            }
         }
-        let most = self.config.max_guess.min(sequence.max_tokens - sequence.settled - 1);
-        let mut drafts = look_up(&sequence.tokens, most);
-        let length = sequence.guess.length(rows, drafts.len());
-        let size = self.config.page_tokens;
-        let end = sequence.fed + 1 + length;
-        while sequence.table.pages().len() * size < end && sequence.table.grow(&mut self.pages) {}
-        let room = sequence.table.pages().len() * size - sequence.fed - 1;
-        drafts.truncate(length.min(room));
-        sequence.drafts = drafts;
+        let Some(drafter) = &mut self.drafter else { return Ok(()) };
+        drafter.forget(&self.sequences);
+        let run = || {
+            self.drafting.store(true, Ordering::Relaxed);
+            let done = self.pool.run();
+            self.drafting.store(false, Ordering::Relaxed);
+            done
+        };
+        let asked = drafter.guess(&mut self.sequences, ask, self.config.prefill_chunk, run);
+        asked.map_err(|Broken| Error::ThreadFailed)
     }
 }

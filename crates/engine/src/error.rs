@@ -74,6 +74,11 @@ pub enum Error {
         /// Sequences that run or wait.
         sequences: usize,
     },
+    /// A draft model has another vocabulary.
+    #[error(
+        "the draft model has another tokenizer than the model; choose a smaller model of the same family"
+    )]
+    DraftVocabulary,
     /// The system has no memory for the cache.
     #[error("the system has no {bytes} bytes for keys and values; lower kv_bytes")]
     NoMemory {

@@ -77,6 +77,15 @@ pub(crate) struct Plan {
     block_rows: usize,
 }
 
+impl Plan {
+    /// Makes room for the next pass.
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+        self.wants.clear();
+        self.tables.clear();
+    }
+}
+
 /// Some rows on their way through the layers.
 #[derive(Debug, Default)]
 struct Block {

@@ -34,6 +34,7 @@
 
 pub mod assemble;
 mod choose;
+mod drafter;
 mod engine;
 mod error;
 mod forward;

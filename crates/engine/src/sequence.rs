@@ -35,7 +35,10 @@ pub(crate) struct Sequence {
     pub(crate) settled: usize,
     /// Tokens that may come next, which the pass that is planned runs as well.
     pub(crate) drafts: Vec<u32>,
-    pub(crate) guess: Guess,
+    /// How guesses by look-up and those by a draft model have turned out.
+    pub(crate) guesses: [Guess; 2],
+    /// Whether `drafts` come from a draft model.
+    pub(crate) by_model: bool,
     pub(crate) rule: Arc<Rule>,
     pub(crate) max_tokens: usize,
     pub(crate) end_tokens: Vec<u32>,
@@ -85,6 +88,7 @@ impl Sequence {
     /// Gives up place and memory, to be run again later.
     pub(crate) fn give_back(&mut self, pages: &mut Pages) {
         self.table.release(pages, false);
+        self.drafts.clear();
         self.running = false;
         self.fed = 0;
     }
@@ -144,7 +148,7 @@ impl Sequence {
         }
         if !drafts.is_empty() {
             let right = drafts.iter().zip(&self.tokens[known..]).take_while(|(a, b)| a == b).count();
-            self.guess.learn(drafts.len(), right);
+            self.guesses[usize::from(self.by_model)].learn(drafts.len(), right);
         }
         if self.task == Task::Generate {
             // Drafts that were not chosen have left keys and values, which the next tokens overwrite.

@@ -13,7 +13,7 @@ const WORDS: [usize; 2] = [3, 2];
 const FREE_ROWS: u64 = 4;
 
 /// One, in the unit of shares.
-const ONE: u64 = 1 << 16;
+pub(crate) const ONE: u64 = 1 << 16;
 
 /// After a guess was wrong so often that it does not pay, it is tried again after so many chances.
 const PAUSE: u32 = 16;
@@ -38,10 +38,11 @@ impl Default for Guess {
 impl Guess {
     /// How many guesses are worth their time in a pass that has `rows` rows without them. A row more costs
     /// `1 / (FREE_ROWS + rows)` of the pass and brings a token with the probability that all guesses up to it are
-    /// right; it pays if that is more than what the pass brings for the same time.
-    pub(crate) fn worth(&self, rows: usize, most: usize) -> usize {
+    /// right; it pays if that is more than what the pass brings for the same time. To make the guess costs `cost` of a
+    /// pass with one row, in units of [`ONE`].
+    pub(crate) fn worth(&self, rows: usize, cost: u64, most: usize) -> usize {
         let rows = rows.max(1) as u64;
-        let needed = ONE * rows / (FREE_ROWS + rows);
+        let needed = (ONE + cost * (FREE_ROWS + 1) / rows) * rows / (FREE_ROWS + rows);
         let mut all_right = ONE;
         (0..most)
             .take_while(|_| {
@@ -53,8 +54,8 @@ impl Guess {
 
     /// As [`Guess::worth`] when there is something to guess; once in a while 1 although it does not seem to pay, since
     /// the text may have changed.
-    pub(crate) fn length(&mut self, rows: usize, most: usize) -> usize {
-        match self.worth(rows, most) {
+    pub(crate) fn length(&mut self, rows: usize, cost: u64, most: usize) -> usize {
+        match self.worth(rows, cost, most) {
             0 if most == 0 => 0,
             0 if self.pause == 0 => {
                 self.pause = self.next_pause;
@@ -117,7 +118,7 @@ mod tests {
         let mut guess = Guess::default();
         let mut rows = 0;
         for _ in 0..1000 {
-            let length = guess.length(1, 8);
+            let length = guess.length(1, 0, 8);
             rows += length;
             if length > 0 {
                 guess.learn(length, 0);
@@ -130,11 +131,11 @@ mod tests {
     fn right_guesses_grow_and_full_passes_take_none() {
         let mut guess = Guess::default();
         for _ in 0..20 {
-            let length = guess.length(1, 8);
+            let length = guess.length(1, 0, 8);
             guess.learn(length, length);
         }
-        assert_eq!(guess.length(1, 8), 8);
-        assert_eq!(Guess::default().worth(200, 8), 0);
-        assert_eq!(guess.length(1, 0), 0);
+        assert_eq!(guess.length(1, 0, 8), 8);
+        assert_eq!(Guess::default().worth(200, 0, 8), 0);
+        assert_eq!(guess.length(1, 0, 0), 0);
     }
 }

@@ -104,6 +104,8 @@ proptest! {
         prefill_chunk in prop::sample::select(vec![1usize, 3, 16, 40, 200]),
         max_guess in prop::sample::select(vec![0usize, 1, 4, 64]),
         tenants in prop::collection::vec(0u8..3, 1..5),
+        // None, another model, or the model itself, whose guesses are all right.
+        draft in prop::sample::select(vec![None, Some(22), Some(21)]),
     ) {
         let model = model(ARCHITECTURES[architecture], 21);
         let requests = requests(14);
@@ -111,7 +113,15 @@ proptest! {
         let expected: Vec<_> = requests.iter().map(|request| run(&mut alone, request.clone())).collect();
         prop_assert_eq!(alone.stats().guessed + alone.stats().tokens_found, 0);
         let config = Config { threads, page_tokens, max_batch, prefill_chunk, max_guess, ..config(1) };
-        let mut engine = Engine::new(Arc::clone(&model), config.with_kv_tokens(&model, 200 + spare)).unwrap();
+        let mut config = config.with_kv_tokens(&model, 200 + spare);
+        let mut engine = match draft {
+            None => Engine::new(Arc::clone(&model), config).unwrap(),
+            Some(seed) => {
+                config.kv_bytes *= 2;
+                let draft = common::model(ARCHITECTURES[architecture], seed);
+                Engine::with_draft(Arc::clone(&model), draft, config).unwrap()
+            }
+        };
         for _ in 0..2 {
             // The second time, what the first has left is found.
             prop_assert_eq!(&together(&mut engine, &requests, &tenants), &expected);
@@ -313,6 +323,36 @@ fn a_request_of_low_priority_is_not_passed_for_ever() {
     let place = |id| order.iter().position(|other| *other == id).unwrap();
     assert_eq!(place(high), 0, "nothing had begun before it");
     assert!(place(low) > 3, "it let others go first: {}", place(low));
+}
+
+#[test]
+fn a_draft_model_saves_steps_if_it_agrees_and_is_left_alone_if_not() {
+    let model = model(Architecture::Qwen3, 30);
+    let mut request = generation(60, 1, common::sampled(3), 100);
+    request.end_tokens.clear();
+    let expected = run(&mut plain(&model), request.clone());
+    let steps = |draft: Arc<Artifact>| {
+        let mut engine = Engine::with_draft(Arc::clone(&model), draft, config(2)).unwrap();
+        // A draft model of the same size does not pay by itself: that is what is to be seen of the other.
+        assert_eq!(run(&mut engine, request.clone()), expected);
+        engine.stats()
+    };
+    let own = steps(Arc::clone(&model));
+    assert!(own.guessed > 0 && own.guessed == own.guessed_right, "{own:?}");
+    let other = steps(common::model(Architecture::Qwen3, 31));
+    assert!(other.guessed <= 12, "{other:?}");
+}
+
+#[test]
+fn a_draft_model_has_the_same_tokenizer() {
+    let mut gguf = assay_model::testing::tiny_gguf(Architecture::Llama, 1);
+    // Another control token; its last occurrence is in the chat template.
+    let at = gguf.windows(6).position(|found| found == b"<|im_s").unwrap();
+    gguf[at + 2] = b'x';
+    let other = assay_model::import_gguf(&gguf, &mut |_, _| {}).unwrap();
+    let other = Arc::new(Artifact::parse(Arc::new(other)).unwrap());
+    let refused = Engine::with_draft(model(Architecture::Llama, 1), other, config(1)).map(drop);
+    assert_eq!(refused, Err(assay_engine::Error::DraftVocabulary));
 }
 
 #[test]

@@ -165,6 +165,10 @@ pub struct Model {
     pub name: String,
     /// The artifact file that `assay model import` or `assay model pull` made.
     pub artifact: PathBuf,
+    /// The artifact of a much smaller model of the same family, which guesses ahead: faster, and the same answers. Its
+    /// keys and values are within `kv_bytes`. Default: text is only guessed by what it repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<PathBuf>,
     /// Price of a prompt token, in 10^-18 OPG. Default 0.
     #[serde(default, with = "decimal")]
     pub prompt_price: u128,

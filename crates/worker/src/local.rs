@@ -2,7 +2,6 @@
 //! `memory.rs` says which models are loaded.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,14 +9,13 @@ use std::time::{Duration, Instant};
 use assay_engine::generation::Generation;
 use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, judge, judge_error};
 use assay_engine::{Engine, Event, Priority, SequenceId, Service, Stats, Tenant};
-use assay_model::Artifact;
 use assay_receipt::{Bytes32, FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::{Answer, Trouble, slow_reader};
-use crate::memory::{Lease, Memory, Slot};
+use crate::memory::{File, Lease, Memory, Slot};
 use crate::metrics::ModelMetrics;
-use crate::{Config, Error, files};
+use crate::{Config, Error, Model};
 
 /// Tokens that may wait for one request's task before its reader counts as slow.
 const UNREAD_TOKENS: usize = 1024;
@@ -111,15 +109,14 @@ pub(crate) enum Replayed {
 impl Local {
     /// Opens an artifact and checks its hashes. Takes seconds: call it where blocking is allowed.
     pub(crate) fn open(
-        path: &Path,
+        model: &Model,
         config: &Config,
         memory: &Arc<Memory>,
         metrics: ModelMetrics,
     ) -> Result<(Local, ModelFile), Error> {
-        let refused = |fault: String| Error::Model { path: path.to_owned(), fault };
-        let stamp = files::stamp(path)?;
-        let artifact = Artifact::parse(files::map(path)?).map_err(|fault| refused(fault.to_string()))?;
-        artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
+        let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
+        let (artifact, file) = File::verify(&model.artifact)?;
+        let draft = model.draft.as_deref().map(File::verify).transpose()?;
         let processor = Processor::from_artifact(&artifact).map_err(|fault| refused(fault.to_string()))?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -133,7 +130,10 @@ impl Local {
             prefill_chunk: config.prefill_chunk,
             ..assay_engine::Config::default()
         };
-        let context = artifact.config().context.min(engine.kv_tokens(&artifact));
+        let context = artifact
+            .config()
+            .context
+            .min(engine.kv_tokens(&artifact, draft.as_ref().map(|(draft, _)| draft)));
         if context == 0 {
             return Err(refused(format!("kv_bytes = {} has no room for a page of it", config.kv_bytes)));
         }
@@ -144,15 +144,14 @@ impl Local {
             tokenizer: artifact.tokenizer_json().to_vec(),
         };
         let slot = Slot {
-            path: path.to_owned(),
-            id: opened.id,
-            stamp,
+            bytes: file.bytes() + draft.as_ref().map_or(0, |(_, file)| file.bytes()) + config.kv_bytes as u64,
+            file,
+            draft: draft.map(|(_, file)| file),
             // Room for everything that admission lets in, so that a full channel means a stuck engine.
             places: config.queue + config.max_batch + config.audits + 1,
             engine,
             patience: Duration::from_millis(config.audit_patience_ms),
             metrics,
-            bytes: stamp.bytes + config.kv_bytes as u64,
             users: Arc::default(),
         };
         let local = Local {

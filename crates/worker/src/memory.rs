@@ -3,7 +3,7 @@
 //! A loaded model is its mapped file, and an engine with memory for keys and values. Tokenizers stay in memory always, so
 //! that requests can be checked before anything is loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,19 +23,55 @@ use crate::{Error, files};
 /// request gets in before it, so that a model which is always in use keeps nobody out.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// An artifact's file, whose hashes were checked.
+pub(crate) struct File {
+    path: PathBuf,
+    id: Bytes32,
+    stamp: files::Stamp,
+}
+
+impl File {
+    /// Opens a file and checks its hashes, which takes seconds.
+    pub(crate) fn verify(path: &Path) -> Result<(Artifact, File), Error> {
+        let refused =
+            |fault: assay_model::Error| Error::Model { path: path.to_owned(), fault: fault.to_string() };
+        let stamp = files::stamp(path)?;
+        let artifact = Artifact::parse(files::map(path)?).map_err(refused)?;
+        artifact.verify(&mut |_, _| {}).map_err(refused)?;
+        let file = File { path: path.to_owned(), id: artifact.id(), stamp };
+        Ok((artifact, file))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.stamp.bytes
+    }
+
+    /// Opens the file again; checks its hashes if it was touched.
+    fn open(&self) -> Result<Arc<Artifact>, Error> {
+        let refused = |fault: String| Error::Model { path: self.path.clone(), fault };
+        let artifact =
+            Artifact::parse(files::map(&self.path)?).map_err(|fault| refused(fault.to_string()))?;
+        if files::stamp(&self.path)? != self.stamp {
+            artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
+        }
+        if artifact.id() != self.id {
+            return Err(refused("it is another model than at the start".to_owned()));
+        }
+        Ok(Arc::new(artifact))
+    }
+}
+
 /// A model that can be loaded.
 pub(crate) struct Slot {
-    pub(crate) path: PathBuf,
-    pub(crate) id: Bytes32,
-    /// Of the file whose hashes were checked.
-    pub(crate) stamp: files::Stamp,
+    pub(crate) file: File,
+    pub(crate) draft: Option<File>,
     /// Requests and audits that its queue must hold.
     pub(crate) places: usize,
     pub(crate) engine: assay_engine::Config,
     /// See [`crate::Config::audit_patience_ms`].
     pub(crate) patience: Duration,
     pub(crate) metrics: ModelMetrics,
-    /// File, keys and values.
+    /// Files, keys and values.
     pub(crate) bytes: u64,
     /// Leases.
     pub(crate) users: Arc<AtomicUsize>,
@@ -98,7 +134,7 @@ impl Memory {
         if self.limit > 0 && slot.bytes > self.limit {
             let fault = format!(
                 "the model {} needs {} bytes with its keys and values, more than memory_bytes = {}: raise that or lower kv_bytes",
-                slot.path.display(),
+                slot.file.path.display(),
                 slot.bytes,
                 self.limit
             );
@@ -176,29 +212,25 @@ impl Memory {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
             let slot = self.slot(slot);
             slot.metrics.loaded.set(0);
-            tracing::info!(model = %slot.id, "model unloaded");
+            tracing::info!(model = %slot.file.id, "model unloaded");
         }
     }
 
     async fn load(&self, number: usize) -> Result<Loaded, Error> {
         let slot = self.slot(number);
         let opened = tokio::task::spawn_blocking(move || {
-            let refused = |fault: String| Error::Model { path: slot.path.clone(), fault };
-            let artifact =
-                Artifact::parse(files::map(&slot.path)?).map_err(|fault| refused(fault.to_string()))?;
-            if files::stamp(&slot.path)? != slot.stamp {
-                artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
-            }
-            if artifact.id() != slot.id {
-                return Err(refused("it is another model than at the start".to_owned()));
-            }
-            let engine = Engine::new(Arc::new(artifact), slot.engine);
-            let engine = engine.map_err(|fault| refused(fault.to_string()))?;
+            let artifact = slot.file.open()?;
+            let engine = match &slot.draft {
+                Some(draft) => Engine::with_draft(artifact, draft.open()?, slot.engine),
+                None => Engine::new(artifact, slot.engine),
+            };
+            let engine = engine
+                .map_err(|fault| Error::Model { path: slot.file.path.clone(), fault: fault.to_string() })?;
             let (jobs, queue) = mpsc::channel(slot.places);
             let thread = local::start(engine, queue, slot.patience, slot.metrics.clone())
                 .map_err(|fault| Error::Start { fault: fault.to_string() })?;
             slot.metrics.loaded.set(1);
-            tracing::info!(model = %slot.id, "model loaded");
+            tracing::info!(model = %slot.file.id, "model loaded");
             Ok((jobs, thread))
         });
         let (jobs, thread) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;

@@ -313,7 +313,7 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
         // Hashing and reading the artifact takes seconds.
         let opened = tokio::task::spawn_blocking(move || {
             let (model, config, memory, metrics) = opening;
-            Local::open(&model.artifact, &config, &memory, metrics)
+            Local::open(&model, &config, &memory, metrics)
         });
         let (local, opened) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
         memory.load_if_room(number).await?;

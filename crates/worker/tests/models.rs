@@ -103,6 +103,24 @@ async fn a_model_in_use_stays_and_others_get_their_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_changes_no_answer() {
+    let worker = Worker::start(|config| {
+        let path = artifact(config, 7);
+        // The model guesses for itself, so that all guesses are right.
+        config.models.push(assay_worker::Model { draft: Some(path.clone()), ..model(&path, 2, 3) });
+    })
+    .await;
+    let mut request = endless(worker.model(), 60);
+    request.logprobs = Some(2);
+    let call = call(request.clone());
+    assert_eq!(worker.generate(&call).await.unwrap().bundle(&call).output, alone(7, &request));
+    let right = worker.metric("assay_worker_guessed_tokens_right_total{model=\"tiny\"}").await.unwrap();
+    let guessed = worker.metric("assay_worker_guessed_tokens_total{model=\"tiny\"}").await.unwrap();
+    assert!(right > 0.0 && guessed >= right, "{right} of {guessed}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_room_all_stay_and_with_none_the_worker_says_so() {
     let worker = Worker::start(|config| two(config, 2)).await;
     assert_eq!(loaded(&worker).await, [1.0, 1.0]);

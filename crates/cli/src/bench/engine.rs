@@ -29,11 +29,16 @@ pub(crate) struct Args {
     /// Rounds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
+    /// Other processes that want a processor each meanwhile; the mean of the rounds counts then, not the best
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    competitors: u16,
 }
 
-/// The best times so far, in seconds.
+/// The best times so far, or their sums, in seconds.
 #[derive(Clone)]
 struct Best {
+    /// How many times were added up; 0 if the best counts.
+    sum_of: u32,
     prompt: f64,
     /// One a token of the answer.
     answer: Vec<f64>,
@@ -41,17 +46,30 @@ struct Best {
 
 impl Best {
     fn new(tokens: usize) -> Best {
-        Best { prompt: f64::INFINITY, answer: vec![f64::INFINITY; tokens] }
+        Best { sum_of: 0, prompt: f64::INFINITY, answer: vec![f64::INFINITY; tokens] }
+    }
+
+    /// For the mean.
+    fn mean(tokens: usize) -> Best {
+        Best { sum_of: 1, prompt: 0.0, answer: vec![0.0; tokens] }
     }
 
     fn add(&mut self, prompt: f64, answer: impl IntoIterator<Item = f64>) {
+        if self.sum_of > 0 {
+            self.sum_of += 1;
+            self.prompt += prompt;
+            self.answer.iter_mut().zip(answer).for_each(|(sum, now)| *sum += now);
+            return;
+        }
         self.prompt = self.prompt.min(prompt);
         self.answer.iter_mut().zip(answer).for_each(|(best, now)| *best = best.min(now));
     }
 
     /// Tokens a second: of the prompt, and of the answer.
     fn speeds(&self, prompt: usize) -> [f64; 2] {
-        [prompt as f64 / self.prompt, self.answer.len() as f64 / self.answer.iter().sum::<f64>()]
+        let rounds = f64::from(self.sum_of.saturating_sub(1).max(1));
+        let answer = self.answer.iter().sum::<f64>();
+        [rounds * prompt as f64 / self.prompt, rounds * self.answer.len() as f64 / answer]
     }
 }
 
@@ -90,8 +108,10 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     }
     spinner.finish_and_clear();
 
-    let mut ours = Best::new(answer_tokens);
-    let mut theirs = FILES.map(|_| Best::new(answer_tokens));
+    let times = if args.competitors > 0 { Best::mean } else { Best::new };
+    let mut ours = times(answer_tokens);
+    let mut theirs = FILES.map(|_| times(answer_tokens));
+    let competitors = python::Busy::start(&folder, args.competitors)?;
     let bar = ui::bar(u64::from(args.rounds), "measuring", false);
     for _ in 0..args.rounds {
         let (answer, prompt, steps) = round(&mut engine, &generation).map_err(said)?;
@@ -111,6 +131,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    drop(competitors);
     print(args, json, &ours, &theirs, &features);
     Ok(())
 }
@@ -167,19 +188,23 @@ fn print(args: &Args, json: bool, ours: &Best, theirs: &[Best; 2], features: &st
         ui::print_json(&json!({
             "model": models::DEFAULT, "machine": machine, "kernel": kernel, "threads": args.threads,
             "prompt_tokens": args.prompt, "answer_tokens": args.answer, "rounds": args.rounds,
+            "competitors": args.competitors,
             "prefill_tokens_per_second": ours[0], "decode_tokens_per_second": ours[1],
             "llama_cpp": { "features": features, "files": peers },
         }));
         return;
     }
     ui::say!(
-        "{} on {machine}, {} threads: {} tokens of prompt, {} of answer, the best of {} rounds in turn.\n\
+        "{} on {machine}, {} threads: {} tokens of prompt, {} of answer, the {} of {} rounds in turn, {} other processes \
+         that want a processor each.\n\
          Assay computes with its kernel {kernel}; llama.cpp with {features}\n",
         models::DEFAULT,
         args.threads,
         args.prompt,
         args.answer,
+        if args.competitors > 0 { "mean" } else { "best" },
         args.rounds,
+        args.competitors,
     );
     let row = |name: &str, speeds: [f64; 2]| {
         let ratio = |index: usize| format!("{:.2}", ours[index] / speeds[index]);
@@ -204,6 +229,14 @@ mod tests {
         best.add(2.0, [1.0, 0.25]);
         best.add(4.0, [0.75, 0.5]);
         assert_eq!(best.speeds(8), [4.0, 2.0]);
+    }
+
+    #[test]
+    fn the_mean_counts_when_others_compete() {
+        let mut mean = Best::mean(2);
+        mean.add(2.0, [1.0, 0.25]);
+        mean.add(6.0, [0.5, 0.25]);
+        assert_eq!(mean.speeds(8), [2.0, 2.0]);
     }
 
     #[test]

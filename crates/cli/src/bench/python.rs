@@ -107,6 +107,34 @@ fn finish(command: &mut Command, advice: &str) -> Result<()> {
     Err(Error::said(format!("{advice} ({text})")))
 }
 
+/// Processes that keep a processor busy each, until this is dropped.
+pub(crate) struct Busy(Vec<Child>);
+
+impl Busy {
+    pub(crate) fn start(folder: &Path, count: u16) -> Result<Busy> {
+        let mut busy = Busy(Vec::new());
+        for _ in 0..count {
+            let child = Command::new(interpreter(folder))
+                // Ends by itself when this process is killed: its input closes.
+                .args(["-c", "import os, sys, threading\nthreading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()\nwhile True: pass"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .map_err(|error| Error::said(format!("a competing process cannot be started: {error}")))?;
+            busy.0.push(child);
+        }
+        Ok(busy)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// A running script. It ends when this is dropped, because its standard input closes.
 pub(crate) struct Script {
     child: Child,
