@@ -42,9 +42,10 @@ export function plan(genesis, deployer, nonce = 0) {
   create("timelock", 1);
   create("pause", 2);
   create("layerReferee", 3);
-  create("samplerReferee", 4);
-  PROXIES.forEach(([, field], i) => create(field, 6 + 2 * i));
-  create("governor", 5 + 2 * PROXIES.length);
+  create("attentionReferee", 4);
+  create("samplerReferee", 5);
+  PROXIES.forEach(([, field], i) => create(field, 7 + 2 * i));
+  create("governor", 6 + 2 * PROXIES.length);
   const resolve = (holder) => (holder.startsWith("0x") ? holder : addresses[holder] ?? fail(`nobody is called ${holder}`));
   const g = genesis;
   const p = g.parameters;
@@ -63,6 +64,7 @@ export function plan(genesis, deployer, nonce = 0) {
   deploy("timelock", "TimelockController", p.timelock.delay, [], [nobody], deployer);
   deploy("pause", "Pause", addresses.timelock, g.guardian);
   deploy("layerReferee", "LayerReferee");
+  deploy("attentionReferee", "AttentionReferee");
   deploy("samplerReferee", "SamplerReferee");
   const all = FIELDS.map((field) => addresses[field]);
   const initial = {
@@ -74,7 +76,7 @@ export function plan(genesis, deployer, nonce = 0) {
     Settlement: [Object.values(p.settlement)],
     Audits: [p.audits.samples],
     ServiceLevels: [],
-    Disputes: [Object.values(p.disputes), [addresses.layerReferee, addresses.samplerReferee]],
+    Disputes: [Object.values(p.disputes), [addresses.layerReferee, addresses.attentionReferee, addresses.samplerReferee]],
     Treasury: [],
   };
   for (const [contract, field] of PROXIES) {

@@ -159,10 +159,10 @@ contract Disputes is System {
         _SETTLEMENT = Settlement(a.settlement);
     }
 
-    /// @notice Sets the first parameters and the referees of arithmetic 1; called once, when the proxy is built.
+    /// @notice Sets the first parameters and the referees of arithmetic 2; called once, when the proxy is built.
     function initialize(DisputeParameters calldata p, IReferee[] calldata first) external initializer {
         _setParameters(p);
-        _setReferees(1, first);
+        _setReferees(2, first);
     }
 
     /// @notice Sets the parameters. Governance only. Disputes under way keep their bonds.
@@ -333,7 +333,11 @@ contract Disputes is System {
     /// @param tile The tile's bytes.
     function revealTile(uint256 id, bytes calldata tile) external {
         Dispute storage d = _move(id, 3, _disputes[id].operator);
-        if (d.level != 0 || Tiles.leaf(d.index, tile) != d.node) revert WrongReveal();
+        // A tile of another length has a hash too, and no opening that the challenger could use.
+        if (d.level != 0) revert WrongReveal();
+        uint256 length = d.size - d.index * Tiles.TILE;
+        if (tile.length != (length < Tiles.TILE ? length : Tiles.TILE)) revert WrongReveal();
+        if (Tiles.leaf(d.index, tile) != d.node) revert WrongReveal();
         d.children = 0;
         _turn(d, 2);
         emit Revealed(id, 0, d.index);

@@ -7,38 +7,62 @@ import {Case, Referee} from "./Referee.sol";
 import {Tiles} from "./Tiles.sol";
 
 /// @title LayerReferee
-/// @notice Judges everything from the embedding to the logits: arrays 1 to 52 of docs/disputes.md.
+/// @notice Judges embedding, norms, linear layers and what lies between the feed-forward layers: arrays 1 to 10 and 30 to 52
+/// of docs/disputes.md.
 contract LayerReferee is Referee {
     using Tiles for *;
 
-    /// Exponent that stands for no value at all.
-    int256 private constant NONE = -40_000;
+    /// @notice Weights are stored in 4, 6 or 8 bits.
+    error Encoding(uint256 bits);
 
     function _special(Shape memory, Case calldata) internal pure override returns (bool) {
         revert NoSuchEntry();
     }
 
-    function _scaleOf(bytes memory row) private pure returns (Scale memory) {
-        return Scale(row.unsigned(0, 4), row.signed(1, 4));
-    }
-
-    function _name(uint256 layer, string memory what) private pure returns (string memory) {
-        bytes memory digits;
-        do {
-            digits = abi.encodePacked(bytes1(uint8(48 + layer % 10)), digits);
-            layer /= 10;
-        } while (layer != 0);
-        return string.concat("layers.", string(digits), ".", what);
-    }
-
-    /// Weights `from` to `from + count` of a row, each a signed number. The section's representation is decided here alone.
+    /// Weights `from` to `from + count` of a row as signed numbers of 16 bits. `from` is a multiple of 64, or `count` is 1.
+    /// How weights are stored is known here alone: docs/arithmetic.md, 4.3.
     function _weights(Case calldata k, uint256 place, string memory name, uint256 r, uint256 from, uint256 count)
         private
         pure
-        returns (bytes memory, uint256 width)
+        returns (bytes memory)
     {
         Section memory s = Manifest.section(k.manifest, place, string.concat(name, ".weights"));
-        return (k.model.read(s.offset + r * s.cols + from, count), 1);
+        if (s.bits != 4 && s.bits != 6 && s.bits != 8) revert Encoding(s.bits);
+        uint256 chunk = 32 + 32 * s.bits;
+        uint256 first = (r / 4 * ((s.cols + 63) / 64) + from / 64) * chunk;
+        bytes memory data = k.model.read(s.offset + first, (from % 64 + count + 63) / 64 * chunk);
+        return _expand(data, s.bits, r % 4, from % 64, count);
+    }
+
+    function _expand(bytes memory data, uint256 bits, uint256 r, uint256 from, uint256 count)
+        private
+        pure
+        returns (bytes memory out)
+    {
+        out = new bytes(2 * count);
+        for (uint256 i; i < count; ++i) {
+            uint256 w = uint256(_weight(data, (from + i) / 64 * (32 + 32 * bits), r, (from + i) % 64, bits));
+            out[2 * i] = bytes1(uint8(w));
+            out[2 * i + 1] = bytes1(uint8(w >> 8));
+        }
+    }
+
+    /// Weight `c` of row `r` of the chunk that begins at `place`.
+    function _weight(bytes memory data, uint256 place, uint256 r, uint256 c, uint256 bits) private pure returns (int256) {
+        uint256 integers = place + 32 + r * 8 * bits;
+        // Column c is in word c mod 16 of its 16 (or of its half, with 8 bits), after c / 16 (or c / 16 mod 2) others.
+        uint256 q;
+        if (bits == 8) {
+            q = uint8(data[integers + c / 32 * 32 + c % 16 * 2 + c / 16 % 2]);
+        } else {
+            q = uint8(data[integers + c % 16 * 2 + c / 32]) >> (c / 16 % 2 * 4) & 15;
+            if (bits == 6) q |= (uint256(uint8(data[integers + 32 + c % 16])) >> (c / 16 * 2) & 3) << 4;
+        }
+        int256 value = int256(q << (256 - bits)) >> (256 - bits);
+        uint256 parameters = place / 2 + r * 4;
+        if (bits == 6) return Fixed.rshift(value * data.signed(parameters + c / 16, 2), 5);
+        parameters += c / 32 * 2;
+        return data.signed(parameters + 1, 2) + Fixed.rshift(value * data.signed(parameters, 2), bits - 1);
     }
 
     function _scaleAt(Case calldata k, uint256 place, string memory name, uint256 r)
@@ -49,15 +73,6 @@ contract LayerReferee is Referee {
         Section memory s = Manifest.section(k.manifest, place, string.concat(name, ".scales"));
         bytes memory b = k.model.read(s.offset + 8 * r, 8);
         return Scale(b.unsigned(0, 4), b.signed(2, 2));
-    }
-
-    function _words(Case calldata k, uint256 place, string memory name, uint256 from, uint256 count)
-        private
-        pure
-        returns (bytes memory)
-    {
-        Section memory s = Manifest.section(k.manifest, place, name);
-        return k.model.read(s.offset + 4 * from, 4 * count);
     }
 
     // ---- operations ----
@@ -74,11 +89,6 @@ contract LayerReferee is Referee {
         if (cell == 6 || cell == 8 || cell == 10 || cell == 34 || cell == 39 || cell == 41 || cell == 47 || cell == 52) {
             return _output(h, k);
         }
-        if (cell == 11 || cell == 12) return _headNorm(h, k);
-        if (cell == 13 || cell == 14) return _rotate(h, k);
-        if (cell == 15 || cell == 17 || cell == 19) return _headRow(h, k);
-        if (cell == 16 || cell == 18 || cell == 20) return _headValue(h, k);
-        if (cell >= 21 && cell <= 29) return _attention(h, k);
         if (cell == 30 || cell == 43) return _maxPart(h, k);
         if (cell == 31 || cell == 44) return _maxRow(h, k);
         if (cell == 32 || cell == 45) return _value(h, k);
@@ -93,9 +103,9 @@ contract LayerReferee is Referee {
     {
         uint256 token = uint256(_entry(h, k, 0, k.claim.a, 0));
         if (token >= h.vocab) return new bytes(4);
-        (bytes memory w, uint256 width) = _weights(k, k.claim.places[2], "embedding", token, k.claim.b, 1);
+        bytes memory w = _weights(k, k.claim.places[2], "embedding", token, k.claim.b, 1);
         Scale memory scale = _scaleAt(k, k.claim.places[3], "embedding", token);
-        return Fixed.rescale1(w.signed(0, width), scale, 0).pack(4);
+        return Fixed.rescale1(w.signed(0, 2), scale, 0).pack(4);
     }
 
     /// Entries of the residual stream that a norm reads, or that the output of attention is added to.
@@ -166,19 +176,6 @@ contract LayerReferee is Referee {
         return bytes.concat(_packRow(scale, r, b), int256(shift).pack(4), new bytes(12));
     }
 
-    /// Unit, reciprocal and shift of docs/arithmetic.md, 4.1, for a largest magnitude.
-    function _quantiser(uint256 max) private pure returns (Scale memory unit, uint256 r, uint256 shift) {
-        if (max == 0) return (Scale(0, 0), 0, 0);
-        shift = Fixed.bits(max) + 19;
-        r = (2047 << shift) / max;
-        unit = Fixed.unit(max);
-    }
-
-    /// 16 bytes: the scale, then reciprocal and shift.
-    function _packRow(Scale memory scale, uint256 r, uint256 shift) private pure returns (bytes memory) {
-        return bytes.concat(int256(scale.m).pack(4), scale.e.pack(4), int256(r).pack(4), int256(shift).pack(4));
-    }
-
     function _normValue(Shape memory h, Case calldata k)
         private
         pure
@@ -188,10 +185,6 @@ contract LayerReferee is Referee {
         int256 w = _words(k, k.claim.places[2], _normName(k.claim.cell, k.claim.layer), k.claim.b, 1).signed(0, 4);
         bytes memory head = _row(h, k, k.claim.cell - 1, k.claim.a, 0, 1);
         return _quantised(Fixed.rshift(x * w, head.unsigned(4, 4)), head);
-    }
-
-    function _quantised(int256 x, bytes memory row) private pure returns (bytes memory) {
-        return Fixed.rshift(x * int256(row.unsigned(2, 4)), row.unsigned(3, 4)).pack(2);
     }
 
     /// Names of the matrices, and the arrays of their inputs.
@@ -218,229 +211,30 @@ contract LayerReferee is Referee {
         uint256 from = k.claim.c * SEGMENT;
         uint256 count = cols - from < SEGMENT ? cols - from : SEGMENT;
         bytes memory x = _row(h, k, input, k.claim.a, from, count);
-        (bytes memory w, uint256 width) = _weights(k, k.claim.places[2], name, k.claim.b, from, count);
-        return _product(x, 2, w, width, count).pack(8);
+        bytes memory w = _weights(k, k.claim.places[2], name, k.claim.b, from, count);
+        return _product(x, 2, w, 2, count).pack(8);
     }
 
-    /// Sum of the products of two packed lists of signed numbers with the given widths.
-    function _product(bytes memory x, uint256 xWidth, bytes memory y, uint256 yWidth, uint256 count)
-        private
-        pure
-        returns (int256 sum)
-    {
-        for (uint256 i; i < count; ++i) {
-            sum += x.signed(i, xWidth) * y.signed(i, yWidth);
-        }
-    }
-
-    function _sum(bytes memory parts) private pure returns (int256 sum) {
-        for (uint256 i; i < parts.length / 8; ++i) {
-            sum += parts.signed(i, 8);
-        }
-    }
-
-    function _output(Shape memory h, Case calldata k)
-        private
-        pure
-        returns (bytes memory)
-    {
-        (string memory name, uint256 input, uint256 cols) = _matrix(h, k.claim.cell, k.claim.layer);
-        int256 sum = _sum(_row(h, k, k.claim.cell - 1, k.claim.a, k.claim.b, _segments(cols)));
-        Scale memory x = _scaleOf(_row(h, k, input - 1, k.claim.a, 0, 1));
-        int256 out = Fixed.rescale(sum, x, _scaleAt(k, k.claim.places[2], name, k.claim.b));
+    function _output(Shape memory h, Case calldata k) private pure returns (bytes memory) {
+        int256 out = _rescaled(h, k);
         if (k.claim.cell <= 10 && h.bias) {
-            out = Fixed.sat(out + _words(k, k.claim.places[3], string.concat(name, ".bias"), k.claim.b, 1).signed(0, 4));
+            (string memory name,,) = _matrix(h, k.claim.cell, k.claim.layer);
+            bytes memory bias = _words(k, k.claim.places[3], string.concat(name, ".bias"), k.claim.b, 1);
+            out = Fixed.sat(out + bias.signed(0, 4));
         }
         if (k.claim.cell == 34) out = Fixed.sat(out + _stream(h, k, 2, k.claim.b, 1).signed(0, 4));
         if (k.claim.cell == 47) out = Fixed.sat(out + _entry(h, k, 34, k.claim.a, k.claim.b));
         return out.pack(4);
     }
 
-    function _headNorm(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        uint256 d = h.headDim;
-        uint256 own = k.claim.b % d;
-        bytes memory x = _row(h, k, k.claim.cell == 11 ? 6 : 8, k.claim.a, k.claim.b - own, d);
-        bytes memory w =
-            _words(k, k.claim.places[2], _name(k.claim.layer, k.claim.cell == 11 ? "q_norm" : "k_norm"), 0, d);
-        (uint256 squares, uint256 max) = _norm(x, w);
-        uint256 mean = (squares + d / 2) / d + h.eps;
-        if (mean > type(uint64).max) mean = type(uint64).max;
-        uint256 shift = Fixed.bits(max) > 30 ? Fixed.bits(max) - 30 : 0;
-        int256 p = Fixed.rshift(x.signed(own, 4) * w.signed(own, 4), shift);
-        return Fixed.rescale1(p, Fixed.shifted(Fixed.isqrt(mean), 16), int256(shift) - 32).pack(4);
-    }
-
-    function _norm(bytes memory x, bytes memory w) private pure returns (uint256 squares, uint256 max) {
-        for (uint256 i; i < x.length / 4; ++i) {
-            int256 v = x.signed(i, 4);
-            squares += uint256(v * v);
-            v = v * w.signed(i, 4);
-            if (uint256(v < 0 ? -v : v) > max) max = uint256(v < 0 ? -v : v);
-        }
-    }
-
-    function _rotate(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        uint256 source = k.claim.cell == 13 ? (h.headNorm ? 11 : 6) : (h.headNorm ? 12 : 8);
-        uint256 d = h.headDim / 2;
-        uint256 own = k.claim.b % h.headDim;
-        bool second = h.half ? own >= d : own & 1 == 1;
-        uint256 other = h.half ? (second ? k.claim.b - d : k.claim.b + d) : k.claim.b ^ 1;
-        int256 x = _entry(h, k, source, k.claim.a, k.claim.b);
-        int256 y = _entry(h, k, source, k.claim.a, other);
-        uint256 pair = k.claim.a * d + (h.half ? own % d : own / 2);
-        return _turned(k, pair, x, y, second);
-    }
-
-    function _turned(Case calldata k, uint256 pair, int256 x, int256 y, bool second)
-        private
-        pure
-        returns (bytes memory)
-    {
-        int256 cos = _words(k, k.claim.places[2], "rope_cos", pair, 1).signed(0, 4);
-        int256 sin = _words(k, k.claim.places[3], "rope_sin", pair, 1).signed(0, 4);
-        return Fixed.sat(Fixed.rshift(second ? y * sin + x * cos : x * cos - y * sin, 30)).pack(4);
-    }
-
-    function _headSource(uint256 cell) private pure returns (uint256) {
-        return cell <= 16 ? 13 : cell <= 18 ? 14 : 10;
-    }
-
-    function _headRow(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        (uint256 token, uint256 head) = k.claim.cell == 19 ? (k.claim.b, k.claim.a) : (k.claim.a, k.claim.b);
-        bytes memory x =
-            _row(h, k, _headSource(k.claim.cell), token, head * h.headDim, h.headDim);
-        return _rowOf(_max(x));
-    }
-
-    function _rowOf(uint256 max) private pure returns (bytes memory) {
-        (Scale memory unit, uint256 r, uint256 shift) = _quantiser(max);
-        return _packRow(Fixed.shifted(unit, -16), r, shift);
-    }
-
-    function _max(bytes memory words) private pure returns (uint256 max) {
-        for (uint256 i; i < words.length / 4; ++i) {
-            int256 v = words.signed(i, 4);
-            if (uint256(v < 0 ? -v : v) > max) max = uint256(v < 0 ? -v : v);
-        }
-    }
-
-    function _headValue(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        (uint256 token, uint256 column) = k.claim.cell == 20 ? (k.claim.b, k.claim.a) : (k.claim.a, k.claim.b);
-        int256 x = _entry(h, k, _headSource(k.claim.cell), token, column);
-        uint256 head = column / h.headDim;
-        bytes memory row = k.claim.cell == 20
-            ? _row(h, k, 19, head, token, 1)
-            : _row(h, k, k.claim.cell - 1, token, head, 1);
-        return _quantised(x, row);
-    }
-
-    function _attention(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        if (k.claim.cell == 21) return _score(h, k);
-        if (k.claim.cell == 22) return _topPart(h, k);
-        if (k.claim.cell == 23) return _top(h, k);
-        if (k.claim.cell == 24) {
-            int256 top = _row(h, k, 23, k.claim.a, k.claim.b, 1).signed(0, 4);
-            int256 x = _run(h, k, 21, k.claim.a, k.claim.b, k.claim.c, 1).signed(0, 4);
-            // A top below a score is an earlier fault of the trace; nothing here may revert for it.
-            return int256(Fixed.exp2neg(top > x ? uint256(top - x) : 0)).pack(4);
-        }
-        if (k.claim.cell == 25) return _fold(h, k);
-        if (k.claim.cell == 26) {
-            (uint256 from, uint256 count) = _past(k.claim.b, k.claim.c);
-            bytes memory e = count == 0 ? new bytes(0) : _run(h, k, 24, k.claim.a, k.claim.b, from, count);
-            uint256 total;
-            for (uint256 i; i < count; ++i) {
-                total += (e.unsigned(i, 4) + 128) >> 8;
-            }
-            return int256(total).pack(8);
-        }
-        if (k.claim.cell == 27) {
-            int256 total = _sum(_row(h, k, 26, k.claim.a, k.claim.b, _segments(h.n)));
-            Scale memory r = Fixed.recip(Fixed.scale(uint256(total) & type(uint64).max));
-            return bytes.concat(int256(r.m).pack(4), r.e.pack(4));
-        }
-        return k.claim.cell == 28 ? _weightedSum(h, k) : _attended(h, k);
-    }
-
-    /// The tokens of segment `s` that token `t` may see: the first, and how many.
-    function _past(uint256 t, uint256 s) private pure returns (uint256 from, uint256 count) {
-        from = s * SEGMENT;
-        count = from > t ? 0 : t + 1 - from < SEGMENT ? t + 1 - from : SEGMENT;
-    }
-
-    function _score(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        uint256 kv = k.claim.a / (h.heads / h.kvHeads);
-        Scale memory query = _scaleOf(_row(h, k, 15, k.claim.b, k.claim.a, 1));
-        Scale memory key = _scaleOf(_row(h, k, 17, k.claim.c, kv, 1));
-        int256 sum = _product(
-            _row(h, k, 16, k.claim.b, k.claim.a * h.headDim, h.headDim),
-            2,
-            _row(h, k, 18, k.claim.c, kv * h.headDim, h.headDim),
-            2,
-            h.headDim
-        );
-        Scale memory factor = Fixed.mul(Fixed.isqrt(h.headDim), Fixed.log2e());
-        return Fixed.rescale(sum, Fixed.mul(query, factor), key).pack(4);
-    }
-
-    function _topPart(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        (uint256 from, uint256 count) = _past(k.claim.b, k.claim.c);
-        if (count == 0) return bytes.concat(int256(type(int32).min).pack(4), NONE.pack(4));
-        return _highest(
-            _run(h, k, 21, k.claim.a, k.claim.b, from, count),
-            _row(h, k, 19, k.claim.a / (h.heads / h.kvHeads), from, count)
-        );
-    }
-
-    /// The largest score, and the largest exponent of the values' scales that are not zero.
-    function _highest(bytes memory scores, bytes memory values) private pure returns (bytes memory) {
-        int256 top = type(int32).min;
-        int256 exponent = NONE;
-        for (uint256 i; i < scores.length / 4; ++i) {
-            int256 x = scores.signed(i, 4);
-            if (x > top) top = x;
-            x = values.signed(4 * i + 1, 4);
-            if (values.unsigned(4 * i, 4) != 0 && x > exponent) exponent = x;
-        }
-        return bytes.concat(top.pack(4), exponent.pack(4));
-    }
-
-    function _top(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        uint256 segments = _segments(h.n);
-        bytes memory parts = _row(h, k, 22, k.claim.a, k.claim.b, segments);
-        int256 top = type(int32).min;
-        int256 exponent = NONE;
-        for (uint256 i; i < segments; ++i) {
-            if (parts.signed(2 * i, 4) > top) top = parts.signed(2 * i, 4);
-            if (parts.signed(2 * i + 1, 4) > exponent) exponent = parts.signed(2 * i + 1, 4);
-        }
-        return bytes.concat(top.pack(4), exponent.pack(4));
-    }
-
-    function _fold(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        Scale memory v = _scaleOf(_row(h, k, 19, k.claim.a / (h.heads / h.kvHeads), k.claim.c, 1));
-        int256 exponent = _row(h, k, 23, k.claim.a, k.claim.b, 1).signed(1, 4);
-        uint256 e = uint256(_run(h, k, 24, k.claim.a, k.claim.b, k.claim.c, 1).signed(0, 4)) & type(uint32).max;
-        int256 down = exponent - v.e;
-        uint256 m = v.m >> uint256(down < 0 ? int256(0) : down > 31 ? int256(31) : down);
-        return int256((e * m + (1 << 38)) >> 39).pack(4);
-    }
-
-    function _weightedSum(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        (uint256 from, uint256 count) = _past(k.claim.a, k.claim.c);
-        if (count == 0) return new bytes(8);
-        uint256 head = k.claim.b / h.headDim;
-        bytes memory u = _run(h, k, 25, head, k.claim.a, from, count);
-        uint256 column = head / (h.heads / h.kvHeads) * h.headDim + k.claim.b % h.headDim;
-        return _product(u, 4, _row(h, k, 20, column, from, count), 2, count).pack(8);
-    }
-
-    function _attended(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        uint256 head = k.claim.b / h.headDim;
-        int256 exponent = _row(h, k, 23, head, k.claim.a, 1).signed(1, 4);
-        if (exponent == NONE) return new bytes(4);
-        int256 sum = _sum(_row(h, k, 28, k.claim.a, k.claim.b, _segments(h.n)));
-        return Fixed.rescale1(sum, _scaleOf(_row(h, k, 27, head, k.claim.a, 1)), 31 + exponent).pack(4);
+    function _rescaled(Shape memory h, Case calldata k) private pure returns (int256) {
+        (string memory name, uint256 input, uint256 cols) = _matrix(h, k.claim.cell, k.claim.layer);
+        int256 sum = _sum(_row(h, k, k.claim.cell - 1, k.claim.a, k.claim.b, _segments(cols)));
+        Scale memory x = _scaleOf(_row(h, k, input - 1, k.claim.a, 0, 1));
+        // The sum is brought below 2^31 first.
+        uint256 shift = Fixed.bits(cols) > 6 ? Fixed.bits(cols) - 6 : 0;
+        x = Fixed.shifted(x, int256(shift));
+        return Fixed.rescale(Fixed.rshift(sum, shift), x, _scaleAt(k, k.claim.places[2], name, k.claim.b));
     }
 
     function _maxPart(Shape memory h, Case calldata k) private pure returns (bytes memory) {

@@ -5,10 +5,12 @@ pragma solidity 0.8.37;
 /// @param offset First byte.
 /// @param rows Rows.
 /// @param cols Elements of a row.
+/// @param bits The digit at the end of its kind: the bits of a stored weight; 0 for other kinds.
 struct Section {
     uint256 offset;
     uint256 rows;
     uint256 cols;
+    uint256 bits;
 }
 
 /// @title Manifest
@@ -56,6 +58,8 @@ library Manifest {
     function section(bytes calldata m, uint256 place, string memory name) internal pure returns (Section memory s) {
         uint256 next = skip(m, place, string.concat("{\"name\":\"", name, "\",\"kind\":\""));
         while (next < m.length && m[next] != "\"") ++next;
+        uint256 last = uint8(m[next - 1]);
+        s.bits = last >= 48 && last <= 57 ? last - 48 : 0;
         (s.rows, next) = number(m, next, "\",\"rows\":");
         (s.cols, next) = number(m, next, ",\"cols\":");
         (s.offset,) = number(m, next, ",\"offset\":");

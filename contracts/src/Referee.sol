@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 pragma solidity 0.8.37;
 
-import {Manifest} from "./Manifest.sol";
+import {Fixed, Scale} from "./Fixed.sol";
+import {Manifest, Section} from "./Manifest.sol";
 import {Tile, Tiles} from "./Tiles.sol";
 
 /// Every sampling parameter, as docs/receipt.md has it.
@@ -81,7 +82,7 @@ interface IReferee {
 }
 
 /// @title Referee
-/// @notice What the referees of arithmetic version 1 share: where the entries of the trace of a dense model are, as
+/// @notice What the referees of arithmetic version 2 share: where the entries of the trace of a dense model are, as
 /// docs/disputes.md lays it out. Each call recomputes one entry from entries that precede it and from the model's data.
 /// Referees have no state and no owner.
 /// @dev Arrays are numbered as in docs/disputes.md. `TABLE` has five bytes for each: three dimensions, the width of an
@@ -122,6 +123,7 @@ abstract contract Referee is IReferee {
     uint8 internal constant IS_TOKEN = 62;
     uint8 internal constant IS_SIZE = 63;
     uint8 internal constant IS_PADDING = 64;
+    uint8 internal constant IS_LENGTH = 65;
 
     struct Shape {
         uint256 layers;
@@ -314,5 +316,75 @@ abstract contract Referee is IReferee {
     ) internal pure returns (bytes memory) {
         (uint256 place, uint256 width) = address_(h, cell, layer, a, b, c);
         return k.trace.read(place, width * count);
+    }
+
+    // ---- what operations share ----
+
+    function _scaleOf(bytes memory row) internal pure returns (Scale memory) {
+        return Scale(row.unsigned(0, 4), row.signed(1, 4));
+    }
+
+    function _name(uint256 layer, string memory what) internal pure returns (string memory) {
+        bytes memory digits;
+        do {
+            digits = abi.encodePacked(bytes1(uint8(48 + layer % 10)), digits);
+            layer /= 10;
+        } while (layer != 0);
+        return string.concat("layers.", string(digits), ".", what);
+    }
+
+    function _words(Case calldata k, uint256 place, string memory name, uint256 from, uint256 count)
+        internal
+        pure
+        returns (bytes memory)
+    {
+        Section memory s = Manifest.section(k.manifest, place, name);
+        return k.model.read(s.offset + 4 * from, 4 * count);
+    }
+
+    /// Unit, reciprocal and shift of docs/arithmetic.md, 4.1, for a largest magnitude.
+    function _quantiser(uint256 max) internal pure returns (Scale memory unit, uint256 r, uint256 shift) {
+        if (max == 0) return (Scale(0, 0), 0, 0);
+        shift = Fixed.bits(max) + 19;
+        r = (2047 << shift) / max;
+        unit = Fixed.unit(max);
+    }
+
+    /// 16 bytes: the scale, then reciprocal and shift.
+    function _packRow(Scale memory scale, uint256 r, uint256 shift) internal pure returns (bytes memory) {
+        return bytes.concat(int256(scale.m).pack(4), scale.e.pack(4), int256(r).pack(4), int256(shift).pack(4));
+    }
+
+    function _quantised(int256 x, bytes memory row) internal pure returns (bytes memory) {
+        return Fixed.rshift(x * int256(row.unsigned(2, 4)), row.unsigned(3, 4)).pack(2);
+    }
+
+    function _rowOf(uint256 max) internal pure returns (bytes memory) {
+        (Scale memory unit, uint256 r, uint256 shift) = _quantiser(max);
+        return _packRow(Fixed.shifted(unit, -16), r, shift);
+    }
+
+    function _max(bytes memory words) internal pure returns (uint256 max) {
+        for (uint256 i; i < words.length / 4; ++i) {
+            int256 v = words.signed(i, 4);
+            if (uint256(v < 0 ? -v : v) > max) max = uint256(v < 0 ? -v : v);
+        }
+    }
+
+    /// Sum of the products of two packed lists of signed numbers with the given widths.
+    function _product(bytes memory x, uint256 xWidth, bytes memory y, uint256 yWidth, uint256 count)
+        internal
+        pure
+        returns (int256 sum)
+    {
+        for (uint256 i; i < count; ++i) {
+            sum += x.signed(i, xWidth) * y.signed(i, yWidth);
+        }
+    }
+
+    function _sum(bytes memory parts) internal pure returns (int256 sum) {
+        for (uint256 i; i < parts.length / 8; ++i) {
+            sum += parts.signed(i, 8);
+        }
     }
 }

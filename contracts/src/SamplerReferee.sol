@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {Fixed} from "./Fixed.sol";
-import {Case, Claim, Referee, Sampling} from "./Referee.sol";
+import {Case, Claim, Referee, Sampling, Subject} from "./Referee.sol";
 import {Tiles} from "./Tiles.sol";
 
 /// @title SamplerReferee
@@ -18,8 +18,16 @@ contract SamplerReferee is Referee {
 
     function _special(Shape memory h, Case calldata k) internal pure override returns (bool) {
         if (k.claim.cell == IS_PADDING) return _paddingClaim(h, k);
+        if (k.claim.cell == IS_LENGTH) return _lengthClaim(k.subject, k.claim.tokens);
         if (k.claim.cell != IS_OUTPUT && k.claim.cell != IS_TOKEN) revert NoSuchEntry();
         return _tokenClaim(h, k);
+    }
+
+    /// Whether the number of tokens of the committed prompt or output is not the claimed one.
+    function _lengthClaim(Subject calldata s, uint32[] calldata tokens) private pure returns (bool) {
+        if (keccak256(abi.encodePacked(tokens)) == s.outputTokens) return tokens.length != s.completionTokens;
+        if (keccak256(abi.encodePacked(s.salt, tokens)) == s.prompt) return tokens.length != s.promptTokens;
+        revert WrongTokens();
     }
 
     function _tokenClaim(Shape memory h, Case calldata k) private pure returns (bool) {

@@ -730,6 +730,53 @@ contract SettlementTest is Deployment {
         log("bytes of one receipt with its voucher", abi.encode(all[1]).length);
     }
 
+    /// Any sequence of batches, strikes, demands, answers, holds, releases and payments: what the contracts hold is what they
+    /// owe, and no nonce counts twice.
+    function testFuzz_conservation(uint256 seed) public {
+        Leaf[] memory all = leaves(4);
+        spoil(15, all[1]);
+        Line[] memory lines = new Line[](1);
+        uint256 fees;
+        uint256 next = 1;
+        bytes32 held;
+        for (uint256 i; i < 24; ++i) {
+            seed = uint256(keccak256(abi.encode(seed)));
+            uint256 id = 1 + (seed >> 8) % next;
+            uint256 index = (seed >> 16) % 4;
+            vm.warp(block.timestamp + (seed >> 200) % 4 hours);
+            uint256 kind = seed % 8;
+            if (kind == 0) {
+                Leaf[] memory fresh = all;
+                for (uint256 j; j < 4; ++j) {
+                    fresh[j].receipt.nonce = bytes32(uint256(10_000 + 100 * i + j));
+                    fresh[j].voucher.nonce = fresh[j].receipt.nonce;
+                    if (j != 1) seal(fresh[j]);
+                }
+                lines[0] = lineOf(fresh);
+                vm.prank(bob);
+                try settlement.submit(worker, lines) {
+                    ++next;
+                } catch {}
+                continue;
+            }
+            if (lines[0].count == 0) continue;
+            Opening memory o = open(all, index);
+            vm.startPrank(kind == 5 || kind == 6 ? disputes : dave);
+            if (kind == 1) try settlement.strike(id, lines, o) {} catch {}
+            if (kind == 2) try settlement.demand(id, lines, 0, uint32(index)) { fees += 1 ether; } catch {}
+            if (kind == 3) try settlement.answer(id, lines, o) { fees -= 1 ether; } catch {}
+            if (kind == 4) try settlement.expire(id, lines, 0, uint32(index)) { fees -= 1 ether; } catch {}
+            if (kind == 5) try settlement.hold(id, lines, o) returns (bytes32 r) { held = r; } catch {}
+            if (kind == 6) try settlement.release(held, seed >> 255 == 1) {} catch {}
+            if (kind == 7) try settlement.pay(id, lines) {} catch {}
+            vm.stopPrank();
+            uint256 owed = settlement.credit(dave) + settlement.credit(bob) + fees;
+            assertEq(opg.balanceOf(address(settlement)), owed, "settlement holds credits and fees");
+            uint256 whole = uint256(deposits.depositOf(payer).balance) + deposits.reserved();
+            assertEq(opg.balanceOf(address(deposits)), whole, "deposits hold balances and what is reserved");
+        }
+    }
+
     function testFuzz_openings(uint8 n, uint8 index, uint8 other) public view {
         uint256 count = bound(n, 1, 40);
         Leaf[] memory all = leaves(1);

@@ -2,10 +2,11 @@
 // sides. The honest sides know what they computed and what was revealed to them, nothing else.
 import { test, before, after } from "node:test";
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { AbiCoder, ZeroHash, concat, getBytes, hexlify, id, keccak256, solidityPacked, toBeHex, zeroPadValue } from "ethers";
 import { artifact } from "../scripts/genesis.mjs";
 import { chain } from "./chain.mjs";
-import { CELLS, Tree, dice, inputs, makeCase, makeModel, run } from "./model.mjs";
+import { CELLS, Tree, dice, expand, inputs, linearOut, makeCase, makeModel, run } from "./model.mjs";
 
 const GREEDY = {
   temperatureMilli: 0, topK: 0, topPPpm: 1_000_000, minPPpm: 0, repetitionPenaltyMilli: 1000,
@@ -40,8 +41,8 @@ const subjectOf = (model, prompt, output, sampling) => ({
   model: model.id, promptTokens: prompt.length, completionTokens: output.length,
   prompt: keccak256(concat([salt, words(prompt)])), salt, outputTokens: keccak256(words(output)), constraintKind: 0, sampling,
 });
-const judgeOf = (cell) => (cell < 53 ? 0 : 1);
-const referee = (i) => c.at(["LayerReferee", "SamplerReferee"][i], ["layerReferee", "samplerReferee"][i]);
+const judgeOf = (cell) => (cell >= 53 ? 2 : cell >= 11 && cell <= 29 ? 1 : 0);
+const referee = (i) => c.at(["LayerReferee", "AttentionReferee", "SamplerReferee"][i], ["layerReferee", "attentionReferee", "samplerReferee"][i]);
 const honestCase = (model, trace, subject, entry) => makeCase(model, trace, subject, entry, (ranges) => trace.tree.openRanges(ranges));
 
 for (const [name, sampling, tokens, samples] of [["llama", GREEDY, 3, 1], ["qwen", DRAWN, 2, 1], ["wide", DRAWN, 1, 0]]) {
@@ -72,8 +73,8 @@ for (const [name, sampling, tokens, samples] of [["llama", GREEDY, 3, 1], ["qwen
         const lie = makeCase(model, trace, subject, entry, (ranges) => wrong.tree.openRanges(ranges));
         assert.equal(await judge.refutes(wrong.tree.root, bytes.length, lie), true, `wrong: ${entry}`);
         if (entry !== chosen[0]) continue;
-        // The other referee does not judge it, and a proof of another root counts for nothing.
-        assert.equal(await c.failure(referee(1 - judgeOf(cell)), "refutes", trace.tree.root, trace.bytes.length, kase), "NoSuchEntry");
+        // Another referee does not judge it, and a proof of another root counts for nothing.
+        assert.equal(await c.failure(referee((judgeOf(cell) + 1) % 3), "refutes", trace.tree.root, trace.bytes.length, kase), "NoSuchEntry");
         assert.equal(await c.failure(judge, "refutes", wrong.tree.root, bytes.length, kase), "WrongTile");
       }
     }
@@ -92,22 +93,29 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   const prompt = [5, 60, 5, 1];
   const output = answer(model, prompt, 3, GREEDY);
   const trace = run(model, prompt, output, GREEDY);
-  const judge = referee(1);
+  const judge = referee(2);
   const base = honestCase(model, trace, subjectOf(model, prompt, output, GREEDY), [60, 0, 0, 0, 0]);
   const claim = (kase, change, ranges) => ({ ...kase, claim: { ...kase.claim, b: 0, c: 0, layer: 0, ...change }, trace: trace.tree.openRanges(ranges) });
+  const other = [5, 60, 6, 1];
   const refutes = (kase, size = trace.bytes.length) => judge.refutes(trace.tree.root, size, kase);
   // The trace is of these very tokens.
   for (let i = 0; i < prompt.length; i++) assert.equal(await refutes(claim(base, { cell: 62, a: i, tokens: prompt }, [trace.place(0, 0, i)])), false);
   for (let i = 0; i < 2; i++) assert.equal(await refutes(claim(base, { cell: 62, a: prompt.length + i, tokens: output }, [trace.place(0, 0, prompt.length + i)])), false);
   for (let i = 0; i < 3; i++) assert.equal(await refutes(claim(base, { cell: 61, a: i, tokens: output }, [trace.place(60, 0, i)])), false);
   // It is not of other prompts and outputs.
-  const other = [5, 60, 6, 1];
   const kase = { ...base, subject: subjectOf(model, other, output, GREEDY) };
   assert.equal(await refutes(claim(kase, { cell: 62, a: 2, tokens: other }, [trace.place(0, 0, 2)])), true);
   const false_ = [output[0], output[1], output[2] ^ 1];
   const lied = { ...base, subject: subjectOf(model, prompt, false_, GREEDY) };
   assert.equal(await refutes(claim(lied, { cell: 61, a: 2, tokens: false_ }, [trace.place(60, 0, 2)])), true);
   assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 61, a: 2, tokens: false_ }, [trace.place(60, 0, 2)])), "WrongTokens");
+  // Both have the number of tokens that the output claims.
+  for (const tokens of [prompt, output]) assert.equal(await refutes(claim(base, { cell: 65, a: 0, tokens }, [])), false);
+  const inflated = { ...base, subject: { ...base.subject, promptTokens: 5 } };
+  assert.equal(await refutes(claim(inflated, { cell: 65, a: 0, tokens: prompt }, [])), true);
+  const longer = { ...base, subject: { ...base.subject, completionTokens: 4 } };
+  assert.equal(await refutes(claim(longer, { cell: 65, a: 0, tokens: output }, [])), true);
+  assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 65, a: 0, tokens: other }, [])), "WrongTokens");
   // Its size follows from the model and the numbers of tokens.
   assert.equal(await refutes(claim(base, { cell: 63, a: 0 }, [])), false);
   assert.equal(await refutes(claim(base, { cell: 63, a: 0 }, []), trace.bytes.length + 32), true);
@@ -133,8 +141,31 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   assert.equal(await call({ ...l, claim: { ...l.claim, places: [l.claim.places[0], l.claim.places[1], l.claim.places[2] + 1] } }), "NotThere");
   assert.equal(await call({ ...l, claim: { ...l.claim, a: trace.size.n } }), "NoSuchEntry");
   assert.equal(await call({ ...l, claim: { ...l.claim, layer: 2 } }), "NoSuchEntry");
-  assert.equal(await call({ ...l, claim: { ...l.claim, cell: 65 } }), "NoSuchEntry");
+  assert.equal(await call({ ...l, claim: { ...l.claim, cell: 66 } }), "NoSuchEntry");
   assert.equal(await call({ ...l, model: [] }), "NotOpened");
+});
+
+test("the second implementation expands weights and rescales sums as the vectors of the arithmetic say", () => {
+  const file = new URL("../../docs/vectors/arithmetic.json", import.meta.url);
+  const { linear } = JSON.parse(readFileSync(file, "utf8"));
+  const seen = new Set();
+  for (const { matrix, tokens, row_scales, values, token_scales, bias_q16, out_q16 } of linear) {
+    const { bits, rows, cols } = matrix;
+    const weights = expand(getBytes(`0x${matrix.bytes}`), bits, rows, cols);
+    const scale = ([m, e]) => ({ m: BigInt(m), e: BigInt(e) });
+    for (let t = 0; t < tokens; t++) {
+      for (let r = 0; r < rows; r++) {
+        let sum = 0;
+        for (let i = 0; i < cols; i++) sum += weights[r * cols + i] * values[t * cols + i];
+        const out = Number(linearOut(BigInt(sum), cols, scale(token_scales[t]), scale(row_scales[r])));
+        const want = out_q16[t * rows + r];
+        const saturated = Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, out + (bias_q16 ? bias_q16[r] : 0)));
+        assert.equal(saturated, want);
+      }
+    }
+    seen.add(bits);
+  }
+  assert.deepEqual([...seen].sort(), [4, 6, 8]);
 });
 
 // ---- whole games ----
@@ -187,7 +218,7 @@ async function settle(model, prompt, output, sampling) {
   };
   const now = BigInt((await c.provider.getBlock("latest")).timestamp) * 1000n;
   const receipt = {
-    worker: worker.address, keyEpoch: 1, model: model.id, arithmetic: 1, level: 0,
+    worker: worker.address, keyEpoch: 1, model: model.id, arithmetic: 2, level: 0,
     request: await disputes.commitment("request", salt, await disputes.hashRequest(request)),
     output: await disputes.commitment("output", salt, await disputes.hashOutput(parts)),
     chunks: 1, chain: id("chain"), trace: ZeroHash, promptTokens: prompt.length, completionTokens: output.length, price: 1000n * ether,
@@ -266,8 +297,12 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   let gas = 0n, bytes = 0, rounds = 0;
   const move = async (contract, method, ...args) => {
     const receipt = await c.tx(contract[method](...args));
+    const length = getBytes(contract.interface.encodeFunctionData(method, args)).length;
     gas += receipt.gasUsed;
-    bytes += getBytes(contract.interface.encodeFunctionData(method, args)).length;
+    bytes += length;
+    const most = (moves[method] ??= { gas: 0, bytes: 0 });
+    most.gas = Math.max(most.gas, Number(receipt.gasUsed));
+    most.bytes = Math.max(most.bytes, length);
     return receipt;
   };
   await move(asChallenger, "open", settled.batch, settled.lines, settled.opening, salt, settled.request, settled.parts);
@@ -295,7 +330,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   const claimed = await asChallenger.disputeOf(dispute);
   if (challenger === "honest") {
     if (Number(claimed.size) !== ours.bytes.length) {
-      await accuse(1, special({ cell: 63, a: 0 }, []));
+      await accuse(2, special({ cell: 63, a: 0 }, []));
       return finish();
     }
     if (claimed.root === ours.tree.root) {
@@ -304,7 +339,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
         await giveUp(); // the answer is right after all
         return finish();
       }
-      await accuse(1, special({ cell: 61, a: wrong, tokens: output }, [ours.place(60, 0, wrong)]));
+      await accuse(2, special({ cell: 61, a: wrong, tokens: output }, [ours.place(60, 0, wrong)]));
       return finish();
     }
   }
@@ -360,7 +395,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   const at = index * 4096 + tile.findIndex((byte, i) => byte !== own[i]);
   const pad = ours.padding.find(([, , first, behind]) => at >= first && at < behind);
   if (pad) {
-    await accuse(1, special({ cell: 64, a: at, b: pad[0], layer: pad[1] }, [[at, 1]]));
+    await accuse(2, special({ cell: 64, a: at, b: pad[0], layer: pad[1] }, [[at, 1]]));
     return finish();
   }
   const entry = ours.entries.find((e) => {
@@ -369,16 +404,19 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   });
   if (entry[0] === 0) {
     const own = entry[2] < prompt.length;
-    await accuse(1, special({ cell: 62, a: entry[2], tokens: own ? prompt : output }, [ours.place(...entry)]));
+    await accuse(2, special({ cell: 62, a: entry[2], tokens: own ? prompt : output }, [ours.place(...entry)]));
   } else {
     await accuse(judgeOf(entry[0]), makeCase(model, ours, subject, entry, (ranges) => know.open(ranges)));
   }
   return finish();
 }
 
+// Gas and bytes: of whole games, and the most that one move took.
 const table = [];
+const moves = {};
 after(() => {
-  if (table.length) console.table(table);
+  console.table(table);
+  console.table(moves);
 });
 
 test("an honest challenger wins against a cheat in every kind of entry", { timeout: 900_000 }, async () => {
@@ -511,7 +549,7 @@ test("what a game moves, and who may move", { timeout: 300_000 }, async () => {
   const kase = honestCase(model, ours, subjectOf(model, prompt, output, GREEDY), [6, 0, 1, 3, 0]);
   assert.equal(await c.failure(asWorker, "accuse", dispute, 0, kase), "NotYourTurn");
   assert.equal(await c.failure(disputes, "accuse", dispute, 0, kase), "NotRefuted");
-  assert.equal(await c.failure(disputes, "accuse", dispute, 2, kase), "NoReferee");
+  assert.equal(await c.failure(disputes, "accuse", dispute, 3, kase), "NoReferee");
   assert.equal(await c.failure(disputes, "accuse", dispute, 0, { ...kase, subject: { ...kase.subject, salt: id("x") } }), "WrongSubject");
   await c.pass(3601);
   assert.equal(await c.failure(disputes, "choose", dispute, 0, [ours.tree.root]), "Deadline");

@@ -151,6 +151,39 @@ export function dice(seed) {
   };
 }
 
+/** Stored weights (docs/arithmetic.md, 4.3) as numbers, row by row. */
+export function expand(data, bits, rows, cols) {
+  const out = new Int16Array(rows * cols);
+  const chunk = 32 + 32 * bits;
+  for (let r = 0; r < rows; r++) {
+    for (let first = 0; first < cols; first += 64) {
+      const view = new DataView(data.buffer, data.byteOffset + ((r >> 2) * Math.ceil(cols / 64) + first / 64) * chunk, chunk);
+      const parameter = (i) => view.getInt16((r & 3) * 8 + 2 * i, true);
+      const integers = 32 + (r & 3) * 8 * bits;
+      const q = new Array(64);
+      for (let j = 0; j < 16; j++) {
+        for (let part = 0; part < 4; part++) {
+          if (bits === 8) q[16 * part + j] = (view.getUint16(integers + 32 * (part >> 1) + 2 * j, true) >> (8 * (part & 1))) & 255;
+          else q[16 * part + j] = (view.getUint16(integers + 2 * j, true) >> (4 * part)) & 15;
+          if (bits === 6) q[16 * part + j] |= ((view.getUint8(integers + 32 + j) >> (2 * part)) & 3) << 4;
+        }
+      }
+      for (let i = 0; i < 64 && first + i < cols; i++) {
+        const value = q[i] >= 1 << (bits - 1) ? q[i] - (1 << bits) : q[i];
+        const [k, m] = bits === 6 ? [parameter(i >> 4), 0] : [parameter(2 * (i >> 5)), parameter(2 * (i >> 5) + 1)];
+        out[r * cols + first + i] = m + Math.floor((value * k + (1 << (bits - 2))) / (1 << (bits - 1)));
+      }
+    }
+  }
+  return out;
+}
+
+/** A linear layer's output for a sum (docs/arithmetic.md, 4.3). */
+export function linearOut(sum, cols, x, w) {
+  const h = BigInt(Math.max(0, bits(BigInt(cols)) - 6));
+  return rescale(rshift(sum, h), shifted(x, h), w);
+}
+
 /** A model with random weights in the layout of docs/artifact.md. */
 export function makeModel(config, seed = 1) {
   const next = dice(seed);
@@ -168,11 +201,20 @@ export function makeModel(config, seed = 1) {
     values[name] = Array.from({ length: n }, draw);
     add(name, kind, 1, n, cat(...values[name].map((v) => le(v, width))));
   };
+  let turn = 0;
   const matrix = (name, rows, cols, bias) => {
-    const weights = Int8Array.from({ length: rows * cols }, () => next(255) - 127);
-    const scales = Array.from({ length: rows }, () => ({ m: (1n << 30n) + BigInt(next(1 << 30)), e: -36n - BigInt(next(2)) }));
-    values[name] = { weights, scales, cols };
-    add(`${name}.weights`, "weights", rows, cols, new Uint8Array(weights.buffer));
+    const bits = [4, 6, 8][turn++ % 3];
+    const data = new Uint8Array(Math.ceil(rows / 4) * Math.ceil(cols / 64) * (32 + 32 * bits));
+    for (let at = 0; at < data.length; at += 32 + 32 * bits) {
+      const view = new DataView(data.buffer, at);
+      for (let i = 0; i < 16; i++) view.setInt16(2 * i, next(14001) - 7000, true);
+      // Offsets are small enough for 14 bits.
+      if (bits !== 6) for (let i = 1; i < 16; i += 2) view.setInt16(2 * i, next(2001) - 1000, true);
+      for (let i = 32; i < 32 + 32 * bits; i++) data[at + i] = next(256);
+    }
+    const scales = Array.from({ length: rows }, () => ({ m: (1n << 30n) + BigInt(next(1 << 30)), e: -42n - BigInt(next(2)) }));
+    values[name] = { weights: expand(data, bits, rows, cols), scales, cols, bits };
+    add(`${name}.weights`, `weights${bits}`, rows, cols, data);
     add(`${name}.scales`, "scales", rows, 1, cat(...scales.map((s) => cat(le(s.m, 4), le(s.e, 2), le(0, 2)))));
     if (bias) list(`${name}.bias`, "q16", rows, 4, () => BigInt(next(65536) - 32768));
   };
@@ -202,8 +244,8 @@ export function makeModel(config, seed = 1) {
   list("rope_sin", "q30", (c.context * c.head_dim) / 2, 4, angle(0.4));
   const tree = new Tree(cat(...parts));
   const manifest = JSON.stringify({
-    format: 1,
-    arithmetic: 1,
+    format: 2,
+    arithmetic: 2,
     name: 'a "model", for tests,"config":{',
     config,
     chat_template: '{"name":"layers.0.q.weights","kind":',
@@ -346,7 +388,7 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
       for (const r of range(scales.length)) {
         let sum = 0n;
         for (const [s] of segments(cols)) sum += i64(cell, l, a, r, s);
-        let out = rescale(sum, scaleAt(input - 1, l, a, 0), scales[r]);
+        let out = linearOut(sum, cols, scaleAt(input - 1, l, a, 0), scales[r]);
         if (bias) out = sat(out + bias[r]);
         if (residual) out = sat(out + residual(a, r));
         put(cell + 1, l, a, r, 0, le(out, 4));
@@ -585,6 +627,12 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
   const segment = (s, total) => [s * SEGMENT, Math.min(total - s * SEGMENT, SEGMENT)];
   const past = (t, s) => [s * SEGMENT, Math.max(0, Math.min(t + 1 - s * SEGMENT, SEGMENT))];
   const section = (name, from, count, width) => m.push([name, from * width, count * width]);
+  const weights = (name, r, from, count) => {
+    const { cols, bits } = model.values[name];
+    const chunk = 32 + 32 * bits;
+    const first = (r >> 2) * Math.ceil(cols / 64) + Math.floor(from / 64);
+    m.push([`${name}.weights`, first * chunk, Math.ceil(((from % 64) + count) / 64) * chunk]);
+  };
   const p = `layers.${l}.`;
   row(cell, l, a, b, z, 1);
   const stream = (cell, from, count) => {
@@ -604,7 +652,7 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
     row(0, 0, a, 0, 0, 1);
     const token = new DataView(trace.bytes.buffer).getUint32(trace.place(0, 0, a)[0], true);
     if (token < c.vocab) {
-      section("embedding.weights", token * c.dim + b, 1, 1);
+      weights("embedding", token, b, 1);
       section("embedding.scales", token, 1, 8);
     }
   } else if ([2, 35, 48].includes(cell)) {
@@ -620,7 +668,7 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
     const [name, input, cols] = matrix;
     const [from, count] = segment(z, cols);
     row(input, l, a, from, 0, count);
-    section(`${name}.weights`, b * cols + from, count, 1);
+    weights(name, b, from, count);
   } else if ([6, 8, 10, 34, 39, 41, 47, 52].includes(cell)) {
     const [name, input, cols] = matrix;
     row(cell - 1, l, a, b, 0, HALF(cols));
