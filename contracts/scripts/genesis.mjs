@@ -13,8 +13,12 @@ import { AbiCoder, Contract, Interface, JsonRpcProvider, NonceManager, Wallet, g
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 
+const read = new Map();
 /** A committed artifact: `abi` and `bytecode`. */
-export const artifact = (name) => JSON.parse(readFileSync(join(root, "artifacts", `${name}.json`), "utf8"));
+export function artifact(name) {
+  if (!read.has(name)) read.set(name, JSON.parse(readFileSync(join(root, "artifacts", `${name}.json`), "utf8")));
+  return read.get(name);
+}
 
 /** The upgradeable contracts in the order of their deployment, and the field of `Addresses` that each has. */
 export const PROXIES = [

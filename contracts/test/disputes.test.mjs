@@ -175,6 +175,7 @@ const openingType = artifact("Settlement").abi.find((f) => f.name === "strike").
 const leafType = openingType.components.find((f) => f.name === "leaf");
 const RECEIPT = [["address", "worker"], ["uint64", "keyEpoch"], ["bytes32", "model"], ["uint32", "arithmetic"], ["uint8", "level"], ["bytes32", "request"], ["bytes32", "output"], ["uint64", "chunks"], ["bytes32", "chain"], ["bytes32", "trace"], ["uint32", "promptTokens"], ["uint32", "completionTokens"], ["uint128", "price"], ["address", "payer"], ["uint128", "cap"], ["bytes32", "nonce"], ["uint64", "sequence"], ["bytes32", "previous"], ["uint64", "receivedAtMs"], ["uint64", "firstTokenAtMs"], ["uint64", "finishedAtMs"]];
 const VOUCHER = [["address", "payer"], ["address", "worker"], ["bytes32", "model"], ["bytes32", "request"], ["bytes32", "nonce"], ["bytes32", "prompt"], ["uint128", "promptPrice"], ["uint128", "completionPrice"], ["uint128", "cap"], ["uint64", "expiresAtMs"]];
+const AUDIT = [["address", "auditor"], ["uint64", "keyEpoch"], ["bytes32", "receipt"], ["bytes32", "model"], ["uint32", "arithmetic"], ["uint8", "verdict"], ["string", "field"], ["uint64", "position"], ["uint64", "expected"], ["uint64", "claimed"], ["uint64", "sequence"], ["bytes32", "previous"], ["uint64", "auditedAtMs"], ["uint64", "computeMs"]];
 const fields = (list) => list.map(([type, name]) => ({ type, name }));
 const ether = 10n ** 18n;
 let nonce = 1000n;
@@ -183,7 +184,7 @@ let ready;
 /** Registers an operator with a worker, and a payer with a deposit, once. */
 async function network() {
   if (ready) return ready;
-  const [, operator, challenger, , payer, worker] = c.wallets;
+  const [, operator, challenger, , payer, worker, auditor] = c.wallets;
   const opg = c.at("Opg", "opg", operator);
   const { addresses } = c.made;
   // The community's part belongs to account 2, the challenger.
@@ -191,15 +192,17 @@ async function network() {
   for (const wallet of [operator, challenger, payer]) {
     for (const field of ["registry", "deposits", "disputes"]) await c.tx(c.at("Opg", "opg", wallet).approve(addresses[field], 2n ** 255n));
   }
-  const registry = c.at("Registry", "registry", operator);
-  await c.tx(registry.registerOperator("a worker's operator", 1_000_000n * ether));
   const network = await c.provider.getNetwork();
   const domain = { name: "Assay Registry", version: "1", chainId: network.chainId, verifyingContract: addresses.registry };
   const types = { WorkerKey: fields([["address", "operator"], ["address", "worker"], ["uint64", "epoch"]]) };
-  const proof = await worker.signTypedData(domain, types, { operator: operator.address, worker: worker.address, epoch: 1 });
-  await c.tx(registry.addWorker(worker.address, "https://worker.example", id("tls"), proof));
+  for (const [owner, key] of [[operator, worker], [challenger, auditor]]) {
+    const registry = c.at("Registry", "registry", owner);
+    await c.tx(registry.registerOperator("an operator", 1_000_000n * ether));
+    const proof = await key.signTypedData(domain, types, { operator: owner.address, worker: key.address, epoch: 1 });
+    await c.tx(registry.addWorker(key.address, "https://worker.example", id("tls"), proof));
+  }
   await c.tx(c.at("Deposits", "deposits", payer).deposit(payer.address, 500_000n * ether));
-  ready = { operator, challenger, payer, worker, opg, domain: { ...domain, name: "Assay", verifyingContract: addresses.settlement } };
+  ready = { operator, challenger, payer, worker, auditor, opg, domain: { ...domain, name: "Assay", verifyingContract: addresses.settlement } };
   return ready;
 }
 
@@ -503,6 +506,25 @@ test("an honest worker wins against every accusation and silence", { timeout: 30
   }
 });
 
+const asFinder = () => c.at("Disputes", "disputes", ready.payer);
+
+test("governance sets parameters and referees within ranges", async () => {
+  const { timelock, layerReferee } = c.made.addresses;
+  await c.provider.send("anvil_impersonateAccount", [timelock]);
+  await c.provider.send("anvil_setBalance", [timelock, toBeHex(ether)]);
+  const disputes = c.at("Disputes", "disputes", await c.provider.getSigner(timelock));
+  const parameters = (change) => Object.values({ bond: 100n * ether, moveTime: 3600, winnerBps: 5000, ...change });
+  for (const change of [{ bond: 0 }, { moveTime: 599 }, { moveTime: 86_401 }, { winnerBps: 0 }, { winnerBps: 9_001 }]) {
+    assert.equal(await c.failure(disputes, "setParameters", parameters(change)), "ParameterRange", Object.keys(change)[0]);
+  }
+  assert.equal(await c.failure(disputes, "setParameters", parameters({})), null);
+  assert.equal(await c.failure(disputes, "setReferees", 0, [layerReferee]), "NoReferee");
+  assert.equal(await c.failure(disputes, "setReferees", 3, Array(9).fill(layerReferee)), "NoReferee");
+  assert.equal(await c.failure(disputes, "setReferees", 3, [layerReferee]), null);
+  assert.equal((await disputes.refereesOf(2)).length, 3);
+  assert.equal((await disputes.refereesOf(1)).length, 0, "nobody judges version 1");
+});
+
 test("what a game moves, and who may move", { timeout: 300_000 }, async () => {
   const model = models.llama;
   const prompt = [9, 33, 2];
@@ -527,6 +549,20 @@ test("what a game moves, and who may move", { timeout: 300_000 }, async () => {
   assert.equal(await disputes.refuted(ended.receipt), true);
   assert.equal(await c.failure(disputes, "conclude", ended.receipt), "NotConcluded");
   assert.equal(await c.failure(disputes, "timeout", ended.dispute), "NotYourTurn");
+  // An auditor that agreed with it loses a bond, once.
+  const audit = { auditor: n.auditor.address, keyEpoch: 1, receipt: ended.receipt, model: model.id, arithmetic: 2, verdict: 0, field: "", position: 0, expected: 0, claimed: 0, sequence: 0, previous: ZeroHash, auditedAtMs: 0, computeMs: 0 };
+  const signAudit = (key, a) => key.signTypedData(n.domain, { Audit: fields(AUDIT) }, a);
+  const agreed = await signAudit(n.auditor, audit);
+  assert.equal(await c.failure(asFinder(), "punishAuditor", audit, await signAudit(n.worker, audit)), "NotPunishable");
+  const differs = { ...audit, verdict: 1 };
+  assert.equal(await c.failure(asFinder(), "punishAuditor", differs, await signAudit(n.auditor, differs)), "NotPunishable");
+  const elsewhere = { ...audit, receipt: id("another receipt") };
+  assert.equal(await c.failure(asFinder(), "punishAuditor", elsewhere, await signAudit(n.auditor, elsewhere)), "NotPunishable");
+  const [found, auditorBond] = [await opg.balanceOf(n.payer.address), (await registry.operatorOf(n.challenger.address)).bond];
+  await c.tx(asFinder().punishAuditor(audit, agreed));
+  assert.equal((await opg.balanceOf(n.payer.address)) - found, 50n * ether, "half to who showed it");
+  assert.equal(auditorBond - (await registry.operatorOf(n.challenger.address)).bond, 100n * ether, "the auditor's bond");
+  assert.equal(await c.failure(asFinder(), "punishAuditor", audit, agreed), "NotPunishable");
   const { settled } = ended;
   const open = (change = {}) => c.failure(disputes, "open", settled.batch, settled.lines, settled.opening, salt, { ...settled.request, ...change.request }, { ...settled.parts, ...change.parts });
   assert.equal(await open(), "NotConcluded", "a refuted receipt is not disputed again");
