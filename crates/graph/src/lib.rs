@@ -77,6 +77,7 @@ pub struct Graph {
     interface: Interface,
     /// Of each tensor: how many values, and the range that holds them all.
     shapes: Vec<(usize, Range)>,
+    id: [u8; 32],
 }
 
 impl Graph {
@@ -97,7 +98,9 @@ impl Graph {
             return Err(Error::invalid("the output is no tensor of the graph"));
         }
         interface.check(inputs.len(), shapes[output.index()].0)?;
-        Ok(Graph { inputs, tables, nodes, output, interface, shapes })
+        let mut graph = Graph { inputs, tables, nodes, output, interface, shapes, id: [0; 32] };
+        graph.id = Keccak256::digest(graph.encode()).into();
+        Ok(graph)
     }
 
     /// The range of each input value.
@@ -148,6 +151,6 @@ impl Graph {
 
     /// The keccak-256 of the canonical bytes, see [`encode`](Self::encode): what a proof names.
     pub fn id(&self) -> [u8; 32] {
-        Keccak256::digest(self.encode()).into()
+        self.id
     }
 }

@@ -15,7 +15,7 @@ const MAGIC: &[u8; 8] = b"ASSAYPF1";
 pub const FILE_BYTES_MAX: usize = 1 << 28;
 
 /// The largest opening of a commitment that is read; real ones stay below 150 kB.
-const OPENING_BYTES_MAX: usize = 1 << 22;
+const OPENING_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of an element of the field of challenges.
 const ELEMENT: usize = 20;

@@ -132,7 +132,11 @@ fn ours(args: &Args, models: &Path, name: &str, title: &'static str, rows: &mut 
     let setup = started.elapsed().as_secs_f64();
     let inputs = graph.encode_inputs(&samples).map_err(|error| said(&error))?;
     let width = graph.inputs().len();
-    let batch = usize::from(args.batch).min(inputs.len() / width);
+    // As many as one proof covers.
+    let mut batch = usize::from(args.batch).min(inputs.len() / width);
+    while batch > 1 && assay_proof::security_bits(&graph, batch).is_err() {
+        batch /= 2;
+    }
     for (examples, rounds) in [(1, args.rounds), (batch, 2)] {
         let mut row = Row {
             model: title,

@@ -1,0 +1,76 @@
+//! Import, run, prove and verify on the command line, each in a process of its own.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn assay(home: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_assay")).env("ASSAY_HOME", home).args(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn data(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../onnx/tests/data").join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let (model, rows, proof) = (data("digits_mlp.onnx"), data("digits_mlp.json"), file("digits.proof"));
+    let run = |arguments: &[&str]| assay(home.path(), arguments);
+
+    let imported = json(&run(&["model", "import", &model, "--calibrate", &rows, "--json"]));
+    assert_eq!(imported["samples"], 150);
+    assert_eq!(imported["same_class"], 150);
+
+    let inferred = json(&run(&["infer", "digits_mlp", "--input", &rows, "--json"]));
+    let proved = json(&run(&["prove", "digits_mlp", "--input", &rows, "-o", &proof, "--json"]));
+    assert_eq!(proved["examples"], 150);
+    assert_eq!(proved["labels"], inferred["labels"]);
+
+    let checked = run(&["verify", &proof, "--json"]);
+    assert_eq!(checked.status.code(), Some(0));
+    let checked = json(&checked);
+    assert_eq!(checked["outputs"], inferred["outputs"]);
+    assert!(checked["security_bits"].as_f64().unwrap() > 100.0);
+    assert_eq!(checked["hiding"], false);
+
+    // One bit of the proof, and another model: both are answered with no.
+    let mut bytes = std::fs::read(&proof).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 4;
+    let forged = file("forged.proof");
+    std::fs::write(&forged, bytes).unwrap();
+    let answer = run(&["verify", &forged, "--json"]);
+    assert_eq!(answer.status.code(), Some(1));
+    let other = run(&["model", "import", &data("iris_forest.onnx"), "--json"]);
+    assert_eq!(other.status.code(), Some(0));
+    assert_eq!(run(&["verify", &proof, "--model", "iris_forest"]).status.code(), Some(1));
+
+    // Without the model, nothing can be said.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let answer = assay(elsewhere.path(), &["verify", &proof]);
+    assert_eq!(answer.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("which is not here"));
+}
+
+#[test]
+fn what_cannot_be_imported_is_refused_with_a_reason() {
+    let home = tempfile::tempdir().unwrap();
+    let answer = assay(home.path(), &["model", "import", &data("digits_mlp.onnx")]);
+    assert_eq!(answer.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("--calibrate"));
+    let broken = home.path().join("broken.onnx");
+    std::fs::write(&broken, b"\x3a\x02\x0a\xff").unwrap();
+    let answer = assay(home.path(), &["model", "import", broken.to_str().unwrap()]);
+    assert_eq!(answer.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("the ONNX file is not valid"));
+}
