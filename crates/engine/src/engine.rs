@@ -43,13 +43,13 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// All processors, 384 MiB for keys and values in pages of 32 tokens, 16 sequences and 1,024 that wait, 256 prompt
+    /// All processors, 384 MiB for keys and values in pages of 64 tokens, 16 sequences and 1,024 that wait, 256 prompt
     /// tokens a step, up to 8 guessed, the best kernel.
     fn default() -> Self {
         Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             kv_bytes: 384 << 20,
-            page_tokens: 32,
+            page_tokens: 64,
             max_batch: 16,
             max_waiting: 1024,
             prefill_chunk: 256,
