@@ -270,6 +270,9 @@ impl Engine {
     }
 
     fn start(artifact: Arc<Artifact>, draft: Option<Arc<Artifact>>, config: Config) -> Result<Engine, Error> {
+        if artifact.encoder().is_some() || draft.as_ref().is_some_and(|draft| draft.encoder().is_some()) {
+            return Err(Error::Encoder);
+        }
         let within = |what, found, min, max| match found {
             n if (min..=max).contains(&n) => Ok(()),
             found => Err(Error::Setting { what, found, min, max }),

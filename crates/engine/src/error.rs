@@ -16,6 +16,9 @@ pub enum Error {
         /// The largest value.
         max: usize,
     },
+    /// The model turns texts into vectors.
+    #[error("the model turns texts into vectors and writes none; ask it for embeddings")]
+    Encoder,
     /// The prompt has no tokens.
     #[error("the prompt has no tokens; send at least one")]
     EmptyPrompt,

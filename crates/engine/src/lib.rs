@@ -35,6 +35,7 @@
 pub mod assemble;
 mod choose;
 mod drafter;
+pub mod encoder;
 mod engine;
 mod error;
 mod forward;

@@ -614,7 +614,7 @@ pub fn judge(replay: &Replay, claimed: &Output) -> OutputVerdict {
 }
 
 /// The first byte in which two texts differ: its position and both values.
-fn first_difference(expected: &str, claimed: &str) -> Option<(u64, u64, u64)> {
+pub(crate) fn first_difference(expected: &str, claimed: &str) -> Option<(u64, u64, u64)> {
     if expected == claimed {
         return None;
     }

@@ -44,6 +44,7 @@ pub struct Artifact {
     layers: Vec<LayerParts>,
     output_norm: Vec<i32>,
     output: Option<Matrix>,
+    encoder: Option<EncoderParts>,
     /// Cosines and sines.
     ropes: Vec<[Vec<i32>; 2]>,
     tokenizer: Range<usize>,
@@ -127,6 +128,80 @@ pub struct Layer<'a> {
     pub rope: Option<(&'a [i32], &'a [i32])>,
 }
 
+/// The weight and the bias of a layer norm, decoded.
+struct NormParts([Vec<i32>; 2]);
+
+impl NormParts {
+    fn view(&self) -> Norm<'_> {
+        Norm { weight: &self.0[0], bias: &self.0[1] }
+    }
+}
+
+/// What an encoder has instead of the layers of a decoder.
+struct EncoderParts {
+    positions: Vec<i32>,
+    kind: Vec<i32>,
+    norm: NormParts,
+    layers: Vec<EncoderLayerParts>,
+}
+
+struct EncoderLayerParts {
+    /// q, k, v, o, up, down.
+    matrices: [Matrix; 6],
+    attention_norm: NormParts,
+    ffn_norm: NormParts,
+}
+
+/// A layer norm: weight and bias in Q16, `dim` long.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// What the normalised words are multiplied by.
+    pub weight: &'a [i32],
+    /// What is added then.
+    pub bias: &'a [i32],
+}
+
+/// A matrix with a bias in Q16, one word a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear<'a> {
+    /// The weights.
+    pub weights: MatrixView<'a>,
+    /// The bias.
+    pub bias: &'a [i32],
+}
+
+/// What an encoder has besides its layers and the embedding matrix, in Q16.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoder<'a> {
+    /// Embeddings of the positions: `context` rows of `dim`.
+    pub positions: &'a [i32],
+    /// The embedding of the only kind of text, `dim` long, which is added to every token.
+    pub kind: &'a [i32],
+    /// Norm of the sum of a token's embeddings.
+    pub norm: Norm<'a>,
+}
+
+/// A layer of an encoder.
+#[derive(Debug, Clone, Copy)]
+pub struct EncoderLayer<'a> {
+    /// Query projection: `heads * head_dim` rows, `dim` columns.
+    pub q: Linear<'a>,
+    /// Key projection, as the query's.
+    pub k: Linear<'a>,
+    /// Value projection, as the query's.
+    pub v: Linear<'a>,
+    /// Output projection of attention: `dim` rows, `heads * head_dim` columns.
+    pub o: Linear<'a>,
+    /// Norm of the sum after attention.
+    pub attention_norm: Norm<'a>,
+    /// First feed-forward projection: `ffn` rows, `dim` columns.
+    pub up: Linear<'a>,
+    /// Second feed-forward projection: `dim` rows, `ffn` columns.
+    pub down: Linear<'a>,
+    /// Norm of the sum after the feed-forward layer.
+    pub ffn_norm: Norm<'a>,
+}
+
 /// Decodes sections by name.
 struct Reader<'a> {
     data: &'a [u8],
@@ -159,6 +234,36 @@ impl<'a> Reader<'a> {
             return Err(Error::Section { section: name.into(), reason: "it has an entry beyond 1.5".into() });
         }
         Ok(words)
+    }
+
+    fn norm(&self, name: &str) -> Result<NormParts, Error> {
+        Ok(NormParts([self.words(name)?, self.words(&format!("{name}.bias"))?]))
+    }
+
+    fn encoder(&self, config: &Config) -> Result<EncoderParts, Error> {
+        let (dim, ffn, inner) = (config.dim, config.ffn, config.heads * config.head_dim);
+        let layer = |i: usize| {
+            let matrix =
+                |part: &str, rows, cols| self.matrix(&format!("layers.{i}.{part}"), rows, cols, true);
+            Ok(EncoderLayerParts {
+                matrices: [
+                    matrix("q", inner, dim)?,
+                    matrix("k", inner, dim)?,
+                    matrix("v", inner, dim)?,
+                    matrix("o", dim, inner)?,
+                    matrix("up", ffn, dim)?,
+                    matrix("down", dim, ffn)?,
+                ],
+                attention_norm: self.norm(&format!("layers.{i}.attention_norm"))?,
+                ffn_norm: self.norm(&format!("layers.{i}.ffn_norm"))?,
+            })
+        };
+        Ok(EncoderParts {
+            positions: self.words("position_embedding")?,
+            kind: self.words("type_embedding")?,
+            norm: self.norm("embedding_norm")?,
+            layers: (0..config.layers).map(layer).collect::<Result<_, Error>>()?,
+        })
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Matrix, Error> {
@@ -241,7 +346,9 @@ impl Artifact {
         let config = &manifest.config;
         let (dim, ffn) = (config.dim, config.ffn);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let layers: Result<Vec<LayerParts>, Error> = (0..config.layers)
+        let encoder = config.pooling.map(|_| read.encoder(config)).transpose()?;
+        let decoders = if encoder.is_some() { 0 } else { config.layers };
+        let layers: Result<Vec<LayerParts>, Error> = (0..decoders)
             .map(|i| {
                 let name = |part: &str| format!("layers.{i}.{part}");
                 let norm = |there: bool, part: &str| there.then(|| read.words(&name(part))).transpose();
@@ -273,7 +380,8 @@ impl Artifact {
             id: merkle::keccak(manifest_bytes),
             embedding: read.matrix("embedding", config.vocab, dim, false)?,
             layers: layers?,
-            output_norm: read.words("output_norm")?,
+            output_norm: if encoder.is_some() { Vec::new() } else { read.words("output_norm")? },
+            encoder,
             output: if tied { None } else { Some(read.matrix("output", config.vocab, dim, false)?) },
             ropes: (0..config.rope_tables())
                 .map(|table| {
@@ -330,15 +438,32 @@ impl Artifact {
         self.view(self.output.as_ref().unwrap_or(&self.embedding))
     }
 
-    /// The weight of the norm before the output matrix, Q16, `dim` long.
+    /// The weight of the norm before the output matrix, Q16, `dim` long; empty in an encoder.
     pub fn output_norm(&self) -> &[i32] {
         &self.output_norm
     }
 
-    /// The weights of layer `index`.
+    /// What an encoder has besides its layers; `None` in a model that writes text.
+    pub fn encoder(&self) -> Option<Encoder<'_>> {
+        let parts = self.encoder.as_ref()?;
+        Some(Encoder { positions: &parts.positions, kind: &parts.kind, norm: parts.norm.view() })
+    }
+
+    /// Layer `index` of an encoder; `None` where there is none.
+    pub fn encoder_layer(&self, index: usize) -> Option<EncoderLayer<'_>> {
+        let parts = self.encoder.as_ref()?.layers.get(index)?;
+        let [q, k, v, o, up, down] = parts.matrices.each_ref().map(|matrix| Linear {
+            weights: self.view(matrix),
+            bias: matrix.bias.as_deref().unwrap_or_default(), // an encoder's matrices have them
+        });
+        let (attention_norm, ffn_norm) = (parts.attention_norm.view(), parts.ffn_norm.view());
+        Some(EncoderLayer { q, k, v, o, attention_norm, up, down, ffn_norm })
+    }
+
+    /// The weights of layer `index` of a model that writes text.
     ///
     /// # Panics
-    /// If `index` is not below `config().layers`.
+    /// If `index` is not below `config().layers`, or the model is an encoder.
     pub fn layer(&self, index: usize) -> Layer<'_> {
         let parts = &self.layers[index];
         Layer {

@@ -69,7 +69,9 @@ pub enum Error {
     #[error("the model's metadata has no usable {0}; the file cannot be imported as it is")]
     Metadata(String),
     /// The model's architecture is not one that the integer engine runs.
-    #[error("the architecture {0:?} is not supported; choose a llama, qwen2 or qwen3 model")]
+    #[error(
+        "the architecture {0:?} is not supported; choose a Llama, Mistral, Qwen 2 or 3, Gemma 2 or 3, Phi 3, SmolLM or BERT model"
+    )]
     Architecture(String),
     /// The model relies on a feature that the integer engine does not have.
     #[error("the model uses {0}, which is not supported; choose another model")]

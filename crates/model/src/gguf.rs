@@ -449,6 +449,7 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
             None
         },
         experts,
+        pooling: None,
     };
     config.check()?;
 

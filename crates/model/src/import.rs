@@ -70,8 +70,13 @@ impl<'a> Tensor<'a> {
 
     /// All elements of a vector, finite.
     pub(crate) fn vector(&self, length: usize) -> Result<Vec<f32>, Error> {
-        self.row_bytes(1, length)?;
-        let mut out = vec![0.0; length];
+        self.values(1, length)
+    }
+
+    /// All elements of a matrix, finite.
+    fn values(&self, rows: usize, cols: usize) -> Result<Vec<f32>, Error> {
+        self.row_bytes(rows, cols)?;
+        let mut out = vec![0.0; rows * cols]; // as many as there are elements in the file
         self.kind.decode(self.bytes, &mut out);
         if out.iter().all(|x| x.is_finite()) {
             Ok(out)
@@ -256,8 +261,10 @@ fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Err
             }
         }
         SectionKind::Q16 => {
-            if let Some((tensor, _, cols)) = source(model, section)? {
-                for (out, value) in data[range].as_chunks_mut::<4>().0.iter_mut().zip(tensor.vector(cols)?) {
+            if let Some((tensor, rows, cols)) = source(model, section)? {
+                for (out, value) in
+                    data[range].as_chunks_mut::<4>().0.iter_mut().zip(tensor.values(rows, cols)?)
+                {
                     let offset = if section.name.ends_with("norm") { model.norm_offset } else { 0.0 };
                     let word = ((f64::from(value) + offset) * 65_536.0).round();
                     if word.abs() > f64::from(i32::MAX) {

@@ -37,12 +37,13 @@ pub mod template;
 pub mod testing;
 pub mod tokenizer;
 
-pub use artifact::{Artifact, Bytes, Layer, weaken};
+pub use artifact::{Artifact, Bytes, Encoder, EncoderLayer, Layer, Linear, Norm, weaken};
 pub use assay_arithmetic::{Activation, RopeStyle};
 pub use error::Error;
 pub use gguf::import_gguf;
 pub use manifest::{
-    Architecture, Config, Experts, Manifest, Section, SectionKind, Source, SourceFormat, SpecialTokens,
+    Architecture, Config, Experts, Manifest, Pooling, Section, SectionKind, Source, SourceFormat,
+    SpecialTokens,
 };
 pub use safetensors::{import_safetensors, is_source};
 pub use template::{ChatTemplate, Conversation, TemplateError};

@@ -43,6 +43,8 @@ pub enum Architecture {
     Phi3,
     /// SmolLM 3: every fourth layer does not rotate.
     Smollm3,
+    /// BERT and MiniLM: an encoder, which turns a text into a vector.
+    Bert,
 }
 
 /// How [`RopeStyle`] is written in a manifest.
@@ -70,6 +72,16 @@ pub struct Experts {
     pub count: usize,
     /// Experts that a token uses, 1 to 64.
     pub used: usize,
+}
+
+/// How the rows of an encoder's last layer become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first of them, that of the token with which every text begins.
+    First,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -140,6 +152,11 @@ pub struct Config {
     /// The experts, in a model that has them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub experts: Option<Experts>,
+    /// In an encoder, how its rows become one vector. An encoder has the shape of BERT: every token sees all others,
+    /// positions are embedded and not rotated, norms are layer norms after the sums, all layers have biases, and there
+    /// is no gate.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pooling: Option<Pooling>,
 }
 
 /// Ids of tokens with a function.
@@ -356,7 +373,32 @@ impl Config {
                 self.heads, self.kv_heads
             )));
         }
+        if self.pooling.is_some() {
+            return self.check_encoder();
+        }
         self.check_variant()
+    }
+
+    /// An encoder has none of the other variants.
+    fn check_encoder(&self) -> Result<(), Error> {
+        let plain = Config {
+            kv_heads: self.heads,
+            rope: RopeStyle::Half,
+            tied_embeddings: true,
+            qkv_bias: true,
+            qk_norm: false,
+            post_norms: false,
+            windows: Vec::new(),
+            rope_layers: vec![None; self.layers],
+            rope_dim: None,
+            attention_scale: None,
+            attention_cap_q16: None,
+            logit_cap_q16: None,
+            embedding_scale_q16: None,
+            experts: None,
+            ..self.clone()
+        };
+        if *self == plain { Ok(()) } else { Err(Error::Manifest("it is not the shape of an encoder".into())) }
     }
 
     /// The fields that most models leave out. One spelling of each shape: what is the default must be absent.
@@ -474,6 +516,31 @@ pub(crate) fn layout(
         }
     };
     let (dim, head, ffn) = (config.dim, config.head_dim, config.ffn);
+    if config.pooling.is_some() {
+        let norm = |name: String, add: &mut dyn FnMut(String, SectionKind, usize, usize)| {
+            add(name.clone(), SectionKind::Q16, 1, dim);
+            add(format!("{name}.bias"), SectionKind::Q16, 1, dim);
+        };
+        matrix("embedding", config.vocab, dim, false, &mut add);
+        add("position_embedding".into(), SectionKind::Q16, config.context, dim);
+        add("type_embedding".into(), SectionKind::Q16, 1, dim);
+        norm("embedding_norm".into(), &mut add);
+        for i in 0..config.layers {
+            let inner = config.heads * head;
+            for (name, rows, cols) in
+                [("q", inner, dim), ("k", inner, dim), ("v", inner, dim), ("o", dim, inner)]
+            {
+                matrix(&format!("layers.{i}.{name}"), rows, cols, true, &mut add);
+            }
+            norm(format!("layers.{i}.attention_norm"), &mut add);
+            matrix(&format!("layers.{i}.up"), ffn, dim, true, &mut add);
+            matrix(&format!("layers.{i}.down"), dim, ffn, true, &mut add);
+            norm(format!("layers.{i}.ffn_norm"), &mut add);
+        }
+        let length = usize::try_from(tokenizer_bytes).unwrap_or(usize::MAX);
+        add("tokenizer".into(), SectionKind::Tokenizer, 1, length);
+        return Ok(sections);
+    }
     let (q, kv) = (config.heads * head, config.kv_heads * head);
     matrix("embedding", config.vocab, dim, false, &mut add);
     for i in 0..config.layers {

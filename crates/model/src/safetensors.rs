@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::dequantise::TensorType;
 use crate::import::{self, Model, Rope, RopeScaling, Tensor};
 use crate::tokenizer::MAX_TOKENIZER_BYTES;
-use crate::{Activation, Architecture, Config, Error, RopeStyle, SourceFormat, SpecialTokens};
+use crate::{Activation, Architecture, Config, Error, Pooling, RopeStyle, SourceFormat, SpecialTokens};
 
 /// The longest header of a safetensors file in bytes; the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -32,7 +32,8 @@ pub fn is_source(name: &str) -> bool {
 }
 
 /// Files that are read besides `*.safetensors`; others in the folder do not matter.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
+    POOLING,
     "README.md",
     "chat_template.jinja",
     "config.json",
@@ -40,6 +41,9 @@ const FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
+
+/// Where `sentence-transformers` says how an encoder's rows become one vector.
+const POOLING: &str = "1_Pooling/config.json";
 
 fn bad(reason: impl Into<String>) -> Error {
     Error::Safetensors(reason.into())
@@ -102,14 +106,18 @@ fn read_file<'a>(
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut end = 0;
     for (name, Entry { dtype, shape, data_offsets: [from, to] }) in entries {
+        // The numbers from 0 on, which old folders of BERT hold.
+        let positions = name.ends_with("embeddings.position_ids") && dtype == "I64";
         let kind = match dtype.as_str() {
+            _ if positions => TensorType::F32,
             "F32" => TensorType::F32,
             "F16" => TensorType::F16,
             "BF16" => TensorType::BF16,
             _ => return Err(Error::TensorType { tensor: name, found: dtype }),
         };
         let elements = shape.iter().try_fold(1u64, |product, n| product.checked_mul(*n));
-        let size = elements.and_then(|elements| kind.bytes(elements));
+        let width = if positions { 2 } else { 1 };
+        let size = elements.and_then(|elements| kind.bytes(elements)?.checked_mul(width));
         if from != end || size.is_none() || from.checked_add(size.unwrap_or_default()) != Some(to) {
             return Err(bad(format!(
                 "the tensor {name} of shape {shape:?} does not fill bytes {from} to {to} of {file}"
@@ -121,6 +129,9 @@ fn read_file<'a>(
             .zip(usize::try_from(to).ok())
             .and_then(|(from, to)| data.get(from..to));
         let piece = piece.ok_or_else(|| bad(format!("{file} ends before the tensor {name}")))?;
+        if positions {
+            continue;
+        }
         let tensor = Tensor { name: name.clone(), kind, shape, bytes: piece };
         if tensors.len() >= MAX_TENSORS || tensors.insert(name.clone(), tensor).is_some() {
             return Err(bad(format!("the tensor {name} occurs twice, or there are more than {MAX_TENSORS}")));
@@ -195,7 +206,8 @@ impl<'a> Json<'a> {
 /// give the same bytes on any machine, in whatever order they are given; files that the import does not read may be
 /// left out or passed along.
 ///
-/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`, `smollm3`; types F32, F16, BF16; one file or shards.
+/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`, `smollm3`, `bert`
+/// (with `1_Pooling/config.json`, as `sentence-transformers` has it); types F32, F16, BF16; one file or shards.
 /// Needed: `config.json`, `tokenizer.json`, `*.safetensors`. Also read: `tokenizer_config.json`,
 /// `generation_config.json`, `chat_template.jinja`, and the licence from the front matter of `README.md`.
 ///
@@ -213,7 +225,8 @@ pub fn import_safetensors(
     if let Some(pair) = used.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(bad(format!("the file {} is given twice", pair[0].0)));
     }
-    if let Some((name, _)) = used.iter().find(|(name, _)| name.contains(['/', '\\', '\n', '\r'])) {
+    let separators = |name: &str| name != POOLING && name.contains(['/', '\\', '\n', '\r']);
+    if let Some((name, _)) = used.iter().find(|(name, _)| separators(name)) {
         return Err(bad(format!("the file name {name:?} has a separator or a line end")));
     }
     let model = model(&used)?;
@@ -246,13 +259,29 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         "gemma3_text" => Architecture::Gemma3,
         "phi3" => Architecture::Phi3,
         "smollm3" => Architecture::Smollm3,
+        "bert" => Architecture::Bert,
         other => return Err(Error::Architecture(other.into())),
     };
     let mut source = HashMap::new();
     for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
         read_file(name, bytes, &mut source)?;
     }
-    let config = config(&json, architecture, &source)?;
+    let config = match (architecture, find(POOLING)) {
+        (Architecture::Bert, Some(pooling)) => {
+            // Some folders have a prefix, and a layer that makes a vector of the first row, which is not used here.
+            let inner = |name: &str| name.strip_prefix("bert.").map(str::to_owned);
+            source =
+                source.into_iter().map(|(name, tensor)| (inner(&name).unwrap_or(name), tensor)).collect();
+            source.retain(|name, _| !name.starts_with("pooler."));
+            encoder_config(&json, &Json::read(POOLING, pooling)?, &mut source)?
+        }
+        (Architecture::Bert, None) => {
+            return Err(Error::Unsupported(format!(
+                "an encoder without {POOLING}, which says how it makes a vector"
+            )));
+        }
+        _ => config(&json, architecture, &source)?,
+    };
     config.check()?;
 
     let mut tensors = HashMap::new();
@@ -307,7 +336,7 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         (None, Some(config)) => chat_template(config)?,
         (None, None) => None,
     };
-    let ropes = ropes(&json, &config)?;
+    let ropes = if config.pooling.is_some() { Vec::new() } else { ropes(&json, &config)? };
     let name = json.optional("_name_or_path", Value::as_str)?.and_then(|path| path.rsplit('/').next());
     Ok(Model {
         format: SourceFormat::Safetensors,
@@ -404,7 +433,113 @@ fn config(
             None
         },
         experts: None,
+        pooling: None,
     })
+}
+
+/// The shape of an encoder, from `config.json` and the configuration of its pooling. Of the embeddings of kinds of text
+/// in `source` only the first is kept: sentence embedders know one kind.
+fn encoder_config(
+    json: &Json<'_>,
+    pooling: &Json<'_>,
+    source: &mut HashMap<String, Tensor<'_>>,
+) -> Result<Config, Error> {
+    let count = |field: &str| json.needed(field, json.count(field)?);
+    let (layers, dim, heads) =
+        (count("num_hidden_layers")?, count("hidden_size")?, count("num_attention_heads")?);
+    let mut modes = Vec::new();
+    for (field, mode) in [
+        ("pooling_mode_cls_token", Some(Pooling::First)),
+        ("pooling_mode_mean_tokens", Some(Pooling::Mean)),
+        ("pooling_mode_max_tokens", None),
+        ("pooling_mode_mean_sqrt_len_tokens", None),
+        ("pooling_mode_weightedmean_tokens", None),
+        ("pooling_mode_lasttoken", None),
+    ] {
+        if pooling.optional(field, Value::as_bool)? == Some(true) {
+            modes.push(mode);
+        }
+    }
+    let [Some(pooling)] = modes[..] else {
+        return Err(Error::Unsupported("a pooling other than the mean or the first row".into()));
+    };
+    let activation = match json.optional("hidden_act", Value::as_str)? {
+        None | Some("gelu") => Activation::GeluErf,
+        Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
+        Some("silu") => Activation::Silu,
+        Some(other) => return Err(Error::Unsupported(format!("the activation {other:?}"))),
+    };
+    let positions = json.optional("position_embedding_type", Value::as_str)?;
+    if positions.is_some_and(|kind| kind != "absolute") || json.get("quantization_config").is_some() {
+        return Err(Error::Unsupported("positions other than absolute ones, or quantization_config".into()));
+    }
+    if heads == 0 || !dim.is_multiple_of(heads) {
+        return Err(json.wrong("num_attention_heads"));
+    }
+    let kinds = count("type_vocab_size")?;
+    let name = "embeddings.token_type_embeddings.weight";
+    let table = source.remove(name).ok_or_else(|| Error::MissingTensor(name.into()))?;
+    let first = table.split(&[1, kinds.saturating_sub(1)])?.swap_remove(0);
+    source.insert(name.into(), first);
+    Ok(Config {
+        architecture: Architecture::Bert,
+        layers,
+        dim,
+        heads,
+        kv_heads: heads,
+        head_dim: dim / heads,
+        ffn: count("intermediate_size")?,
+        vocab: count("vocab_size")?,
+        context: import::context(count("max_position_embeddings")? as u64),
+        rms_eps_q32: import::epsilon(
+            json.needed("layer_norm_eps", json.optional("layer_norm_eps", Value::as_f64)?)?,
+        )?,
+        rope: RopeStyle::Half,
+        tied_embeddings: true,
+        qkv_bias: true,
+        qk_norm: false,
+        activation,
+        post_norms: false,
+        windows: Vec::new(),
+        rope_layers: vec![None; layers.min(1024)],
+        rope_dim: None,
+        attention_scale: None,
+        attention_cap_q16: None,
+        logit_cap_q16: None,
+        embedding_scale_q16: None,
+        experts: None,
+        pooling: Some(pooling),
+    })
+}
+
+/// The artifact's names and the folder's names of all tensors of an encoder.
+fn encoder_names(config: &Config) -> Vec<(String, String)> {
+    let mut names = Vec::new();
+    let mut add = |to: &str, from: &str, norm: bool| {
+        names.push((to.to_owned(), format!("{from}.weight")));
+        if norm {
+            names.push((format!("{to}.bias"), format!("{from}.bias")));
+        }
+    };
+    add("embedding", "embeddings.word_embeddings", false);
+    add("position_embedding", "embeddings.position_embeddings", false);
+    add("type_embedding", "embeddings.token_type_embeddings", false);
+    add("embedding_norm", "embeddings.LayerNorm", true);
+    for i in 0..config.layers {
+        for (to, from) in [
+            ("q", "attention.self.query"),
+            ("k", "attention.self.key"),
+            ("v", "attention.self.value"),
+            ("o", "attention.output.dense"),
+            ("attention_norm", "attention.output.LayerNorm"),
+            ("up", "intermediate.dense"),
+            ("down", "output.dense"),
+            ("ffn_norm", "output.LayerNorm"),
+        ] {
+            add(&format!("layers.{i}.{to}"), &format!("encoder.layer.{i}.{from}"), true);
+        }
+    }
+    names
 }
 
 /// The window, and for each layer whether it has it.
@@ -593,6 +728,9 @@ fn licence(readme: &[u8]) -> Option<String> {
 
 /// The artifact's names and the folder's names of all tensors of a model.
 pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
+    if config.pooling.is_some() {
+        return encoder_names(config);
+    }
     let mut names = Vec::from([
         ("embedding".to_owned(), "model.embed_tokens.weight".to_owned()),
         ("output_norm".to_owned(), "model.norm.weight".to_owned()),

@@ -149,7 +149,7 @@ pub fn byte_characters() -> [char; 256] {
     })
 }
 
-/// Every architecture.
+/// Every architecture that writes text.
 pub const ARCHITECTURES: [Architecture; 9] = [
     Architecture::Llama,
     Architecture::Qwen2,
@@ -173,7 +173,100 @@ pub fn tiny_gguf(architecture: Architecture, seed: u64) -> Vec<u8> {
     tiny_writer(architecture, seed).finish()
 }
 
+/// A random encoder as a Hugging Face folder: 2 layers of width 64, 4 heads, feed-forward width 96, 48 positions, and a
+/// WordPiece tokenizer of 40 tokens: `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, the letters, the same with `##` for the first
+/// nine, and `the`.
+pub fn tiny_encoder(seed: u64) -> Vec<(String, Vec<u8>)> {
+    const DIM: u64 = 64;
+    let letters: Vec<String> = ('a'..='z').map(String::from).collect();
+    let mut words: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].map(String::from).into();
+    words.extend(letters.iter().cloned());
+    words.extend(letters.iter().take(9).map(|letter| format!("##{letter}")));
+    words.push("the".into());
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut random = Random(seed);
+    let mut add = |name: String, shape: &[u64]| {
+        let count: u64 = shape.iter().product();
+        let norm = name.contains("LayerNorm.weight");
+        let width = if shape.len() > 1 && !name.starts_with("embeddings") {
+            1.5 / (shape[1] as f32).sqrt()
+        } else {
+            0.5
+        };
+        let start = data.len();
+        for _ in 0..count {
+            let value = if norm { 1.0 } else { 0.0 } + width * random.uniform();
+            data.extend(value.to_le_bytes());
+        }
+        header.insert(
+            name,
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}),
+        );
+    };
+    add("embeddings.word_embeddings.weight".into(), &[words.len() as u64, DIM]);
+    add("embeddings.position_embeddings.weight".into(), &[48, DIM]);
+    add("embeddings.token_type_embeddings.weight".into(), &[2, DIM]);
+    let mut norms = vec!["embeddings.LayerNorm".to_owned()];
+    for i in 0..2 {
+        let name = |part: &str| format!("encoder.layer.{i}.{part}");
+        for (part, rows, cols) in [
+            ("attention.self.query", DIM, DIM),
+            ("attention.self.key", DIM, DIM),
+            ("attention.self.value", DIM, DIM),
+            ("attention.output.dense", DIM, DIM),
+            ("intermediate.dense", 96, DIM),
+            ("output.dense", DIM, 96),
+        ] {
+            add(name(&format!("{part}.weight")), &[rows, cols]);
+            add(name(&format!("{part}.bias")), &[rows]);
+        }
+        norms.extend(["attention.output.LayerNorm", "output.LayerNorm"].map(name));
+    }
+    for norm in norms {
+        add(format!("{norm}.weight"), &[DIM]);
+        add(format!("{norm}.bias"), &[DIM]);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let tensors = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    let added: Vec<_> = (0..4)
+        .map(|id| {
+            serde_json::json!({"id": id, "content": words[id], "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true})
+        })
+        .collect();
+    let edge = |token: &str| serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let special = |token: &str, id: u32| serde_json::json!({"id": token, "ids": [id], "tokens": [token]});
+    let single = [edge("[CLS]"), serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}), edge("[SEP]")];
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single,
+            "special_tokens": {"[CLS]": special("[CLS]", 2), "[SEP]": special("[SEP]", 3)}},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": words.iter().enumerate().map(|(id, word)| (word.clone(), serde_json::json!(id))).collect::<serde_json::Map<_, _>>()},
+    });
+    let config = serde_json::json!({
+        "model_type": "bert", "hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 96, "vocab_size": words.len(), "max_position_embeddings": 48, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "hidden_act": "gelu", "_name_or_path": "tiny/encoder",
+    });
+    let pooling = serde_json::json!({"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false});
+    vec![
+        ("model.safetensors".into(), tensors),
+        ("tokenizer.json".into(), tokenizer.to_string().into_bytes()),
+        ("config.json".into(), config.to_string().into_bytes()),
+        ("1_Pooling/config.json".into(), pooling.to_string().into_bytes()),
+    ]
+}
+
 /// [`tiny_gguf`] before it is finished, for tests that change it.
+///
+/// # Panics
+/// For BERT, which is imported from folders only.
 pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
     const DIM: usize = 64;
     const FFN: usize = 128;
@@ -189,6 +282,7 @@ pub fn tiny_writer(architecture: Architecture, seed: u64) -> GgufWriter {
         Architecture::Gemma3 => "gemma3",
         Architecture::Phi3 => "phi3",
         Architecture::Smollm3 => "smollm3",
+        Architecture::Bert => panic!("encoders are imported from folders: see tiny_encoder"),
     };
     let experts = matches!(architecture, Architecture::Mixtral | Architecture::Qwen3Moe);
     let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
@@ -375,6 +469,7 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
                     Architecture::Gemma3 => "gemma3_text",
                     Architecture::Phi3 => "phi3",
                     Architecture::Smollm3 => "smollm3",
+                    Architecture::Bert => "bert",
                 },
                 "hidden_size": config.dim, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
                 "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "intermediate_size": config.ffn,

@@ -89,6 +89,8 @@ enum Spelling {
     /// Text with `▁` for a space, single bytes as `<0xHH>`; the flag says whether one leading space of the whole
     /// text is dropped.
     ByteFallback { strip: bool },
+    /// Words and, after the prefix `##`, their further pieces. Texts were changed before, so nothing is exact.
+    WordPiece,
 }
 
 /// A control token: its text and id, and whether it swallows white space before or after itself.
@@ -413,7 +415,10 @@ impl Tokenizer {
 
     /// A decoder for one sequence of tokens.
     pub fn stream(&self) -> StreamDecoder {
-        StreamDecoder { pending: Vec::new(), strip: self.spelling == Spelling::ByteFallback { strip: true } }
+        StreamDecoder {
+            pending: Vec::new(),
+            strip: matches!(self.spelling, Spelling::ByteFallback { strip: true } | Spelling::WordPiece),
+        }
     }
 
     /// The longest control token whose spelling starts at byte `at`.
@@ -593,6 +598,7 @@ fn spelling(decoder: Option<&Value>) -> Result<Spelling, TokenizerError> {
             }
             "ByteFallback" => found = found.or(Some(Spelling::ByteFallback { strip: false })),
             "Strip" => strip = step.get("start").and_then(Value::as_u64).unwrap_or(0) > 0,
+            "WordPiece" => found = Some(Spelling::WordPiece),
             "Replace" | "Fuse" => {}
             other => return Err(TokenizerError::UnsupportedDecoder(other.to_owned())),
         }
@@ -620,6 +626,10 @@ fn spell(text: &str, spelling: Spelling, table: &HashMap<char, u8>, out: &mut Ve
                 }
             }
         }
+        Spelling::WordPiece => match text.strip_prefix("##") {
+            Some(piece) => out.extend_from_slice(piece.as_bytes()),
+            None => out.extend([b" ", text.as_bytes()].concat()),
+        },
         Spelling::ByteFallback { .. } => match byte_token(text) {
             Some(byte) => out.push(byte),
             None => out.extend_from_slice(text.replace('▁', " ").as_bytes()),

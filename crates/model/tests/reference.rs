@@ -113,19 +113,31 @@ fn templates() {
     }
 }
 
-/// Needs SmolLM2-135M-Instruct as GGUF, named by `ASSAY_TEST_GGUF`.
-#[test]
-#[ignore = "needs the model file named by ASSAY_TEST_GGUF; .ci/parts/25-tokenizer runs it"]
-fn smollm2_against_llama_cpp() {
-    let path =
-        std::env::var_os("ASSAY_TEST_GGUF").expect("set ASSAY_TEST_GGUF to the SmolLM2-135M-Instruct GGUF");
-    let bytes = std::fs::read(path).unwrap();
-    let artifact = assay_model::import_gguf(&bytes, &mut |_, _| {}).unwrap();
+fn imported(path: &std::ffi::OsStr) -> Tokenizer {
+    let artifact = assay_model::import_gguf(&std::fs::read(path).unwrap(), &mut |_, _| {}).unwrap();
     let artifact = assay_model::Artifact::parse(std::sync::Arc::new(artifact)).unwrap();
-    let tokenizer = Tokenizer::from_bytes(artifact.tokenizer_json()).unwrap();
+    Tokenizer::from_bytes(artifact.tokenizer_json()).unwrap()
+}
+
+/// Needs published models as GGUF files, named by environment variables.
+#[test]
+#[ignore = "needs the model files named by ASSAY_TEST_*; .ci/parts/25-tokenizer runs it"]
+fn whole_models_against_llama_cpp() {
     let reference = reference();
     let texts: Vec<String> = list(&reference["texts"]);
-    let ids = &reference["smollm2"];
-    compare("control", &texts, &ids["control"], |text| tokenizer.encode(text, false).unwrap(), &tokenizer);
-    compare("plain", &texts, &ids["plain"], |text| tokenizer.encode_plain(text).unwrap(), &tokenizer);
+    let others: Value = serde_json::from_str(include_str!("data/models.json")).unwrap();
+    let models = [
+        ("ASSAY_TEST_SMOLLM2", &reference["smollm2"]),
+        ("ASSAY_TEST_GEMMA3", &others["gemma3"]),
+        ("ASSAY_TEST_QWEN", &others["qwen2.5-coder"]),
+    ];
+    let mut compared = 0;
+    for (variable, ids) in models {
+        let Some(path) = std::env::var_os(variable) else { continue };
+        let tokenizer = imported(&path);
+        compare(variable, &texts, &ids["control"], |text| tokenizer.encode(text, false).unwrap(), &tokenizer);
+        compare(variable, &texts, &ids["plain"], |text| tokenizer.encode_plain(text).unwrap(), &tokenizer);
+        compared += 1;
+    }
+    assert!(compared > 0, "set ASSAY_TEST_SMOLLM2, ASSAY_TEST_GEMMA3 or ASSAY_TEST_QWEN");
 }
