@@ -150,6 +150,16 @@ const tests = {
     assert.equal(final.output[0].content[0].text, text);
   },
 
+  async embeddings() {
+    const input = ["That is a happy person", "That is a very happy person"];
+    const answer = await client.embeddings.create({ model: "all-minilm-l6-v2", input });
+    const [a, b] = answer.data.map((entry) => entry.embedding);
+    assert.equal(a.length, 384);
+    const cosine = a.reduce((sum, x, i) => sum + x * b[i], 0);
+    assert.ok(Math.abs(cosine - 0.943) < 0.01, `${cosine}`);
+    assert.match(answer.data[1].assay.receipt_hash, /^0x/);
+  },
+
   async errors() {
     await refused(
       OpenAI.BadRequestError,

@@ -11,6 +11,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 MODEL = "smollm2-135m-instruct"
+ENCODER = "all-minilm-l6-v2"
 URL = os.environ["ASSAY_URL"]
 LIMITED_URL = os.environ["ASSAY_LIMITED_URL"]
 KEY = os.environ["ASSAY_LIMITED_KEY"]
@@ -243,6 +244,29 @@ def verification():
         assert found["audit"]["verdict"] == "agrees" and found["audit"]["auditor"] != found["worker"]
 
 
+def embeddings():
+    # What its publisher's documentation prints for these sentences.
+    texts = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
+    published = [1, 0.695, 0.943, 0.257]
+    level = {"assay": {"level": "replayed"}}
+    answer = client.embeddings.create(model=ENCODER, input=texts, extra_body=level)  # base64, decoded by the client
+    plain = client.embeddings.create(model=ENCODER, input=texts, encoding_format="float")
+    assert [entry.index for entry in answer.data] == [0, 1, 2, 3] and answer.usage.total_tokens > 20
+    assert [entry.embedding for entry in answer.data] == [entry.embedding for entry in plain.data]
+    first = answer.data[0].embedding
+    assert len(first) == 384
+    for entry, expected in zip(answer.data, published):
+        cosine = sum(a * b for a, b in zip(first, entry.embedding))
+        assert abs(cosine - expected) < 0.01, (cosine, expected)
+        assert assay(entry)["state"] == "replayed" and assay(entry)["audit"]["verdict"] == "agrees"
+    receipts = {assay(entry)["receipt_hash"] for entry in answer.data}
+    assert len(receipts) == 4 and assay(answer)["receipt_hash"] in receipts
+    one = client.embeddings.create(model=ENCODER, input=texts[0], dimensions=384)
+    assert one.data[0].embedding == first
+    refused(openai.BadRequestError, "unsupported_parameter", client.embeddings.create, model=ENCODER, input="x", dimensions=8)
+    refused(openai.BadRequestError, "context_length_exceeded", client.embeddings.create, model=ENCODER, input="word " * 600)
+
+
 def errors():
     embeddings = refused(openai.BadRequestError, "unsupported_parameter", client.embeddings.create, model=MODEL, input="x")
     assert embeddings.param == "model" and embeddings.type == "invalid_request_error"
@@ -276,6 +300,7 @@ for test in (
     completions,
     responses,
     verification,
+    embeddings,
     errors,
 ):
     test()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Drives a running network with the official `openai` clients for Python and JavaScript.
 
-Starts `assay up` (the default model, fetched by `assay model pull`) in a folder of its own, a second gateway that wants
+Starts `assay up` (the default model and an encoder, fetched by `assay model pull`) in a folder of its own, a second gateway that wants
 an API key and limits rates, and then both clients. Run it with a Python that has requirements.txt installed, after
 `npm ci` in this folder.
 """
@@ -21,6 +21,7 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KEY = "sk-only-for-this-test"
+MODELS = ("smollm2-135m-instruct", "all-minilm-l6-v2")
 RATE = 4  # requests before the second gateway refuses
 
 
@@ -64,12 +65,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="assay-clients-") as name:
         folder = pathlib.Path(name)
         environment = {**os.environ, "ASSAY_HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1"}
-        subprocess.run([assay, "model", "pull"], env=environment, check=True)
+        for model in MODELS:
+            subprocess.run([assay, "model", "pull", model], env=environment, check=True)
         processes = []
         try:
             port = free_port()
             url = f"http://127.0.0.1:{port}"
             up = [assay, "--json", "up", "--workers", "2", "--port", str(port)]
+            up += [word for model in MODELS for word in ("--model", model)]
             processes.append(start(up, environment, folder / "up.log"))
             ready(url, processes[-1], folder / "up.log")
             network = folder / "home" / "up"

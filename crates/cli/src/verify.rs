@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use assay_engine::encoder::Encoder;
 use assay_engine::request::Processor;
 use assay_engine::{Config, Engine};
 use assay_model::Artifact;
@@ -80,6 +81,10 @@ pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
 /// Checks the bundle and repeats its answer with this model on this machine.
 fn replay(bundle: &Bundle, expected: &Expected, artifact: Arc<Artifact>) -> Result<Report> {
     let said = |error: &dyn std::fmt::Display| Error::said(format!("nothing was decided: {error}"));
+    if artifact.encoder().is_some() {
+        let encoder = Encoder::new(artifact, Config::default().kernel).map_err(|error| said(&error))?;
+        return assay_verify::check_embedded(bundle, expected, &encoder).map_err(|error| said(&error));
+    }
     let processor = Processor::from_artifact(&artifact).map_err(|error| said(&error))?;
     let tokens = bundle.output.tokens.len() + processor.context();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

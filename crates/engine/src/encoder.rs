@@ -1,7 +1,7 @@
 //! Encoders: a text becomes a vector.
 //!
-//! An embedding travels as the text of an answer: its components in Q30, in decimal, as a JSON array without white space.
-//! So requests, receipts, audits and replays need nothing new. It is a pure function of the model and the prompt.
+//! An embedding travels as the text of an answer, see [`Output::embedding`], and a request for one is
+//! [`Request::embedding`]. So requests, receipts, audits and replays need nothing new. It is a pure function of the model and the prompt.
 
 use std::sync::Arc;
 
@@ -10,12 +10,9 @@ use assay_arithmetic::{
     dequantise_row, layer_norm, linear, quantise, unit_vector,
 };
 use assay_model::{Artifact, Linear, Norm, Pooling, Tokenizer};
-use assay_receipt::{FinishReason, Output, Prompt, Request};
+use assay_receipt::{Output, Prompt, Request};
 
 use crate::request::{NOTHING, OutputVerdict, first_difference};
-
-/// The fractional bits of a component.
-pub const FRACTION_BITS: u32 = 30;
 
 /// Why a request for an embedding cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -60,16 +57,6 @@ pub struct Encoder {
     kernel: Kernel,
 }
 
-/// The request for the embedding of a text or of tokens, which encoders answer and refuse all others.
-pub fn embedding_request(model: assay_receipt::Bytes32, prompt: Prompt) -> Request {
-    Request { prompt, ..Request::from_text(model, "", 1) }
-}
-
-/// The components of an embedding in Q30, as an answer's text spells them; `None` if it is no embedding.
-pub fn components(text: &str) -> Option<Vec<i32>> {
-    serde_json::from_str(text).ok()
-}
-
 impl Encoder {
     /// Reads the tokenizer.
     ///
@@ -93,7 +80,7 @@ impl Encoder {
     /// # Errors
     /// All but [`EncoderError::Decoder`].
     pub fn tokens(&self, request: &Request) -> Result<Vec<u32>, EncoderError> {
-        let expected = embedding_request(request.model, request.prompt.clone());
+        let expected = Request::embedding(request.model, request.prompt.clone());
         if *request != (Request { now_unix_s: request.now_unix_s, ..expected }) {
             return Err(EncoderError::NotAnEmbedding);
         }
@@ -125,16 +112,7 @@ impl Encoder {
     /// # Panics
     /// If there are no tokens, more than the context holds, or ids outside the vocabulary.
     pub fn output(&self, tokens: &[u32]) -> Output {
-        let components: Vec<String> = self.embed(tokens).iter().map(i32::to_string).collect();
-        Output {
-            text: format!("[{}]", components.join(",")),
-            tool_calls: None,
-            finish_reason: FinishReason::Stop,
-            tokens: Vec::new(),
-            prompt_tokens: tokens.len() as u32, // at most the context
-            completion_tokens: 0,
-            logprobs: Vec::new(),
-        }
+        Output::embedding(&self.embed(tokens), tokens.len() as u32) // at most the context
     }
 
     /// Repeats an answer and compares it.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use assay_arithmetic::Kernel;
-use assay_engine::encoder::{Encoder, EncoderError, components, embedding_request};
+use assay_engine::encoder::{Encoder, EncoderError};
 use assay_engine::request::OutputVerdict;
 use assay_engine::{Config, Engine, Error};
 use assay_model::testing::{tiny_encoder, tiny_gguf};
@@ -159,7 +159,7 @@ fn embeddings_are_those_of_floating_point() {
     let files = tiny_encoder(5);
     let (integers, float) = (encoder(&files), Float::new(&files));
     for text in ["a", "the abc", "A the, xyz hid! beef", &"the ".repeat(40)] {
-        let request = embedding_request(integers.artifact().id(), Prompt::Text(text.into()));
+        let request = Request::embedding(integers.artifact().id(), Prompt::Text(text.into()));
         let tokens = integers.tokens(&request).unwrap();
         assert_eq!((tokens[0], *tokens.last().unwrap()), (2, 3), "{text}");
         let (found, exact) = (floats(&integers.embed(&tokens)), float.embed(&tokens));
@@ -184,7 +184,7 @@ fn every_kernel_gives_the_same_bits() {
 }
 
 fn text(encoder: &Encoder, text: &str) -> Request {
-    embedding_request(encoder.artifact().id(), Prompt::Text(text.into()))
+    Request::embedding(encoder.artifact().id(), Prompt::Text(text.into()))
 }
 
 #[test]
@@ -192,11 +192,12 @@ fn answers_are_repeated_and_lies_are_found() {
     let encoder = encoder(&tiny_encoder(7));
     let request = text(&encoder, "the abc");
     let output = encoder.answer(&request).unwrap();
-    assert_eq!(components(&output.text).unwrap().len(), 64);
+    assert_eq!(output.components().unwrap().len(), 64);
+    assert_eq!(Output { text: "[1, 2]".into(), ..output.clone() }.components(), None);
     assert_eq!((output.prompt_tokens, output.completion_tokens), (6, 0));
     assert_eq!(encoder.judge(&request, &output), OutputVerdict::Agrees);
     let tokens = Prompt::Tokens(encoder.tokens(&request).unwrap());
-    let same = encoder.answer(&embedding_request(request.model, tokens)).unwrap();
+    let same = encoder.answer(&Request::embedding(request.model, tokens)).unwrap();
     assert_eq!(same, output);
     assert_ne!(encoder.answer(&text(&encoder, "the abd")).unwrap().text, output.text);
 
@@ -245,7 +246,7 @@ fn what_is_no_embedding_is_refused() {
         let verdict = encoder.judge(&bad, &encoder.answer(&good).unwrap());
         assert!(matches!(verdict, OutputVerdict::Differs { field: "request", .. }));
     }
-    let tokens = |tokens: Vec<u32>| encoder.tokens(&embedding_request(good.model, Prompt::Tokens(tokens)));
+    let tokens = |tokens: Vec<u32>| encoder.tokens(&Request::embedding(good.model, Prompt::Tokens(tokens)));
     assert!(matches!(tokens(vec![]), Err(EncoderError::Length { found: 0, max: 48 })));
     assert!(matches!(tokens(vec![4; 49]), Err(EncoderError::Length { found: 49, .. })));
     assert!(matches!(tokens(vec![40]), Err(EncoderError::UnknownToken { token: 40, vocabulary: 40 })));
@@ -289,7 +290,7 @@ fn minilm() {
     ];
     let mut found = Vec::new();
     for text in texts {
-        let request = embedding_request(integers.artifact().id(), Prompt::Text(text.into()));
+        let request = Request::embedding(integers.artifact().id(), Prompt::Text(text.into()));
         let tokens = integers.tokens(&request).unwrap();
         let (integer, exact) = (floats(&integers.embed(&tokens)), float.embed(&tokens));
         let cosine = dot(&integer, &exact);

@@ -103,7 +103,7 @@ impl Ask {
     pub(crate) fn completion(body: &[u8], bounds: Bounds) -> Result<Ask, ApiError> {
         let mut params = Params::from_body(body)?;
         let model = model_of(&mut params)?;
-        let prompts = completion_prompts(params.need("prompt")?)?;
+        let prompts = prompts_of(params.need("prompt")?, "prompt")?;
         for (name, allowed) in [("echo", json!(false)), ("suffix", json!(""))] {
             if let Some(value) = params.take(name)
                 && value != allowed
@@ -314,7 +314,7 @@ fn common(params: &mut Params, bounds: Bounds) -> Result<Ask, ApiError> {
     })
 }
 
-fn verification_of(mut assay: Params) -> Result<Verification, ApiError> {
+pub(crate) fn verification_of(mut assay: Params) -> Result<Verification, ApiError> {
     let level = match assay.string("level")?.as_deref() {
         None => None,
         Some("signed") => Some(Level::Signed),
@@ -763,27 +763,28 @@ fn add_tool_call(messages: &mut Vec<Message>, call: Value) {
     }
 }
 
-fn completion_prompts(prompt: Value) -> Result<Vec<Prompt>, ApiError> {
+/// Prompts of the field `name`: a text, token ids, or a list of either.
+pub(crate) fn prompts_of(prompt: Value, name: &str) -> Result<Vec<Prompt>, ApiError> {
     match prompt {
         Value::String(text) => Ok(vec![Prompt::Text(text)]),
         Value::Array(entries) if entries.is_empty() => {
-            Err(ApiError::invalid("prompt", "'prompt' must not be empty"))
+            Err(ApiError::invalid(name, format!("'{name}' must not be empty")))
         }
         Value::Array(entries) if entries[0].is_number() => {
-            Ok(vec![Prompt::Tokens(token_ids(entries, "prompt")?)])
+            Ok(vec![Prompt::Tokens(token_ids(entries, name)?)])
         }
         Value::Array(entries) => entries
             .into_iter()
             .enumerate()
             .map(|(index, entry)| match entry {
                 Value::String(text) => Ok(Prompt::Text(text)),
-                Value::Array(tokens) => Ok(Prompt::Tokens(token_ids(tokens, &format!("prompt[{index}]"))?)),
-                other => Err(wrong_type(&format!("prompt[{index}]"), "a string or an array", &other)),
+                Value::Array(tokens) => Ok(Prompt::Tokens(token_ids(tokens, &format!("{name}[{index}]"))?)),
+                other => Err(wrong_type(&format!("{name}[{index}]"), "a string or an array", &other)),
             })
             .collect(),
         other => Err(ApiError::invalid(
-            "prompt",
-            format!("Invalid type for 'prompt': expected a string or an array, but got {}", kind_of(&other)),
+            name,
+            format!("Invalid type for '{name}': expected a string or an array, but got {}", kind_of(&other)),
         )),
     }
 }

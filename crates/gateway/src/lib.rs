@@ -26,6 +26,7 @@ mod client;
 mod clock;
 mod config;
 mod connections;
+mod embeddings;
 mod error;
 mod gateway;
 mod members;

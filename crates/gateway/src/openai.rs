@@ -552,16 +552,3 @@ pub(crate) async fn completions(
         });
     Ok(server_sent(lines, place, &id))
 }
-
-/// `POST /v1/embeddings`
-pub(crate) async fn embeddings(
-    State(gateway): State<Arc<Gateway>>,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    let mut params = crate::params::Params::from_body(&body)?;
-    let name = params.need_string("model")?;
-    gateway.model(&*gateway.members()?, &name)?;
-    let message =
-        format!("The model `{name}` writes text and makes no embeddings; no worker offers one that does");
-    Err(ApiError::unsupported("model", message))
-}

@@ -9,7 +9,7 @@ use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
 use crate::record::Records;
 use crate::store::Store;
-use crate::{members, openai, own, page, recovery, responses};
+use crate::{embeddings, members, openai, own, page, recovery, responses};
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -103,7 +103,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v1/models/{model}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
-        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/responses", post(responses::responses))
         .route("/assay/receipts", get(own::receipts))
         .route("/assay/receipts/{request_id}", get(own::bundle))

@@ -7,7 +7,7 @@ mod network;
 
 use assay_receipt::{AnyStatement, Bytes32, Domain, Verdict};
 use assay_verify::check_sequence;
-use network::{Answer, CHAT, Network, TEXT, Worker, endless, wait};
+use network::{Answer, CHAT, Network, TEXT, VECTORS, Worker, endless, wait};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -395,4 +395,71 @@ async fn a_worker_with_weakened_weights_is_caught() {
     for worker in &network.workers[..2] {
         assert!(network.record(worker).await["suspended"].is_null());
     }
+}
+
+/// Embeddings: each input has its receipt, the numbers are those of the signed answer, and an auditor repeats them.
+#[tokio::test(flavor = "multi_thread")]
+async fn embeddings_are_signed_and_replayed() {
+    let network = Network::start(3, false, |_| {}).await;
+    let post = async |body: Value| {
+        let url = format!("{}/v1/embeddings", network.url);
+        let response = network.http.post(url).json(&body).send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, response.json::<Value>().await.unwrap())
+    };
+    let inputs: Vec<String> = (0..11).map(|i| format!("the {}", "abc ".repeat(i % 5))).collect();
+    let ask = json!({"model": VECTORS, "input": inputs, "assay": {"level": "replayed"}});
+    let (status, answer) = post(ask).await;
+    assert_eq!(status, 200, "{answer}");
+    let data = answer["data"].as_array().unwrap();
+    assert_eq!(data.len(), 11);
+    assert_eq!(data[1]["embedding"], data[6]["embedding"], "the same text");
+    assert_ne!(data[1]["embedding"], data[2]["embedding"]);
+    let (mut tokens, mut hashes) = (0, std::collections::HashSet::new());
+    for (index, entry) in data.iter().enumerate() {
+        assert_eq!(entry["index"], index);
+        let floats: Vec<f64> =
+            entry["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        assert_eq!(floats.len(), 64);
+        assert!((floats.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+        let assay = &entry["assay"];
+        assert_eq!((&assay["state"], &assay["audit"]["verdict"]), (&json!("replayed"), &json!("agrees")));
+        assert!(hashes.insert(assay["receipt_hash"].clone()), "a receipt of its own");
+        let bundle = network.get(assay["bundle_url"].as_str().unwrap()).await;
+        let output = &bundle["output"];
+        let components: Vec<i32> = serde_json::from_str(output["text"].as_str().unwrap()).unwrap();
+        let signed = components.iter().map(|&c| f64::from(c as f32 / (1u32 << 30) as f32));
+        assert!(signed.eq(floats.iter().copied()));
+        tokens += output["prompt_tokens"].as_u64().unwrap();
+    }
+    assert_eq!(answer["usage"], json!({"prompt_tokens": tokens, "total_tokens": tokens}));
+
+    let (status, coded) =
+        post(json!({"model": VECTORS, "input": "the abc ", "encoding_format": "base64"})).await;
+    assert_eq!(status, 200);
+    assert_eq!(coded["data"][0]["embedding"].as_str().unwrap().len(), 344, "256 bytes in base64");
+    let (status, of_tokens) = post(json!({"model": VECTORS, "input": [2, 39, 4, 3], "dimensions": 64})).await;
+    assert_eq!((status, &of_tokens["usage"]["prompt_tokens"]), (200, &json!(4)));
+
+    for (body, param) in [
+        (json!({"model": VECTORS, "input": []}), json!("input")),
+        (json!({"model": VECTORS, "input": "a", "dimensions": 32}), json!("dimensions")),
+        (json!({"model": VECTORS, "input": "a", "encoding_format": "int8"}), json!("encoding_format")),
+        (json!({"model": VECTORS, "input": vec!["a"; 257]}), json!("input")),
+        (json!({"model": VECTORS, "input": "a", "colour": "red"}), json!("colour")),
+        (json!({"model": "tiny", "input": "a"}), json!("model")),
+        (json!({"model": VECTORS, "input": "the ".repeat(50)}), Value::Null),
+    ] {
+        let (status, answer) = post(body.clone()).await;
+        assert_eq!(status, 400, "{body}: {answer}");
+        if !param.is_null() {
+            assert_eq!(answer["error"]["param"], param, "{answer}");
+        }
+    }
+    // An encoder does not chat.
+    let chat = json!({"model": VECTORS, "messages": [{"role": "user", "content": "hi"}]});
+    let url = format!("{}/v1/chat/completions", network.url);
+    let refused = network.http.post(url).json(&chat).send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 400);
+    assert!(refused.text().await.unwrap().contains("turns a text into a vector"));
 }

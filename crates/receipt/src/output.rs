@@ -50,6 +50,29 @@ pub struct TokenLogprob {
 }
 
 impl Output {
+    /// An answer that is an embedding: its components, with 30 fractional bits, are the text as a JSON array of integers
+    /// without white space. There are no tokens but those of the prompt.
+    pub fn embedding(components: &[i32], prompt_tokens: u32) -> Output {
+        let components: Vec<String> = components.iter().map(i32::to_string).collect();
+        Output {
+            text: format!("[{}]", components.join(",")),
+            tool_calls: None,
+            finish_reason: FinishReason::Stop,
+            tokens: Vec::new(),
+            prompt_tokens,
+            completion_tokens: 0,
+            logprobs: Vec::new(),
+        }
+    }
+
+    /// The components of an embedding with 30 fractional bits; `None` for an answer that is none.
+    pub fn components(&self) -> Option<Vec<i32>> {
+        let list = self.text.strip_prefix('[')?.strip_suffix(']')?;
+        let components: Option<Vec<i32>> = list.split(',').map(|part| part.parse().ok()).collect();
+        // One spelling only.
+        components.filter(|components| *self == Output::embedding(components, self.prompt_tokens))
+    }
+
     /// Checks every length and range that this type documents.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ pub enum Constraint {
 }
 
 impl Request {
-    /// A greedy continuation of `text`, for tests and examples.
+    /// A greedy continuation of `text`.
     pub fn from_text(model: Bytes32, text: &str, max_tokens: u32) -> Request {
         Request {
             model,
@@ -135,6 +135,11 @@ impl Request {
             logprobs: None,
             now_unix_s: 0,
         }
+    }
+
+    /// The request for the embedding of a text or of tokens by a model that makes embeddings.
+    pub fn embedding(model: Bytes32, prompt: Prompt) -> Request {
+        Request { prompt, ..Request::from_text(model, "", 1) }
     }
 
     /// Checks every length and range that this type documents.

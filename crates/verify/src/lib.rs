@@ -38,6 +38,6 @@ pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
 pub use members::{MembersError, check_members};
 #[cfg(feature = "replay")]
-pub use replay::{ReplayError, check_replayed};
+pub use replay::{ReplayError, check_embedded, check_replayed};
 pub use report::{Check, CheckKind, Outcome, Report, State};
 pub use sequence::{BrokenLink, Fork, Gap, SequenceReport, check_sequence};

@@ -1,4 +1,5 @@
 use assay_engine::Engine;
+use assay_engine::encoder::Encoder;
 use assay_engine::request::{OutputVerdict, Processor, replay_output};
 use assay_receipt::{Bundle, Bytes32, Level};
 
@@ -55,9 +56,33 @@ pub fn check_replayed(
     if report.state == State::Rejected {
         return Ok(report);
     }
-    let receipt = &bundle.receipt.statement;
     let artifact = engine.artifact();
-    let (given, version) = (artifact.id(), artifact.manifest().arithmetic);
+    replayable(bundle, artifact.id(), artifact.manifest().arithmetic)?;
+    let verdict = replay_output(engine, processor, &bundle.request, &bundle.output)?;
+    Ok(with_replay(report, &verdict))
+}
+
+/// [`check_replayed`] for an embedding.
+///
+/// # Errors
+/// [`ReplayError`], as there.
+pub fn check_embedded(
+    bundle: &Bundle,
+    expected: &Expected,
+    encoder: &Encoder,
+) -> Result<Report, ReplayError> {
+    let report = check(bundle, expected);
+    if report.state == State::Rejected {
+        return Ok(report);
+    }
+    let artifact = encoder.artifact();
+    replayable(bundle, artifact.id(), artifact.manifest().arithmetic)?;
+    Ok(with_replay(report, &encoder.judge(&bundle.request, &bundle.output)))
+}
+
+/// Whether the model of this id and arithmetic is the one to repeat the answer with.
+fn replayable(bundle: &Bundle, given: Bytes32, version: u32) -> Result<(), ReplayError> {
+    let receipt = &bundle.receipt.statement;
     if receipt.arithmetic == 0 {
         return Err(ReplayError::Forwarder);
     }
@@ -67,8 +92,7 @@ pub fn check_replayed(
     if receipt.arithmetic != version {
         return Err(ReplayError::Arithmetic { wanted: receipt.arithmetic, given: version });
     }
-    let verdict = replay_output(engine, processor, &bundle.request, &bundle.output)?;
-    Ok(with_replay(report, &verdict))
+    Ok(())
 }
 
 /// Adds the outcome of a replay on this machine to a report that was not rejected.

@@ -138,7 +138,7 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
     let receipt = bundle.receipt.statement.clone();
     let unable = |field: &str| Finding { field: field.to_owned(), ..Finding::new(Verdict::Unable) };
     let host = shared.hosts.iter().find(|host| host.offer.model == bundle.request.model);
-    let Some((host, Backend::Local(local))) = host.map(|host| (host, &host.backend)) else {
+    let Some(host) = host.filter(|host| !matches!(host.backend, Backend::Upstream(_))) else {
         return Ok((unable("model"), receipt, 0));
     };
     let arithmetic = host.offer.arithmetic;
@@ -153,7 +153,11 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
         return Err(Trouble::new(FailureCode::Busy, message).retry_after(host.retry_after_ms()));
     };
     let started = Instant::now();
-    let replayed = local.replay(bundle.request, bundle.output).await;
+    let replayed = match &host.backend {
+        Backend::Local(local) => local.replay(bundle.request, bundle.output).await,
+        Backend::Encoder(embedder) => embedder.replay(bundle.request, bundle.output).await,
+        Backend::Upstream(_) => Replayed::Unable { field: "model" },
+    };
     tracing::debug!(waited = ?started.elapsed(), "audit replayed");
     let finding = match replayed {
         Replayed::Judged { verdict: OutputVerdict::Agrees, compute_ms } => {

@@ -228,15 +228,19 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
             // A task of its own: when the caller goes away, it signs that off.
             tokio::spawn(async move {
                 match (&host.backend, prepared) {
-                    (Backend::Local(local), Some((prepared, lease))) => {
+                    (Backend::Local(local), Work::Generate(work)) => {
+                        let (prepared, lease) = *work;
                         local.answer(answer, prepared, lease).await;
+                    }
+                    (Backend::Encoder(embedder), Work::Embed(tokens)) => {
+                        embedder.answer(answer, tokens).await;
                     }
                     (Backend::Upstream(upstream), _) => {
                         host.metrics.running.inc();
                         upstream.answer(answer).await;
                         host.metrics.running.dec();
                     }
-                    (Backend::Local(_), None) => {
+                    (Backend::Local(_) | Backend::Encoder(_), _) => {
                         answer
                             .fail(Trouble::new(FailureCode::Internal, "The request was not prepared."))
                             .await;
@@ -252,8 +256,16 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
     }
 }
 
-/// The model, a place at it, and the request in tokens where the model is this worker's own.
-type Admitted = (Arc<Host>, Held, Option<(Prepared, Lease)>);
+/// A request in the tokens of the model.
+enum Work {
+    Generate(Box<(Prepared, Lease)>),
+    Embed(Vec<u32>),
+    /// The model is not this worker's own.
+    Forward,
+}
+
+/// The model, a place at it, and the request.
+type Admitted = (Arc<Host>, Held, Work);
 
 /// Decides whether a call is taken on.
 async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -> Result<Admitted, Trouble> {
@@ -299,9 +311,10 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
     let prepared = match &host.backend {
         Backend::Local(local) => {
             let prepared = local.prepare(call, &host.offer).await?;
-            Some((prepared, local.lease().await?))
+            Work::Generate(Box::new((prepared, local.lease().await?)))
         }
-        Backend::Upstream(_) if call.resume.is_empty() => None,
+        Backend::Encoder(embedder) => Work::Embed(embedder.prepare(call, &host.offer).await?),
+        Backend::Upstream(_) if call.resume.is_empty() => Work::Forward,
         Backend::Upstream(_) => {
             return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
         }

@@ -27,6 +27,7 @@ mod answer;
 mod audit;
 mod config;
 mod connections;
+mod embed;
 mod error;
 pub mod files;
 mod forward;

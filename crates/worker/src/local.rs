@@ -106,6 +106,17 @@ pub(crate) enum Replayed {
     },
 }
 
+impl ModelFile {
+    pub(crate) fn of(artifact: &Artifact) -> ModelFile {
+        ModelFile {
+            id: artifact.id(),
+            arithmetic: artifact.manifest().arithmetic,
+            manifest: artifact.manifest().canonical(),
+            tokenizer: artifact.tokenizer_json().to_vec(),
+        }
+    }
+}
+
 impl Local {
     /// Opens an artifact and checks its hashes. Takes seconds: call it where blocking is allowed.
     pub(crate) fn open(
@@ -137,12 +148,7 @@ impl Local {
         if context == 0 {
             return Err(refused(format!("kv_bytes = {} has no room for a page of it", config.kv_bytes)));
         }
-        let opened = ModelFile {
-            id: artifact.id(),
-            arithmetic: artifact.manifest().arithmetic,
-            manifest: artifact.manifest().canonical(),
-            tokenizer: artifact.tokenizer_json().to_vec(),
-        };
+        let opened = ModelFile::of(&artifact);
         let slot = Slot {
             bytes: file.bytes() + draft.as_ref().map_or(0, |(_, file)| file.bytes()) + config.kv_bytes as u64,
             file,

@@ -6,19 +6,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use assay_model::Artifact;
 use assay_receipt::{Address, Bytes32, Key, Member, Offer};
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::connections::Bounded;
+use crate::embed::Embedder;
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
 use crate::local::{Local, ModelFile};
 use crate::log::{Log, Opened};
 use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
-use crate::{Config, Error, http};
+use crate::{Config, Error, Model, files, http};
 
 /// A worker that answers requests.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub(crate) enum Phase {
 pub(crate) enum Backend {
     /// An engine of this worker.
     Local(Local),
+    /// An encoder of this worker.
+    Encoder(Embedder),
     /// Another server.
     Upstream(Upstream),
 }
@@ -72,7 +76,7 @@ impl Host {
     pub(crate) fn is_alive(&self) -> bool {
         match &self.backend {
             Backend::Local(local) => local.is_alive(),
-            Backend::Upstream(_) => true,
+            Backend::Encoder(_) | Backend::Upstream(_) => true,
         }
     }
 
@@ -291,6 +295,30 @@ pub async fn run(
     }
 }
 
+/// Opens an artifact, checks its hashes and gets it ready to answer; also returns the most tokens of a request. Takes
+/// seconds: call it where blocking is allowed.
+fn open(
+    model: &Model,
+    config: &Config,
+    memory: &Arc<Memory>,
+    metrics: ModelMetrics,
+) -> Result<(Backend, ModelFile, usize), Error> {
+    let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
+    let artifact = Artifact::parse(files::map(&model.artifact)?).map_err(|fault| refused(fault.to_string()))?;
+    if artifact.encoder().is_none() {
+        drop(artifact);
+        let (local, opened) = Local::open(model, config, memory, metrics)?;
+        let context = local.context();
+        return Ok((Backend::Local(local), opened, context));
+    }
+    // An encoder is small next to a model that writes text, and stays.
+    artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
+    let (opened, context) = (ModelFile::of(&artifact), artifact.config().context);
+    let embedder =
+        Embedder::new(Arc::new(artifact), config).map_err(|fault| refused(fault.to_string()))?;
+    Ok((Backend::Encoder(embedder), opened, context))
+}
+
 /// Opens all models.
 async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Error> {
     let mut hosts: Vec<Arc<Host>> = Vec::new();
@@ -308,20 +336,24 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
         })
     };
     let memory = Memory::new(config.memory_bytes);
-    for (number, model) in config.models.iter().enumerate() {
+    // Models that write text have a slot each, in their order.
+    let mut slots = 0;
+    for model in &config.models {
         let opening = (model.clone(), config.clone(), memory.clone(), metrics.model(&model.name));
         // Hashing and reading the artifact takes seconds.
         let opened = tokio::task::spawn_blocking(move || {
             let (model, config, memory, metrics) = opening;
-            Local::open(&model, &config, &memory, metrics)
+            open(&model, &config, &memory, metrics)
         });
-        let (local, opened) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
-        memory.load_if_room(number).await?;
+        let (backend, opened, context) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
+        if let Backend::Local(_) = backend {
+            memory.load_if_room(slots).await?;
+            slots += 1;
+        }
         let id = opened.id;
         if let Some(other) = model.impersonate {
             tracing::warn!(%id, %other, "this worker LIES: it serves one model under another's id");
         }
-        let context = local.context();
         let offer = Offer {
             model: model.impersonate.unwrap_or(id),
             name: model.name.clone(),
@@ -330,7 +362,7 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             arithmetic: opened.arithmetic,
             context: u32::try_from(context).unwrap_or(u32::MAX),
         };
-        hosts.push(host(offer, Backend::Local(local), Some(opened), config.max_batch));
+        hosts.push(host(offer, backend, Some(opened), config.max_batch));
     }
     for forward in &config.forward {
         let offer = Offer {

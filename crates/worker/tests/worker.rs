@@ -744,3 +744,53 @@ async fn a_constraint_that_cannot_be_followed_is_the_requests_fault() {
     assert!(failure.statement.message.contains("constraint"), "{}", failure.statement.message);
     worker.stop().await;
 }
+
+/// An embedding passes every check, an auditor repeats it, and finds the one number that is not the model's.
+#[tokio::test(flavor = "multi_thread")]
+async fn embeddings_are_audited_like_answers() {
+    let files = assay_model::testing::tiny_encoder(3);
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    let bytes = assay_model::import_safetensors(&files, &mut |_, _| {}).unwrap();
+    let model = id(bytes.clone());
+    let serve = |config: &mut assay_worker::Config| {
+        let path = config.data_dir.join("encoder.assay");
+        std::fs::write(&path, &bytes).unwrap();
+        config.models = vec![self::model(&path, 3, 5)];
+    };
+    let (worker, auditor) = (Worker::start(serve).await, Worker::start(serve).await);
+    let call = call(Request::embedding(model, Prompt::Text("the abc".into())));
+    let bundle = worker.generate(&call).await.unwrap().bundle(&call);
+    let report = check(&bundle, &expected(&worker));
+    assert_eq!(report.state, State::Signed, "{report:?}");
+    assert_eq!(bundle.output.components().unwrap().len(), 64);
+    assert_eq!(bundle.receipt.statement.price, 3 * 6);
+
+    // One component that is off by one, and one token too many.
+    let at = bundle.output.text.len() - 2;
+    let digit = bundle.output.text.as_bytes()[at];
+    let other = if digit == b'1' { "2" } else { "1" };
+    let lie = forge(&bundle, |bundle| bundle.output.text.replace_range(at..=at, other));
+    let longer = forge(&bundle, |bundle| {
+        bundle.output.prompt_tokens += 1;
+        bundle.receipt.statement.prompt_tokens += 1;
+    });
+    for (bundle, verdict, field, position) in [
+        (&bundle, Verdict::Agrees, "", 0),
+        (&lie, Verdict::Differs, "text", at as u64),
+        (&longer, Verdict::Differs, "prompt_tokens", 0),
+    ] {
+        let (status, body) = auditor.audit(bundle).await;
+        assert_eq!(status, 200, "{body}");
+        let audit: Signed<Audit> = serde_json::from_value(body["audit"].clone()).unwrap();
+        let found = audit.statement;
+        assert_eq!((found.verdict, &*found.field, found.position), (verdict, field, position));
+    }
+    let artifact =
+        std::sync::Arc::new(assay_model::Artifact::parse(std::sync::Arc::new(bytes.clone())).unwrap());
+    let encoder =
+        assay_engine::encoder::Encoder::new(artifact, assay_engine::Config::default().kernel).unwrap();
+    let report = assay_verify::check_embedded(&bundle, &expected(&worker), &encoder).unwrap();
+    assert_eq!(report.state, State::Replayed, "{report:?}");
+    let report = assay_verify::check_embedded(&lie, &expected(&worker), &encoder).unwrap();
+    assert_eq!(report.state, State::Rejected, "the chunks say otherwise: {report:?}");
+}

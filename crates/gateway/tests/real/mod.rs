@@ -170,6 +170,16 @@ fn artifact() -> Vec<u8> {
     import_gguf(&gguf, &mut |_, _| {}).unwrap()
 }
 
+/// The name of the encoder that every worker serves as well.
+pub const VECTORS: &str = "vectors";
+
+/// A random encoder.
+pub fn encoder_artifact() -> Vec<u8> {
+    let files = assay_model::testing::tiny_encoder(3);
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    assay_model::import_safetensors(&files, &mut |_, _| {}).unwrap()
+}
+
 impl Network {
     /// Honest workers of different operators, and a cheater that is cheaper than they if wanted; then a gateway.
     pub async fn start(
@@ -180,6 +190,8 @@ impl Network {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let (strong, weak) = (folder.path().join("tiny.assay"), folder.path().join("weak.assay"));
+        let encoder = folder.path().join("encoder.assay");
+        write(&encoder, &encoder_artifact());
         let bytes = artifact();
         write(&strong, &bytes);
         write(&weak, &assay_model::weaken(&bytes).unwrap());
@@ -200,6 +212,7 @@ impl Network {
                     true => model(&strong, 20, None),
                     false => model(&weak, 10, Some(id)),
                 });
+                config.models.push(assay_worker::Model { name: VECTORS.into(), ..model(&encoder, 20, None) });
             });
             workers.push(worker.await);
         }

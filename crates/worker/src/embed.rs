@@ -1,0 +1,108 @@
+//! An encoder that this worker runs itself. It has no state, so requests only share its processors.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_engine::encoder::{Encoder, EncoderError};
+use assay_model::Artifact;
+use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request};
+use tokio::sync::Semaphore;
+
+use crate::Config;
+use crate::answer::{Answer, Trouble};
+use crate::local::Replayed;
+
+/// An encoder and the number of texts that it embeds at once.
+pub(crate) struct Embedder {
+    encoder: Arc<Encoder>,
+    threads: Arc<Semaphore>,
+    /// Longest time of an audit, waiting included.
+    audit_limit: Duration,
+}
+
+impl Embedder {
+    pub(crate) fn new(artifact: Arc<Artifact>, config: &Config) -> Result<Embedder, EncoderError> {
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        Ok(Embedder {
+            encoder: Arc::new(Encoder::new(artifact, assay_engine::Config::default().kernel)?),
+            threads: Arc::new(Semaphore::new(threads)),
+            audit_limit: Duration::from_millis(config.request_deadline_ms),
+        })
+    }
+
+    /// Runs `work` beside the async threads when a processor is free.
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Encoder) -> T + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let failed = || Trouble::new(FailureCode::Internal, "The encoder failed on this text: report it.");
+        let place = self.threads.clone().acquire_owned().await.map_err(|_| failed())?;
+        let encoder = self.encoder.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work(&encoder)
+        });
+        done.await.map_err(|fault| {
+            tracing::error!(%fault, "embedding a text failed");
+            failed()
+        })
+    }
+
+    /// Turns a call into tokens and checks that it fits: context, cap.
+    pub(crate) async fn prepare(&self, call: &GenerateCall, offer: &Offer) -> Result<Vec<u32>, Trouble> {
+        let request = call.request.clone();
+        let tokens = self.beside(move |encoder| encoder.tokens(&request)).await?.map_err(|fault| {
+            let code = match fault {
+                EncoderError::Length { .. } => FailureCode::ContextExceeded,
+                _ => FailureCode::BadRequest,
+            };
+            Trouble::new(code, format!("The request cannot be served: {fault}."))
+        })?;
+        let price = offer.price(tokens.len() as u32, 0); // at most the context
+        if price.is_none_or(|price| price > call.cap) {
+            let message = format!("The embedding costs more than the cap of {}: raise the cap.", call.cap);
+            return Err(Trouble::new(FailureCode::CapExceeded, message));
+        }
+        if !call.resume.is_empty() {
+            let message = "An embedding has no tokens to resume from.";
+            return Err(Trouble::new(FailureCode::ResumeMismatch, message));
+        }
+        Ok(tokens)
+    }
+
+    /// Embeds a text: one chunk, then the receipt.
+    pub(crate) async fn answer(&self, mut answer: Answer, tokens: Vec<u32>) {
+        answer.metrics.running.inc();
+        let output = answer.within_limits(self.beside(move |encoder| encoder.output(&tokens))).await;
+        answer.metrics.running.dec();
+        let sent = match output {
+            Ok(output) => match answer.chunk(output.text.clone(), Vec::new(), Vec::new()) {
+                Ok(Some(line)) => answer.within_limits(answer.send(line)).await.map(|()| output),
+                Ok(None) => Ok(output),
+                Err(trouble) => Err(trouble),
+            },
+            Err(trouble) => Err(trouble),
+        };
+        match sent {
+            Ok(output) => answer.finish(output).await,
+            Err(trouble) => answer.fail(trouble).await,
+        }
+    }
+
+    /// Repeats an embedding and compares it.
+    pub(crate) async fn replay(&self, request: Request, output: Output) -> Replayed {
+        let work = self.beside(move |encoder| {
+            let begun = Instant::now();
+            let verdict = encoder.judge(&request, &output);
+            (verdict, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+        });
+        match tokio::time::timeout(self.audit_limit, work).await {
+            Ok(Ok((verdict, compute_ms))) => Replayed::Judged { verdict, compute_ms },
+            Ok(Err(_)) => Replayed::Unable { field: "internal" },
+            Err(_) => Replayed::Unable { field: "time" },
+        }
+    }
+}
