@@ -166,11 +166,12 @@ impl Encoder {
             layer_norm(self.kernel, x, norm.weight, norm.bias, shape.rms_eps_q32);
         };
         let embedding = self.artifact.embedding();
-        let mut x = vec![0; count * dim];
+        let (mut x, mut weights) = (vec![0; count * dim], vec![0; dim]);
         for ((x, &token), position) in
             x.chunks_exact_mut(dim).zip(tokens).zip(encoder.positions.chunks_exact(dim))
         {
-            dequantise_row(embedding.row(token as usize), embedding.scales[token as usize], x);
+            embedding.row(token as usize, &mut weights);
+            dequantise_row(&weights, embedding.scales[token as usize], x);
             add(x, position);
             add(x, encoder.kind);
         }
@@ -237,7 +238,13 @@ impl Encoder {
     fn linear(&self, matrix: Linear<'_>, x: &Quantised, out: &mut Vec<i32>) {
         let (tokens, rows) = (x.scales.len(), matrix.weights.rows);
         out.resize(tokens * rows, 0);
-        linear(self.kernel, &matrix.weights, x.view(), Some(matrix.bias), &mut Words::new(out, tokens, rows));
+        linear(
+            self.kernel,
+            &matrix.weights,
+            x.view(),
+            Some(matrix.bias),
+            &mut Words::new(out, tokens, 0..rows),
+        );
     }
 
     fn quantise(&self, x: &[i32], cols: usize, out: &mut Quantised) {

@@ -314,8 +314,7 @@ fn open(
     // An encoder is small next to a model that writes text, and stays.
     artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
     let (opened, context) = (ModelFile::of(&artifact), artifact.config().context);
-    let embedder =
-        Embedder::new(Arc::new(artifact), config).map_err(|fault| refused(fault.to_string()))?;
+    let embedder = Embedder::new(Arc::new(artifact), config).map_err(|fault| refused(fault.to_string()))?;
     Ok((Backend::Encoder(embedder), opened, context))
 }
 
@@ -345,7 +344,8 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             let (model, config, memory, metrics) = opening;
             open(&model, &config, &memory, metrics)
         });
-        let (backend, opened, context) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
+        let (backend, opened, context) =
+            opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
         if let Backend::Local(_) = backend {
             memory.load_if_room(slots).await?;
             slots += 1;
