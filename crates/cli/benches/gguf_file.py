@@ -1,15 +1,17 @@
 """Reads the tensors of a GGUF file as float32, and writes a copy of a file with other encodings.
 
-Only what the benchmarks need: little-endian files of version 2 or 3 with F32, F16, Q4_0, Q4_1 and Q8_0 tensors.
+Only what the benchmarks need: little-endian files of version 2 or 3 with F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K and Q6_K
+tensors.
 """
 
 import struct
 
 import numpy as np
 
-F32, F16, Q4_0, Q4_1, Q8_0 = 0, 1, 2, 3, 8
+F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q6_K = 0, 1, 2, 3, 6, 8, 12, 14
 # Encoding: elements and bytes of a block.
 BLOCKS = {F32: (1, 4), F16: (1, 2), Q4_0: (32, 18), Q4_1: (32, 20), Q8_0: (32, 34)}
+BLOCKS |= {Q5_0: (32, 22), Q4_K: (256, 144), Q6_K: (256, 210)}
 SCALAR = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
@@ -83,15 +85,46 @@ def decode(data, encoding):
     if encoding == F16:
         return data.view(np.float16).astype(np.float32)
     blocks = data.reshape(-1, BLOCKS[encoding][1])
+    if encoding == Q4_K:
+        return decode_q4_k(blocks)
+    if encoding == Q6_K:
+        return decode_q6_k(blocks)
     scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
     if encoding == Q8_0:
         return (scale * blocks[:, 2:].view(np.int8)).reshape(-1)
     packed = blocks[:, -16:]
     nibbles = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)
+    if encoding == Q5_0:
+        bits = np.unpackbits(blocks[:, 2:6].copy(), axis=1, bitorder="little")
+        return (scale * (nibbles + 16 * bits.astype(np.float32) - 16)).reshape(-1)
     if encoding == Q4_0:
         return (scale * (nibbles - 8)).reshape(-1)
     offset = blocks[:, 2:4].copy().view(np.float16).astype(np.float32)
     return (scale * nibbles + offset).reshape(-1)
+
+
+def decode_q4_k(blocks):
+    """Eight runs of 32 four-bit numbers, each with a six-bit factor and a six-bit offset."""
+    half = blocks[:, :4].copy().view(np.float16).astype(np.float32)
+    packed = blocks[:, 4:16].astype(np.uint8)
+    low, high, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    factor = np.concatenate([low & 63, (rest & 15) | (low >> 6 << 4)], axis=1).astype(np.float32)
+    offset = np.concatenate([high & 63, (rest >> 4) | (high >> 6 << 4)], axis=1).astype(np.float32)
+    numbers = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    numbers = np.concatenate([numbers & 15, numbers >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)
+    factor, offset = half[:, :1] * factor, half[:, 1:] * offset
+    return (factor[..., None] * numbers - offset[..., None]).reshape(-1)
+
+
+def decode_q6_k(blocks):
+    """Sixteen runs of 16 six-bit numbers, each with a signed eight-bit factor."""
+    scale = blocks[:, 208:].copy().view(np.float16).astype(np.float32)
+    factor = blocks[:, 192:208].copy().view(np.int8).astype(np.float32)
+    low = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & 3
+    numbers = ((low | high << 4).astype(np.float32) - 32).reshape(-1, 16, 16)
+    return (scale[..., None] * factor[..., None] * numbers).reshape(-1)
 
 
 def encode_q8_0(values):

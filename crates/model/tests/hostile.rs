@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use assay_model::testing::{GgufWriter, tiny_gguf, tiny_safetensors, tiny_writer};
+use assay_model::testing::{GgufWriter, tiny_encoder, tiny_gguf, tiny_safetensors, tiny_writer};
 use assay_model::{Architecture, Artifact, Error, import_gguf, import_safetensors};
 use proptest::prelude::*;
 
@@ -332,5 +332,50 @@ proptest! {
         if let Ok(artifact) = Artifact::parse(Arc::new(bytes)) {
             let _ = artifact.verify(&mut |_, _| {});
         }
+    }
+}
+
+#[test]
+fn bad_encoders_are_refused_by_name() {
+    let good = tiny_encoder(1);
+    let run = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+        let mut files = good.clone();
+        change(&mut files);
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+        import_safetensors(&files, &mut |_, _| {})
+    };
+    assert!(run(&|_| {}).is_ok());
+    let set = |file: &str, from: &str, to: &str| {
+        run(&|files| {
+            let (_, bytes) = files.iter_mut().find(|(name, _)| name == file).unwrap();
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            assert!(text.contains(from), "{text}");
+            *bytes = text.replacen(from, to, 1).into_bytes();
+        })
+        .unwrap_err()
+        .to_string()
+    };
+    let pooling = "1_Pooling/config.json";
+    let without = run(&|files| files.retain(|(name, _)| name != pooling)).unwrap_err().to_string();
+    assert!(without.contains(pooling), "{without}");
+    for (file, from, to, name) in [
+        (pooling, "\"pooling_mode_cls_token\":false", "\"pooling_mode_cls_token\":true", "pooling"),
+        (pooling, "\"pooling_mode_mean_tokens\":true", "\"pooling_mode_max_tokens\":true", "pooling"),
+        ("config.json", "\"gelu\"", "\"relu\"", "relu"),
+        ("config.json", "\"num_attention_heads\":4", "\"num_attention_heads\":5", "num_attention_heads"),
+        ("config.json", "\"type_vocab_size\":2", "\"type_vocab_size\":3", "token_type_embeddings"),
+        (
+            "config.json",
+            "\"max_position_embeddings\":48",
+            "\"max_position_embeddings\":49",
+            "position_embeddings",
+        ),
+        ("config.json", "\"num_hidden_layers\":2", "\"num_hidden_layers\":3", "encoder.layer.2"),
+        ("config.json", "\"num_hidden_layers\":2", "\"num_hidden_layers\":1", "encoder.layer.1"),
+        ("config.json", "\"bert\"", "\"roberta\"", "roberta"),
+        ("config.json", "{", "{\"position_embedding_type\":\"relative_key\",", "positions"),
+    ] {
+        let error = set(file, from, to);
+        assert!(error.contains(name), "{to}: {error}");
     }
 }

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let said = |error: assay_engine::Error| Error::said(format!("the measurement cannot run: {error}"));
     let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
     let folder = python::folder(&python::LANGUAGE)?;
-    let source = models::default_gguf()?;
+    let source = models::gguf(models::DEFAULT)?;
     let requantised = python::requantised(&folder)?;
     let threads = usize::from(args.threads);
     let (prompt_tokens, answer_tokens) = (usize::from(args.prompt), usize::from(args.answer));

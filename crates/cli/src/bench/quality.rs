@@ -21,6 +21,9 @@ const TEXTS: [&str; 3] = [
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The model, one that is known by name as a GGUF file
+    #[arg(long, default_value = models::DEFAULT)]
+    model: String,
     /// A text file to measure on; repeat it for several. The licences that ship with Debian when left out
     #[arg(long)]
     text: Vec<PathBuf>,
@@ -96,9 +99,9 @@ fn tokens(artifact: &Artifact, paths: &[PathBuf]) -> Result<Vec<u32>> {
 }
 
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
-    let artifact = Arc::new(models::open(&models::pull(models::DEFAULT)?.display().to_string())?.1);
+    let artifact = Arc::new(models::open(&models::pull(&args.model)?.display().to_string())?.1);
     let folder = python::folder(&python::LANGUAGE)?;
-    let source = models::default_gguf()?;
+    let source = models::gguf(&args.model)?;
     let paths = if args.text.is_empty() { TEXTS.map(PathBuf::from).to_vec() } else { args.text.clone() };
     let tokens = tokens(&artifact, &paths)?;
     let window = usize::from(args.window);
@@ -150,7 +153,7 @@ fn print(args: &Args, json: bool, paths: &[PathBuf], sums: &Sums) {
     let agreement = 100.0 * sums.mean(sums.agreed as f64);
     if json {
         ui::print_json(&json!({
-            "model": models::DEFAULT, "texts": paths, "window": args.window, "predicted_tokens": sums.count,
+            "model": args.model, "texts": paths, "window": args.window, "predicted_tokens": sums.count,
             "float_perplexity": floats, "integer_perplexity": integers, "perplexity_change_percent": change,
             "kl_divergence_nats": divergence, "top_1_agreement_percent": agreement,
         }));
@@ -159,7 +162,7 @@ fn print(args: &Args, json: bool, paths: &[PathBuf], sums: &Sums) {
     let names: Vec<_> = paths.iter().filter_map(|path| path.file_name()?.to_str()).collect();
     ui::say!(
         "{}: {} predicted tokens of {}, in windows of {}.\n",
-        models::DEFAULT,
+        args.model,
         sums.count,
         names.join(", "),
         args.window
