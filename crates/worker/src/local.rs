@@ -107,7 +107,7 @@ pub(crate) enum Replayed {
 }
 
 impl ModelFile {
-    pub(crate) fn of(artifact: &Artifact) -> ModelFile {
+    pub(crate) fn of(artifact: &assay_model::Artifact) -> ModelFile {
         ModelFile {
             id: artifact.id(),
             arithmetic: artifact.manifest().arithmetic,

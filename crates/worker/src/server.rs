@@ -304,7 +304,8 @@ fn open(
     metrics: ModelMetrics,
 ) -> Result<(Backend, ModelFile, usize), Error> {
     let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
-    let artifact = Artifact::parse(files::map(&model.artifact)?).map_err(|fault| refused(fault.to_string()))?;
+    let artifact =
+        Artifact::parse(files::map(&model.artifact)?).map_err(|fault| refused(fault.to_string()))?;
     if artifact.encoder().is_none() {
         drop(artifact);
         let (local, opened) = Local::open(model, config, memory, metrics)?;

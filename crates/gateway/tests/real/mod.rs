@@ -199,6 +199,7 @@ impl Network {
         let model = |artifact: &Path, price: u128, impersonate: Option<Bytes32>| assay_worker::Model {
             name: NAME.into(),
             artifact: artifact.to_owned(),
+            draft: None,
             prompt_price: price,
             completion_price: price,
             impersonate,
