@@ -84,7 +84,8 @@ pub(crate) fn requantised(folder: &Path) -> Result<PathBuf> {
     let path = folder.join("model-q8_0.gguf");
     if !path.is_file() {
         let part = path.with_extension("part");
-        let request = serde_json::json!({ "quantise": crate::models::default_gguf()?, "into": part });
+        let request =
+            serde_json::json!({ "quantise": crate::models::gguf(crate::models::DEFAULT)?, "into": part });
         Script::start(folder, "llama_cpp.py", 1)?.ask(&request)?;
         std::fs::rename(&part, &path).map_err(Error::file("keep", &path))?;
     }
