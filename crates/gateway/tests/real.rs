@@ -428,8 +428,8 @@ async fn embeddings_are_signed_and_replayed() {
         let bundle = network.get(assay["bundle_url"].as_str().unwrap()).await;
         let output = &bundle["output"];
         let components: Vec<i32> = serde_json::from_str(output["text"].as_str().unwrap()).unwrap();
-        let signed = components.iter().map(|&c| f64::from(c as f32 / (1u32 << 30) as f32));
-        assert!(signed.eq(floats.iter().copied()));
+        let signed = components.iter().map(|&c| c as f32 / (1u32 << 30) as f32);
+        assert!(signed.eq(floats.iter().map(|&float| float as f32)));
         tokens += output["prompt_tokens"].as_u64().unwrap();
     }
     assert_eq!(answer["usage"], json!({"prompt_tokens": tokens, "total_tokens": tokens}));
