@@ -37,7 +37,11 @@ fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expecte
     lie(&mut output);
 
     let mut expected = expected();
-    expected.workers.iter_mut().for_each(|member| member.models[0].model = request.model);
+    let arithmetic = engine.artifact().manifest().arithmetic;
+    for member in &mut expected.workers {
+        member.models[0].model = request.model;
+        member.models[0].arithmetic = arithmetic;
+    }
     expected.model = Some(request.model);
     let (worker, domain, salt, nonce) =
         (key("worker"), expected.domain, Bytes32([1; 32]), expected.nonce.unwrap());
@@ -50,7 +54,7 @@ fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expecte
         worker: worker.address(),
         key_epoch: 3,
         model: request.model,
-        arithmetic: 1,
+        arithmetic,
         level: Level::Signed,
         request: commitment,
         output: output_commitment(&output, &salt),
