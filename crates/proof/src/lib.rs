@@ -13,7 +13,7 @@
 //! inputs and outputs are in the open, and the openings of the commitment leak parts of what lies between. So it is no
 //! zero-knowledge proof.
 //!
-//! This crate does no I/O and knows no clock. Without its `prover` feature it has no threads and compiles to WebAssembly.
+//! This crate does no I/O and knows no clock. Without its `prover` feature it has no threads.
 //!
 //! ```
 //! use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
