@@ -338,7 +338,8 @@ proptest! {
 #[test]
 fn bad_encoders_are_refused_by_name() {
     let good = tiny_encoder(1);
-    let run = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    type Files = Vec<(String, Vec<u8>)>;
+    let run = |change: &dyn Fn(&mut Files)| {
         let mut files = good.clone();
         change(&mut files);
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
