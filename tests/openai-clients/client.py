@@ -164,7 +164,7 @@ def structured_output():
     assert isinstance(found.on_an_island, bool)
     # By a Pydantic class, as the client translates it.
     parsed = client.chat.completions.parse(
-        model=MODEL, messages=user("Describe Japan."), response_format=Country, max_tokens=200, temperature=0
+        model=MODEL, messages=user("Describe France."), response_format=Country, max_tokens=200, temperature=0
     )
     assert isinstance(parsed.choices[0].message.parsed, Country)
     answer = chat("Give me JSON.", response_format={"type": "json_object"}, max_tokens=200)

@@ -15,6 +15,7 @@
 //!     artifact: "smollm2.assay".into(),
 //!     prompt_price: 0,
 //!     completion_price: 0,
+//!     draft: None,
 //!     impersonate: None,
 //! });
 //! let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
