@@ -85,7 +85,8 @@ fn broken_definitions_are_refused() {
         Tokenizer::from_bytes(definition.to_string().as_bytes()),
         Err(TokenizerError::Malformed(_))
     ));
-    definition["decoder"] = json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": true});
+    definition["decoder"] =
+        json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": true});
     assert!(matches!(
         Tokenizer::from_bytes(definition.to_string().as_bytes()),
         Err(TokenizerError::UnsupportedDecoder(name)) if name == "CTC"
