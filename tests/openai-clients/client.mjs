@@ -175,7 +175,7 @@ const tests = {
     const limited = (apiKey) => new OpenAI({ baseURL: `${ASSAY_LIMITED_URL}/v1`, apiKey, maxRetries: 0 });
     await refused(OpenAI.AuthenticationError, "invalid_api_key", limited("sk-wrong").models.list());
     const known = limited(ASSAY_LIMITED_KEY);
-    assert.equal((await known.models.list()).data[0].id, MODEL);
+    assert((await known.models.list()).data.some((model) => model.id === MODEL));
     let error;
     for (let asked = 0; asked < 5 && !error; asked += 1) {
       error = await known.chat.completions.create(request({ model: "gpt-9" })).catch((error) => error);
