@@ -187,6 +187,15 @@ fn list(json: bool) -> Result<()> {
         let bytes = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
         rows.push((name_of(&path), artifact.id().to_string(), bytes, path));
     }
+    for path in graphs::paths()? {
+        match graphs::read(&path) {
+            Ok(graph) => {
+                let bytes = std::fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+                rows.push((name_of(&path), graphs::hex(&graph.id()), bytes, path));
+            }
+            Err(error) => eprintln!("{error}"),
+        }
+    }
     if json {
         let models: Vec<_> = rows
             .iter()
@@ -198,7 +207,7 @@ fn list(json: bool) -> Result<()> {
     } else {
         let rows: Vec<_> = rows
             .into_iter()
-            .map(|(name, id, bytes, _)| vec![name, format!("{:.0} MB", bytes as f64 / 1e6), id])
+            .map(|(name, id, bytes, _)| vec![name, format!("{:.1} MB", bytes as f64 / 1e6), id])
             .collect();
         ui::say!("{}", ui::table(&["model", "size", "id"], &rows));
     }

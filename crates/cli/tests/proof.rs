@@ -31,6 +31,9 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert_eq!(imported["samples"], 150);
     assert_eq!(imported["same_class"], 150);
 
+    let listed = json(&run(&["model", "list", "--json"]));
+    assert_eq!((&listed[0]["name"], &listed[0]["id"]), (&imported["name"], &imported["id"]));
+
     let inferred = json(&run(&["infer", "digits_mlp", "--input", &rows, "--json"]));
     let proved = json(&run(&["prove", "digits_mlp", "--input", &rows, "-o", &proof, "--json"]));
     assert_eq!(proved["examples"], 150);

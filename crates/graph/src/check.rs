@@ -35,14 +35,14 @@ impl Checker {
         let width = width(node, tables, &self.tensors)
             .ok_or_else(|| Error::invalid(format!("the sizes of node {number} contradict each other")))?;
         limit("values in a tensor", width, limits::WIDTH)?;
-        limit("values", self.values + width, limits::VALUES)?;
+        limit("values", self.values.saturating_add(width), limits::VALUES)?;
         let weights = match node {
             Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights.len(),
             Node::Gather { index, .. } => index.len(),
-            Node::Sum { terms, bias } => terms.len() * bias.len(),
+            Node::Sum { terms, bias } => terms.len().saturating_mul(bias.len()),
             Node::Lookup { .. } => 0,
         };
-        limit("weights", self.weights + weights, limits::WEIGHTS)?;
+        limit("weights", self.weights.saturating_add(weights), limits::WEIGHTS)?;
         let operations = self.operations.saturating_add(node.operations());
         if operations > limits::OPERATIONS {
             return Err(Error::invalid("it needs more operations than are supported"));
@@ -134,7 +134,7 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
             fits.then(|| window.output_len())
         }
         Node::Gather { inputs, index } => {
-            let total: usize = inputs.iter().map(of).sum();
+            let total = inputs.iter().try_fold(0usize, |sum, tensor| sum.checked_add(of(tensor)))?;
             let fits = !index.is_empty() && index.iter().all(|i| *i == ZERO || (*i as usize) < total);
             fits.then_some(index.len())
         }

@@ -99,20 +99,17 @@ pub struct Window {
 impl Window {
     /// Values of one input.
     pub fn input_len(&self) -> usize {
-        self.channels as usize * self.size[0] as usize * self.size[1] as usize
+        volume([self.channels, self.size[0], self.size[1], 1])
     }
 
     /// Values of one output.
     pub fn output_len(&self) -> usize {
-        self.filters as usize * self.output[0] as usize * self.output[1] as usize
+        volume([self.filters, self.output[0], self.output[1], 1])
     }
 
     /// Weights.
     pub fn weights_len(&self) -> usize {
-        self.filters as usize
-            * (self.channels / self.groups.max(1)) as usize
-            * self.kernel[0] as usize
-            * self.kernel[1] as usize
+        volume([self.filters, self.channels / self.groups.max(1), self.kernel[0], self.kernel[1]])
     }
 
     /// Calls `run(output, input, weight, count)` for every run of products: `output + i` sums
@@ -157,6 +154,11 @@ impl Window {
             }
         }
     }
+}
+
+/// A product that saturates, so that it breaks a limit where addresses have 32 bits, too.
+fn volume(sizes: [u32; 4]) -> usize {
+    sizes.iter().fold(1, |product: usize, size| product.saturating_mul(*size as usize))
 }
 
 /// One operation.
@@ -230,7 +232,7 @@ impl Node {
                 weights.len() as u64 * u64::from(window.output[0]) * u64::from(window.output[1])
             }
             Node::Gather { .. } | Node::Lookup { .. } => 0,
-            Node::Sum { terms, bias } => (terms.len() * bias.len()) as u64,
+            Node::Sum { terms, bias } => terms.len() as u64 * bias.len() as u64,
         }
     }
 }

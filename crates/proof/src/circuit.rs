@@ -29,8 +29,10 @@ pub(crate) struct Lookup {
     /// First slot and first row of the remainders, when it shifts.
     pub(crate) remainders: Option<(usize, usize)>,
     /// Where the entries of its table start, and the smallest key.
+    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover counts with it"))]
     pub(crate) entries: (usize, i32),
     /// Where the entries of the range of remainders start; unused without a shift.
+    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover counts with it"))]
     pub(crate) range_entries: usize,
 }
 
@@ -128,14 +130,16 @@ impl<'a> Circuit<'a> {
         if batch == 0 || batch > BATCH_MAX {
             return Err(Error::Size(format!("{batch} examples, where one proof covers 1 to {BATCH_MAX}")));
         }
-        let log = |n: usize| n.next_power_of_two().trailing_zeros() as usize;
-        let log_batch = log(batch);
-        let log_rows = log((self.rows << log_batch) + self.entries.len()).max(1).max(log_batch);
-        let log_committed = log((self.slots << log_batch) + self.entries.len()).max(LOG_MIN).max(log_batch);
+        let log = |n: u64| n.next_power_of_two().trailing_zeros() as usize;
+        let log_batch = log(batch as u64);
+        // In 64 bits, also where addresses have 32: nothing here may wrap around.
+        let total = |each: usize| ((each as u64) << log_batch) + self.entries.len() as u64;
+        let log_rows = log(total(self.rows)).max(1).max(log_batch);
+        let log_committed = log(total(self.slots)).max(LOG_MIN).max(log_batch);
         if log_rows.max(log_committed) > LOG_MAX {
             return Err(Error::Size(format!(
                 "{} look-ups and table entries, where one proof covers 2^{LOG_MAX}",
-                (self.rows << log_batch) + self.entries.len()
+                total(self.rows)
             )));
         }
         Ok(Sizes { log_batch, log_rows, log_committed })

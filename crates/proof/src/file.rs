@@ -2,11 +2,11 @@
 
 use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
 
+use crate::Error;
 use crate::circuit::LOG_MAX;
 use crate::commitment::{Opening, Root};
 use crate::field::{E, F};
 use crate::fractions::Level;
-use crate::{BATCH_MAX, Error};
 
 /// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
 const MAGIC: &[u8; 8] = b"ASSAYPF1";
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
     fn varints(&mut self) -> Result<Vec<i32>, Error> {
         let count = u32::from_le_bytes(self.array()?) as usize;
         // Each takes at least a byte.
-        if count > self.bytes.len() || count > BATCH_MAX * assay_graph::limits::WIDTH {
+        if count > self.bytes.len() {
             return Err(Error::File("it ends too early"));
         }
         (0..count).map(|_| self.varint()).collect()

@@ -1,7 +1,5 @@
 //! A sum-check over the product of two multilinear polynomials: the committed vector and public weights.
 
-use p3_field::PrimeCharacteristicRing as _;
-
 use crate::field::{Challenger, E, draw, observe, quadratic};
 
 /// Follows `claim = Σ_x weights(x) · vector(x)` to a point; the claim becomes that of the product there.
@@ -22,6 +20,7 @@ pub(crate) mod prover {
     use super::*;
     use crate::field::F;
     use crate::fractions::prover::fold;
+    use p3_field::PrimeCharacteristicRing as _;
     use rayon::prelude::*;
 
     const PARALLEL_MIN: usize = 1 << 12;

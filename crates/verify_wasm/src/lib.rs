@@ -1,10 +1,18 @@
-//! The receipt verifier as WebAssembly: the same checks as `assay verify`, in the browser, so that the page does not
-//! have to be believed by the gateway that sent it.
+//! The verifiers as WebAssembly: the same checks as `assay verify`, in the browser, so that a page does not have to be
+//! believed by the server that sent it.
 //!
-//! The module imports nothing and exports a plain C interface: `alloc(len) -> ptr`, `free(ptr, len)` and
-//! `check(ptr, len) -> (ptr << 32 | len)`. The caller allocates, writes UTF-8 JSON as `assay_verify::answer` takes it, calls `check`,
-//! which takes over that buffer, reads the JSON that comes back and frees it. `web/src/verify.ts` does all this. It does
-//! not replay answers: that needs the model.
+//! A module imports nothing and exports a plain C interface: `alloc(len) -> ptr`, `free(ptr, len)` and calls of the form
+//! `(ptr, len) -> (ptr << 32 | len)`. The caller allocates, writes, calls, which takes over that buffer, reads the JSON that
+//! comes back and frees it.
+//!
+//! - `check` (feature `receipt`, the module `assay_verify.wasm`) takes UTF-8 JSON as `assay_verify::answer` does;
+//!   `web/src/verify.ts` calls it. It does not replay answers: that needs the model.
+//! - `check_proof` (feature `proof`, the module `assay_proof.wasm`) takes the length of a model's file in four bytes,
+//!   little-endian, the model's file and the proof's, and answers as `assay verify --json` does: `valid`, and then what
+//!   was proved, or else the `reason`. The module needs about 4 MB of memory more than the two files.
+
+#[cfg(feature = "proof")]
+mod proof;
 
 /// The C interface. It is the only way into a WebAssembly module without generated glue, and it cannot be written in
 /// safe Rust: exported names and raw memory are both the caller's responsibility.
@@ -33,18 +41,36 @@ mod exports {
 
     /// Answers the call in the `len` bytes at `pointer`, which must come from `alloc(len)` and are freed. Returns the
     /// answer's pointer in the upper and its length in the lower 32 bits; the caller frees it.
-    // SAFETY: the name is exported by no other item of this module.
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn check(pointer: *mut u8, len: usize) -> u64 {
-        // SAFETY: the caller wrote `len` bytes to the block that `alloc(len)` gave it, and nothing else uses the block
-        // while this call runs, since a module instance has one thread.
-        let answer = assay_verify::answer(unsafe { std::slice::from_raw_parts(pointer, len) });
+    ///
+    /// # Safety
+    /// The caller wrote `len` bytes to the block that `alloc(len)` gave it, and passes it once.
+    unsafe fn call(pointer: *mut u8, len: usize, answer: impl FnOnce(&[u8]) -> Vec<u8>) -> u64 {
+        // SAFETY: as above, and nothing else uses the block while this call runs, since a module instance has one thread.
+        let answer = answer(unsafe { std::slice::from_raw_parts(pointer, len) });
         // SAFETY: the block came from `alloc(len)`, and nothing borrows from it any more.
         unsafe { free(pointer, len) };
         let out = alloc(answer.len());
         // SAFETY: `out` is a fresh block of at least that many bytes, so the two do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(answer.as_ptr(), out, answer.len()) };
         (out as u64) << 32 | answer.len() as u64
+    }
+
+    /// Checks receipts.
+    // SAFETY: the name is exported by no other item of this module.
+    #[cfg(feature = "receipt")]
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn check(pointer: *mut u8, len: usize) -> u64 {
+        // SAFETY: the caller keeps to the interface.
+        unsafe { call(pointer, len, |request| assay_verify::answer(request).into()) }
+    }
+
+    /// Checks a proof.
+    // SAFETY: the name is exported by no other item of this module.
+    #[cfg(feature = "proof")]
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn check_proof(pointer: *mut u8, len: usize) -> u64 {
+        // SAFETY: the caller keeps to the interface.
+        unsafe { call(pointer, len, |request| crate::proof::answer(request).into_bytes()) }
     }
 
     fn layout(len: usize) -> Layout {

@@ -1,0 +1,29 @@
+//! A model and a proof about it in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
+//! `ASSAY_UPDATE_VECTORS=1 cargo test -p assay-proof --test vectors`.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use assay_graph::Graph;
+use assay_proof::{Proof, prove, verify};
+
+#[test]
+fn the_published_proof_is_what_the_prover_makes() {
+    let graph = common::perceptron();
+    let proof = prove(&graph, &common::inputs(&graph, 40, 5)).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/vectors");
+    for (name, bytes) in
+        [("perceptron.graph", graph.encode()), ("perceptron.proof", proof.to_bytes().unwrap())]
+    {
+        let path = folder.join(name);
+        if std::env::var_os("ASSAY_UPDATE_VECTORS").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(std::fs::read(&path).unwrap() == bytes, "{name} is not what this prover makes");
+    }
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let graph = Graph::decode(&read("perceptron.graph")).unwrap();
+    verify(&graph, &Proof::from_bytes(&read("perceptron.proof")).unwrap()).unwrap();
+}

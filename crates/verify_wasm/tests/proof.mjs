@@ -1,0 +1,63 @@
+// Runs the committed verifier of proofs in Node on the proof in docs/vectors, which a native prover made:
+// node crates/verify_wasm/tests/proof.mjs
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+
+const root = new URL("../../../", import.meta.url);
+const read = async (path) => new Uint8Array(await readFile(new URL(path, root)));
+const module = await WebAssembly.compile(await read("web/src/assay_proof.wasm"));
+assert.deepEqual(WebAssembly.Module.imports(module), [], "the verifier reaches nothing outside itself");
+const { memory, alloc, free, check_proof } = (await WebAssembly.instantiate(module)).exports;
+
+function callBytes(bytes) {
+  const input = alloc(bytes.length) >>> 0;
+  new Uint8Array(memory.buffer, input, bytes.length).set(bytes);
+  const packed = BigInt.asUintN(64, check_proof(input, bytes.length));
+  const [output, length] = [Number(packed >> 32n), Number(packed & 0xffffffffn)];
+  const text = new TextDecoder().decode(new Uint8Array(memory.buffer, output, length));
+  free(output, length);
+  return JSON.parse(text);
+}
+
+function check(model, proof) {
+  const request = new Uint8Array(4 + model.length + proof.length);
+  new DataView(request.buffer).setUint32(0, model.length, true);
+  request.set(model, 4);
+  request.set(proof, 4 + model.length);
+  return callBytes(request);
+}
+
+const [model, proof] = [await read("docs/vectors/perceptron.graph"), await read("docs/vectors/perceptron.proof")];
+const started = performance.now();
+const report = check(model, proof);
+const milliseconds = performance.now() - started;
+assert.equal(report.valid, true, report.reason);
+assert.equal(report.examples, 40);
+assert.equal(report.outputs.length, 40);
+assert.ok(report.security_bits > 100 && report.security_bits < 128);
+
+// Any byte changed, in the statement, the messages or the opening.
+for (let at = 0; at < proof.length; at += 211) {
+  const other = proof.slice();
+  other[at] ^= 1 << (at % 8);
+  const { valid, reason } = check(model, other);
+  assert.equal(valid, false, `byte ${at}`);
+  assert.match(reason, /./);
+}
+// Cut, extended, and about another model.
+assert.equal(check(model, proof.slice(0, -1)).valid, false);
+assert.equal(check(model, new Uint8Array([...proof, 0])).valid, false);
+const changed = model.slice();
+changed[model.length - 60] ^= 1; // in a weight or bias of the last layer
+assert.match(check(changed, proof).reason, /about the model/);
+assert.match(check(model.slice(1), proof).reason, /not valid/);
+assert.equal(callBytes(Uint8Array.of(9, 0, 0, 0, 1)).valid, false);
+assert.equal(callBytes(new Uint8Array(0)).valid, false);
+// It does not leak.
+const before = memory.buffer.byteLength;
+for (let count = 0; count < 20; count++) check(model, proof);
+assert.equal(memory.buffer.byteLength, before);
+
+console.log(
+  `the verifier of proofs in WebAssembly agrees with the native prover: ${proof.length} bytes in ${milliseconds.toFixed(0)} ms`,
+);
