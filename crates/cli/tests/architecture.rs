@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("onnx", &["graph"]),
     ("proof", &["graph"]),
     ("receipt", &[]),
+    ("ledger", &[]),
     ("model", &["arithmetic", "receipt"]),
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "receipt"]),
@@ -40,8 +41,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// What the pure crates must not be able to reach: sockets, files through async runtimes, clocks, random sources.
 const SHELL_ONLY: &[&str] = &["tokio", "axum", "reqwest", "redb", "memmap2", "getrandom", "tracing", "clap"];
-const PURE: &[&str] =
-    &["arithmetic", "graph", "onnx", "proof", "receipt", "model", "engine", "verify", "verify_wasm"];
+const PURE: &[&str] = &[
+    "arithmetic",
+    "graph",
+    "onnx",
+    "proof",
+    "receipt",
+    "ledger",
+    "model",
+    "engine",
+    "verify",
+    "verify_wasm",
+];
 
 fn dependencies(name: &str) -> BTreeSet<String> {
     let path = root().join("crates").join(name).join("Cargo.toml");

@@ -1,0 +1,425 @@
+//! Execution: blocks from transactions, checks of blocks from others, calls that leave no trace.
+
+use std::convert::Infallible;
+
+use alloy_consensus::constants::{EMPTY_OMMER_ROOT_HASH, EMPTY_ROOT_HASH};
+use alloy_consensus::{Header, TxReceipt, proofs};
+use alloy_eips::eip1559::BaseFeeParams;
+use alloy_eips::eip2935::{HISTORY_SERVE_WINDOW, HISTORY_STORAGE_ADDRESS};
+use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
+use alloy_primitives::{Address, B256, Bloom, Bytes, Log, TxKind, U256, keccak256};
+use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction, Output};
+use revm::context::{BlockEnv, CfgEnv, Context, TxEnv};
+use revm::context_interface::block::BlobExcessGasAndPrice;
+use revm::context_interface::transaction::{AccessList, AccessListItem};
+use revm::database::CacheDB;
+use revm::handler::{MainnetContext, MainnetEvm};
+use revm::primitives::hardfork::SpecId;
+use revm::{ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
+
+use crate::block::{Block, BlockError, MAX_BLOCK_BYTES};
+use crate::state::{AccountChange, Overrides, State, assume, changes};
+use crate::{Receipt, Transaction};
+
+/// The least gas that a transaction uses.
+const LEAST_GAS: u64 = 21_000;
+/// What a header and the framing of a block take at most, in bytes.
+const BLOCK_OVERHEAD: usize = 2048;
+
+/// What holds for every block of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// EIP-155's chain id.
+    pub chain_id: u64,
+    /// The gas limit of every block.
+    pub gas_limit: u64,
+}
+
+/// What a proposer chooses about a block besides its transactions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Seconds since 1970; at least the parent's.
+    pub timestamp: u64,
+    /// Who gets the tips.
+    pub beneficiary: Address,
+}
+
+/// A block and what it led to.
+#[derive(Clone, Debug)]
+pub struct Executed {
+    /// The block.
+    pub block: Block,
+    /// The state after it.
+    pub state: State,
+    /// One for each transaction.
+    pub receipts: Vec<Receipt>,
+    /// The difference of the states.
+    pub changes: Vec<AccountChange>,
+}
+
+/// A call that is not signed (`eth_call`).
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The caller; any address may be assumed.
+    pub from: Address,
+    /// The called address; `None` creates a contract.
+    pub to: Option<Address>,
+    /// The most gas to use.
+    pub gas: u64,
+    /// What a unit of gas costs; zero makes the base fee irrelevant.
+    pub max_fee: u128,
+    /// The tip, where there is one.
+    pub tip: Option<u128>,
+    /// In 10^-18 of the native coin.
+    pub value: U256,
+    /// Call data or init code.
+    pub data: Bytes,
+    /// EIP-2930's list.
+    pub access_list: Vec<(Address, Vec<B256>)>,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Returned data, deployed code, or the data of a revert.
+    pub output: Bytes,
+    /// Gas used, refunds subtracted.
+    pub gas_used: u64,
+    /// Events.
+    pub logs: Vec<Log>,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+}
+
+/// Why a call failed or could not begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The contract reverted; [`Outcome::output`] has its reason.
+    Revert,
+    /// The machine stopped it, such as for lack of gas.
+    Halt(String),
+    /// It could not begin.
+    Invalid(String),
+}
+
+pub(crate) type Db<'a> = CacheDB<&'a State>;
+pub(crate) type Evm<'a, I = ()> = MainnetEvm<MainnetContext<Db<'a>>, I>;
+
+/// EIP-4399's value. It is known one block ahead: whoever needs a draw that nobody can foresee takes a later block's hash.
+fn mix(parent: &Header) -> B256 {
+    let mut seed = [0u8; 64];
+    seed[..32].copy_from_slice(parent.mix_hash.as_slice());
+    seed[32..].copy_from_slice(parent.hash_slow().as_slice());
+    keccak256(seed)
+}
+
+pub(crate) fn environment(header: &Header) -> BlockEnv {
+    BlockEnv {
+        number: U256::from(header.number),
+        beneficiary: header.beneficiary,
+        timestamp: U256::from(header.timestamp),
+        gas_limit: header.gas_limit,
+        basefee: header.base_fee_per_gas.unwrap_or_default(),
+        difficulty: U256::ZERO,
+        prevrandao: Some(header.mix_hash),
+        blob_excess_gas_and_price: Some(BlobExcessGasAndPrice::new_with_spec(0, SpecId::OSAKA)),
+        ..BlockEnv::default()
+    }
+}
+
+pub(crate) fn config(rules: &Rules) -> CfgEnv {
+    CfgEnv::new_with_spec(SpecId::OSAKA).with_chain_id(rules.chain_id)
+}
+
+pub(crate) fn context(cfg: CfgEnv, block: BlockEnv, db: Db<'_>) -> MainnetContext<Db<'_>> {
+    Context::mainnet().with_db(db).with_block(block).with_cfg(cfg)
+}
+
+/// The header of the next block, as far as it is known before execution.
+fn draft(rules: &Rules, parent: &Header, attributes: &Attributes) -> Header {
+    Header {
+        parent_hash: parent.hash_slow(),
+        ommers_hash: EMPTY_OMMER_ROOT_HASH,
+        beneficiary: attributes.beneficiary,
+        number: parent.number + 1,
+        gas_limit: rules.gas_limit,
+        timestamp: attributes.timestamp,
+        mix_hash: mix(parent),
+        base_fee_per_gas: parent.next_block_base_fee(BaseFeeParams::ethereum()),
+        withdrawals_root: Some(EMPTY_ROOT_HASH),
+        blob_gas_used: Some(0),
+        excess_blob_gas: Some(0),
+        parent_beacon_block_root: Some(B256::ZERO),
+        requests_hash: Some(EMPTY_REQUESTS_HASH),
+        ..Header::default()
+    }
+}
+
+/// Runs transactions one after the other on a parent's state.
+pub(crate) struct Executor<'a> {
+    pub(crate) evm: Evm<'a>,
+    header: Header,
+    transactions: Vec<Transaction>,
+    receipts: Vec<Receipt>,
+    bytes: usize,
+}
+
+impl<'a> Executor<'a> {
+    pub(crate) fn new(rules: &Rules, parent: &Header, state: &'a State, attributes: &Attributes) -> Self {
+        let header = draft(rules, parent, attributes);
+        let mut db = CacheDB::new(state);
+        let slot = U256::from(parent.number % HISTORY_SERVE_WINDOW as u64);
+        let Ok(()) = db.insert_account_storage(HISTORY_STORAGE_ADDRESS, slot, header.parent_hash.into());
+        Self::on(rules, header, db)
+    }
+
+    /// With a header of one's own, for genesis.
+    pub(crate) fn on(rules: &Rules, header: Header, db: Db<'a>) -> Self {
+        let evm = context(config(rules), environment(&header), db).build_mainnet();
+        Self { evm, header, transactions: Vec::new(), receipts: Vec::new(), bytes: BLOCK_OVERHEAD }
+    }
+
+    /// Executes a transaction, or says why it cannot come here and leaves everything as it was.
+    pub(crate) fn push(&mut self, transaction: Transaction) -> Result<(), String> {
+        if transaction.gas_limit() > self.header.gas_limit - self.header.gas_used {
+            return Err("gas limit reached".to_owned());
+        }
+        let bytes = self.bytes + transaction.bytes().len() + 4;
+        if bytes > MAX_BLOCK_BYTES {
+            return Err("size limit reached".to_owned());
+        }
+        if transaction.chain_id().is_none() {
+            return Err("only replay-protected (EIP-155) transactions allowed".to_owned());
+        }
+        let result = self.evm.transact_commit(transaction.env()).map_err(|error| sentence(&error))?;
+        self.bytes = bytes;
+        self.header.gas_used += result.tx_gas_used();
+        self.receipts.push(Receipt {
+            tx_type: transaction.envelope().tx_type(),
+            success: result.is_success(),
+            cumulative_gas_used: self.header.gas_used,
+            logs: result.into_logs(),
+        });
+        self.transactions.push(transaction);
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Executed {
+        let Self { evm, mut header, transactions, receipts, .. } = self;
+        let db = evm.ctx.journaled_state.database;
+        let changes = changes(&db);
+        let mut state = db.db.clone();
+        state.apply(&changes);
+        header.state_root = state.root();
+        let envelopes: Vec<_> = transactions.iter().map(Transaction::envelope).collect();
+        header.transactions_root = proofs::calculate_transaction_root(&envelopes);
+        let with_blooms: Vec<_> = receipts.iter().map(TxReceipt::with_bloom_ref).collect();
+        header.receipts_root = proofs::calculate_receipt_root(&with_blooms);
+        header.logs_bloom = with_blooms.iter().fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.logs_bloom);
+        Executed { block: Block::new(header, transactions), state, receipts, changes }
+    }
+}
+
+/// Makes the block after `parent` from candidates in their order. Those that cannot be executed are left out; it ends with them
+/// or when the block is full.
+pub fn build(
+    rules: &Rules,
+    parent: &Header,
+    state: &State,
+    attributes: &Attributes,
+    candidates: impl IntoIterator<Item = Transaction>,
+) -> Executed {
+    let mut executor = Executor::new(rules, parent, state, attributes);
+    for candidate in candidates {
+        if executor.header.gas_limit - executor.header.gas_used < LEAST_GAS {
+            break;
+        }
+        // What cannot be executed stays in the pool, which judges it by the next state.
+        let _ = executor.push(candidate);
+    }
+    executor.finish()
+}
+
+/// Executes a block of somebody else, and holds every field of its header to what follows. Whether its time is in the future is
+/// for the caller to judge, who has a clock.
+pub fn verify(rules: &Rules, parent: &Header, state: &State, block: &Block) -> Result<Executed, BlockError> {
+    let size = block.encoded_len();
+    if size > MAX_BLOCK_BYTES {
+        return Err(BlockError::Oversized(size));
+    }
+    let claimed = &block.header;
+    if claimed.timestamp < parent.timestamp {
+        return Err(BlockError::Header("timestamp"));
+    }
+    if claimed.number != parent.number + 1 {
+        return Err(BlockError::Header("number"));
+    }
+    let attributes = Attributes { timestamp: claimed.timestamp, beneficiary: claimed.beneficiary };
+    let mut executor = Executor::new(rules, parent, state, &attributes);
+    if claimed.parent_hash != executor.header.parent_hash {
+        return Err(BlockError::Header("parent hash"));
+    }
+    for (i, transaction) in block.transactions.iter().enumerate() {
+        executor.push(transaction.clone()).map_err(|error| BlockError::Unexecutable(i, error))?;
+    }
+    let executed = executor.finish();
+    let found = &executed.block.header;
+    let fields = [
+        ("base fee", claimed.base_fee_per_gas == found.base_fee_per_gas),
+        ("gas limit", claimed.gas_limit == found.gas_limit),
+        ("gas used", claimed.gas_used == found.gas_used),
+        ("transactions root", claimed.transactions_root == found.transactions_root),
+        ("receipts root", claimed.receipts_root == found.receipts_root),
+        ("logs bloom", claimed.logs_bloom == found.logs_bloom),
+        ("state root", claimed.state_root == found.state_root),
+        ("random value", claimed.mix_hash == found.mix_hash),
+        ("header", claimed == found),
+    ];
+    match fields.iter().find(|(_, same)| !same) {
+        Some((name, _)) => Err(BlockError::Header(name)),
+        None => Ok(executed),
+    }
+}
+
+/// The sentence that geth has for an error, since libraries look for its words.
+pub(crate) fn sentence(error: &EVMError<Infallible>) -> String {
+    use InvalidTransaction as I;
+    let EVMError::Transaction(error) = error else {
+        return error.to_string();
+    };
+    match error {
+        I::NonceTooLow { tx, state } => format!("nonce too low: next nonce {state}, tx nonce {tx}"),
+        I::NonceTooHigh { tx, state } => format!("nonce too high: next nonce {state}, tx nonce {tx}"),
+        I::LackOfFundForMaxFee { fee, balance } => {
+            format!("insufficient funds for gas * price + value: have {balance} want {fee}")
+        }
+        I::GasPriceLessThanBasefee => "max fee per gas less than block base fee".to_owned(),
+        I::PriorityFeeGreaterThanMaxFee => "max priority fee per gas higher than max fee per gas".to_owned(),
+        I::CallGasCostMoreThanGasLimit { initial_gas, gas_limit }
+        | I::GasFloorMoreThanGasLimit { gas_floor: initial_gas, gas_limit } => {
+            format!("intrinsic gas too low: have {gas_limit}, want {initial_gas}")
+        }
+        I::CallerGasLimitMoreThanBlock => "exceeds block gas limit".to_owned(),
+        I::TxGasLimitGreaterThanCap { gas_limit, cap } => {
+            format!("transaction gas limit too high (cap: {cap}, tx: {gas_limit})")
+        }
+        I::CreateInitCodeSizeLimit => "max initcode size exceeded".to_owned(),
+        I::InvalidChainId | I::MissingChainId => "invalid chain id for signer".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn outcome(result: ExecutionResult<HaltReason>) -> Outcome {
+    let gas_used = result.tx_gas_used();
+    match result {
+        ExecutionResult::Success { logs, output, .. } => {
+            let (Output::Call(output) | Output::Create(output, _)) = output;
+            Outcome { output, gas_used, logs, failure: None }
+        }
+        ExecutionResult::Revert { output, .. } => {
+            Outcome { output, gas_used, logs: Vec::new(), failure: Some(Failure::Revert) }
+        }
+        ExecutionResult::Halt { reason, .. } => {
+            let failure = Some(Failure::Halt(halt(&reason)));
+            Outcome { output: Bytes::new(), gas_used, logs: Vec::new(), failure }
+        }
+    }
+}
+
+fn halt(reason: &HaltReason) -> String {
+    match reason {
+        HaltReason::OutOfGas(_) => "out of gas".to_owned(),
+        HaltReason::OpcodeNotFound | HaltReason::InvalidFEOpcode => "invalid opcode".to_owned(),
+        HaltReason::InvalidJump => "invalid jump destination".to_owned(),
+        HaltReason::StackUnderflow => "stack underflow".to_owned(),
+        HaltReason::StackOverflow => "stack limit reached 1024".to_owned(),
+        HaltReason::CreateCollision => "contract address collision".to_owned(),
+        HaltReason::CallTooDeep => "max call depth exceeded".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Runs a call on the state after the block with this header, as `eth_call` does: no signature, any caller, any nonce.
+pub fn simulate(
+    rules: &Rules,
+    header: &Header,
+    state: &State,
+    overrides: &Overrides,
+    message: &Message,
+) -> Outcome {
+    let mut db = CacheDB::new(state);
+    assume(&mut db, overrides);
+    let mut cfg = config(rules);
+    cfg.disable_nonce_check = true;
+    cfg.disable_eip3607 = true;
+    cfg.disable_block_gas_limit = true;
+    cfg.disable_base_fee = message.max_fee == 0;
+    cfg.tx_gas_limit_cap = Some(u64::MAX);
+    let environment = BlockEnv { gas_limit: header.gas_limit.max(message.gas), ..environment(header) };
+    let list = message
+        .access_list
+        .iter()
+        .map(|(address, slots)| AccessListItem { address: *address, storage_keys: slots.clone() });
+    let access_list = AccessList(list.collect());
+    let env = TxEnv {
+        tx_type: if message.tip.is_some() { 2 } else { u8::from(!access_list.0.is_empty()) },
+        caller: message.from,
+        gas_limit: message.gas,
+        gas_price: message.max_fee,
+        kind: message.to.map_or(TxKind::Create, TxKind::Call),
+        value: message.value,
+        data: message.data.clone(),
+        nonce: state.nonce(&message.from),
+        chain_id: Some(rules.chain_id),
+        access_list,
+        gas_priority_fee: message.tip,
+        ..TxEnv::default()
+    };
+    let mut evm = context(cfg, environment, db).build_mainnet();
+    match evm.transact(env) {
+        Ok(done) => outcome(done.result),
+        Err(error) => Outcome {
+            output: Bytes::new(),
+            gas_used: 0,
+            logs: Vec::new(),
+            failure: Some(Failure::Invalid(sentence(&error))),
+        },
+    }
+}
+
+/// The least gas limit with which a call succeeds (`eth_estimateGas`), or how it fails with the most gas that it may have:
+/// `message.gas`, and no more than its sender can pay. Runs the call at most some 25 times.
+pub fn estimate_gas(
+    rules: &Rules,
+    header: &Header,
+    state: &State,
+    overrides: &Overrides,
+    message: &Message,
+) -> Result<u64, Outcome> {
+    let mut most = message.gas;
+    if message.max_fee > 0 {
+        let balance = overrides
+            .get(&message.from)
+            .and_then(|over| over.balance)
+            .unwrap_or(state.balance(&message.from));
+        let affordable = balance.saturating_sub(message.value) / U256::from(message.max_fee);
+        most = most.min(u64::try_from(affordable).unwrap_or(u64::MAX));
+    }
+    let run = |gas| simulate(rules, header, state, overrides, &Message { gas, ..message.clone() });
+    let first = run(most);
+    if first.failure.is_some() {
+        return Err(first);
+    }
+    // A call of an account without code uses what it uses.
+    let mut least = first.gas_used - 1;
+    if run(first.gas_used).failure.is_none() {
+        return Ok(first.gas_used);
+    }
+    least = least.max(LEAST_GAS - 1);
+    while least + 1 < most {
+        // Most calls need little more than they use, so the search begins near there.
+        let middle = (least + (most - least) / 2).min(least.saturating_mul(2));
+        if run(middle).failure.is_some() { least = middle } else { most = middle }
+    }
+    Ok(most)
+}
