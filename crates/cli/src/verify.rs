@@ -32,6 +32,9 @@ pub(crate) struct VerifyArgs {
     /// The model that a proof must be about; the imported one that it names when left out
     #[arg(long, conflicts_with_all = ["members", "signer", "replay"])]
     model: Option<String>,
+    /// The key of `assay model commit` that a proof with committed weights is checked with; the model is not needed then
+    #[arg(long, conflicts_with_all = ["members", "signer", "replay", "model"])]
+    key: Option<PathBuf>,
 }
 
 /// Largest file that is read: a bundle, or an incident file around one.
@@ -39,7 +42,7 @@ const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
 pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
     if proofs::is_proof(&args.receipt) {
-        return proofs::verify(&args.receipt, args.model.as_deref(), json);
+        return proofs::verify(&args.receipt, args.model.as_deref(), args.key.as_deref(), json);
     }
     let (bundle, own_list) = read(&args.receipt)?;
     let signer = match args.signer {

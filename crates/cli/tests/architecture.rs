@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["arithmetic", "receipt"]),
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "receipt"]),
-    ("verify_wasm", &["receipt", "verify"]),
+    ("verify_wasm", &["proof", "receipt", "verify"]),
     ("worker", &["engine", "model", "receipt", "verify"]),
     ("gateway", &["engine", "model", "receipt", "verify"]),
     (

@@ -46,6 +46,24 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert!(checked["security_bits"].as_f64().unwrap() > 100.0);
     assert_eq!(checked["hiding"], false);
 
+    // Committed weights: whoever checks needs the key, and no model.
+    let (key, keyed) = (file("digits.key"), file("keyed.proof"));
+    let committed = json(&run(&["model", "commit", "digits_mlp", "--out", &key, "--json"]));
+    assert_eq!(committed["model"], imported["id"]);
+    assert_eq!(
+        run(&["prove", "digits_mlp", "--input", &rows, "--key", &key, "-o", &keyed]).status.code(),
+        Some(0)
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    let there = |arguments: &[&str]| assay(elsewhere.path(), arguments);
+    let checked_there = json(&there(&["verify", &keyed, "--key", &key, "--json"]));
+    assert_eq!(
+        (&checked_there["model"], &checked_there["outputs"]),
+        (&committed["key"], &checked["outputs"])
+    );
+    assert!(String::from_utf8_lossy(&there(&["verify", &keyed]).stderr).contains("--key"));
+    assert_eq!(there(&["verify", &proof, "--key", &key]).status.code(), Some(1));
+
     // One bit of the proof, and another model: both are answered with no.
     let mut bytes = std::fs::read(&proof).unwrap();
     let at = bytes.len() / 2;
@@ -59,8 +77,7 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert_eq!(run(&["verify", &proof, "--model", "iris_forest"]).status.code(), Some(1));
 
     // Without the model, nothing can be said.
-    let elsewhere = tempfile::tempdir().unwrap();
-    let answer = assay(elsewhere.path(), &["verify", &proof]);
+    let answer = there(&["verify", &proof]);
     assert_eq!(answer.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&answer.stderr).contains("which is not here"));
 }

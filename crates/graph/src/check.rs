@@ -40,6 +40,12 @@ impl Checker {
             Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights.len(),
             Node::Gather { index, .. } => index.len(),
             Node::Sum { terms, bias } => terms.len().saturating_mul(bias.len()),
+            Node::Committed { map, .. } => match &**map {
+                Node::Conv { window, .. } => window.weights_len(),
+                map => map.operands().iter().fold(width, |product, operand| {
+                    product.saturating_mul(self.tensors[operand.index()].len())
+                }),
+            },
             Node::Lookup { .. } => 0,
         };
         limit("weights", self.weights.saturating_add(weights), limits::WEIGHTS)?;
@@ -112,10 +118,17 @@ fn hull(ranges: &[Interval]) -> Range {
 /// The width of a node's result; `None` when its sizes contradict each other.
 fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usize> {
     let of = |tensor: &crate::Tensor| tensors[tensor.index()].len();
-    match node {
+    let (map, committed) = match node {
+        Node::Committed { map, .. } => (&**map, true),
+        node => (node, false),
+    };
+    // Committed weights are not here, but they have as many.
+    let as_many = |found: usize, len: usize| if committed { found == 0 } else { found == len };
+    match map {
         Node::Linear { input, rows, weights, bias } => {
             let rows = *rows as usize;
-            let fits = rows > 0 && bias.len() == rows && rows.checked_mul(of(input))? == weights.len();
+            let len = rows.checked_mul(of(input))?;
+            let fits = rows > 0 && bias.len() == rows && as_many(weights.len(), len);
             fits.then_some(rows)
         }
         Node::Conv { input, window, weights, bias } => {
@@ -128,11 +141,13 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
                 && window.filters % window.groups == 0;
             let fits = sane
                 && window.input_len() == of(input)
-                && window.weights_len() == weights.len()
+                && as_many(weights.len(), window.weights_len())
                 && bias.len() == window.filters as usize
                 && window.output_len() <= limits::WIDTH;
             fits.then(|| window.output_len())
         }
+        _ if committed => None,
+        Node::Committed { .. } => None,
         Node::Gather { inputs, index } => {
             let total = inputs.iter().try_fold(0usize, |sum, tensor| sum.checked_add(of(tensor)))?;
             let fits = !index.is_empty() && index.iter().all(|i| *i == ZERO || (*i as usize) < total);
@@ -201,6 +216,14 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
                 totals.iter_mut().zip(x).for_each(|(total, range)| add(total, *coefficient, *range));
             }
             finish(totals)
+        }
+        Node::Committed { range, .. } => {
+            let range = (i64::from(range.low), i64::from(range.high));
+            if range.0 > range.1 {
+                return Err(Error::invalid("the range of a committed map is empty"));
+            }
+            // Its width was found from its sizes just before.
+            Ok(vec![range; width(node, tables, tensors).unwrap_or(0)])
         }
         Node::Lookup { input, shift, table } => {
             let table = &tables[*table as usize];

@@ -176,6 +176,12 @@ fn put_node(w: &mut Vec<u8>, node: &Node) {
                 w.extend_from_slice(&n.to_le_bytes());
             }
         }
+        Node::Committed { map, range } => {
+            w.push(5);
+            w.extend_from_slice(&range.low.to_le_bytes());
+            w.extend_from_slice(&range.high.to_le_bytes());
+            put_node(w, map);
+        }
     }
 }
 
@@ -238,7 +244,18 @@ impl<'a> Reader<'a> {
     }
 
     fn node(&mut self) -> Result<Node, Error> {
-        Ok(match self.u8()? {
+        match self.u8()? {
+            5 => {
+                let range = Range { low: self.i32()?, high: self.i32()? };
+                let kind = self.u8()?;
+                Ok(Node::Committed { map: Box::new(self.plain_node(kind)?), range })
+            }
+            kind => self.plain_node(kind),
+        }
+    }
+
+    fn plain_node(&mut self, kind: u8) -> Result<Node, Error> {
+        Ok(match kind {
             0 => Node::Linear {
                 input: Tensor(self.u32()?),
                 rows: self.u32()?,

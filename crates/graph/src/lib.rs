@@ -144,6 +144,25 @@ impl Graph {
         self.shapes[tensor.index()].1
     }
 
+    /// The same graph without the weights of its linear maps and convolutions: what a verifier keeps beside a commitment to
+    /// them. Their biases stay.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the graph already lacks weights, or is valid only by the range of each single value.
+    pub fn without_weights(&self) -> Result<Graph, Error> {
+        let nodes = self.nodes.iter().enumerate().map(|(number, node)| {
+            let mut map = node.clone();
+            match &mut map {
+                Node::Linear { weights, .. } | Node::Conv { weights, .. } => *weights = Vec::new(),
+                Node::Committed { .. } => return Err(Error::invalid("its weights are not here")),
+                _ => return Ok(map),
+            }
+            Ok(Node::Committed { map: Box::new(map), range: self.shapes[number + 1].1 })
+        });
+        let (inputs, tables) = (self.inputs.clone(), self.tables.clone());
+        Graph::new(inputs, tables, nodes.collect::<Result<_, _>>()?, self.output, self.interface.clone())
+    }
+
     /// Multiplications of one evaluation.
     pub fn operations(&self) -> u64 {
         self.nodes.iter().map(Node::operations).sum()

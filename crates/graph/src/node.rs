@@ -201,6 +201,14 @@ pub enum Node {
         /// One a value.
         bias: Vec<i32>,
     },
+    /// A [`Node::Linear`] or [`Node::Conv`] whose weights are not here: a graph with such nodes cannot run, but a proof with
+    /// committed weights can be checked with it.
+    Committed {
+        /// The map, with an empty list of weights.
+        map: Box<Node>,
+        /// What holds every value of its result, as whoever has the weights says.
+        range: Range,
+    },
     /// `y[i] = table[(x[i] + half) >> shift]` with `half = 2^(shift - 1)`, 0 without a shift; `>>` rounds down.
     Lookup {
         /// The operand.
@@ -221,6 +229,7 @@ impl Node {
             }
             Node::Gather { inputs, .. } => inputs.clone(),
             Node::Sum { terms, .. } => terms.iter().map(|(tensor, _)| *tensor).collect(),
+            Node::Committed { map, .. } => map.operands(),
         }
     }
 
@@ -231,7 +240,7 @@ impl Node {
             Node::Conv { window, weights, .. } => {
                 weights.len() as u64 * u64::from(window.output[0]) * u64::from(window.output[1])
             }
-            Node::Gather { .. } | Node::Lookup { .. } => 0,
+            Node::Gather { .. } | Node::Lookup { .. } | Node::Committed { .. } => 0,
             Node::Sum { terms, bias } => terms.len() as u64 * bias.len() as u64,
         }
     }

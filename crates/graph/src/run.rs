@@ -38,6 +38,9 @@ impl Graph {
     /// [`Error::Input`] when the number of values is no positive multiple of the graph's, or a value lies outside its range.
     pub fn run(&self, inputs: &[i32]) -> Result<Trace, Error> {
         let batch = self.check_inputs(inputs)?;
+        if self.nodes.iter().any(|node| matches!(node, Node::Committed { .. })) {
+            return Err(Error::Input("its weights are not here, only a commitment to them".into()));
+        }
         let mut tensors: Vec<Vec<i32>> = vec![inputs.to_vec()];
         for (number, node) in self.nodes.iter().enumerate() {
             let width = self.shapes[number + 1].0;
@@ -111,6 +114,8 @@ impl Graph {
                     out.iter_mut().zip(x(*tensor)).for_each(|(out, x)| *out += coefficient * x);
                 }
             }
+            // Refused above.
+            Node::Committed { .. } => {}
             Node::Lookup { input, shift, table } => {
                 let table = &self.tables[*table as usize];
                 let half = half(*shift);

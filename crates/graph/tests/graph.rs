@@ -168,3 +168,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_graph_without_weights_keeps_its_shape_but_cannot_run() {
+    let graph = small();
+    let public = graph.without_weights().unwrap();
+    assert!(matches!(&public.nodes()[0], Node::Committed { range, .. } if *range == graph.range(Tensor(1))));
+    assert_eq!(public.range(public.output()), graph.range(graph.output()));
+    assert!(public.encode().len() < graph.encode().len());
+    assert_eq!(Graph::decode(&public.encode()).unwrap(), public);
+    assert!(public.run(&[0; 120]).unwrap_err().to_string().contains("not here"));
+    assert!(public.without_weights().is_err());
+    // Ranges that contradict a table or themselves, weights that are there, and maps that are none.
+    let change = |change: &dyn Fn(&mut Node)| {
+        let mut nodes = public.nodes().to_vec();
+        change(&mut nodes[0]);
+        let (inputs, tables) = (public.inputs().to_vec(), public.tables().to_vec());
+        assert!(Graph::new(inputs, tables, nodes, public.output(), Interface::plain(2)).is_err());
+    };
+    let set = |node: &mut Node, new: Range| {
+        if let Node::Committed { range, .. } = node {
+            *range = new;
+        }
+    };
+    change(&|node| set(node, Range { low: -(1 << 20), high: 0 }));
+    change(&|node| set(node, Range { low: 1, high: 0 }));
+    change(&|node| set(node, Range { low: 0, high: i32::MAX }));
+    change(&|node| {
+        if let Node::Committed { map, .. } = node
+            && let Node::Conv { weights, .. } = &mut **map
+        {
+            weights.push(1);
+        }
+    });
+    change(&|node| {
+        let lookup = Node::Lookup { input: Tensor::INPUT, shift: 0, table: 0 };
+        *node = Node::Committed { map: Box::new(lookup), range: Range { low: 0, high: 1 } };
+    });
+}

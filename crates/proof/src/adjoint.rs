@@ -3,7 +3,9 @@
 //! Given a weight for every row (what a random combination of look-ups asks for) and for every output, [`pull_back`] finds
 //! the weight of every slot, of every input and the constant such that the weighted sum of keys, values and outputs equals
 //! the weighted sum of slots and inputs plus the constant, in every example. It is reverse-mode differentiation: nodes are
-//! visited from the last to the first, and everything but a look-up is linear; a look-up ends at its slots.
+//! visited from the last to the first, and everything but a look-up is linear; a look-up ends at its slots. Where weights are
+//! committed, the walk ends too: what is left there is a bilinear form of the weights and of what the map reads, which
+//! [`forward`] finds.
 
 use assay_graph::{Node, Tensor, ZERO};
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
@@ -19,6 +21,8 @@ pub(crate) struct Linear {
     pub(crate) inputs: Vec<E>,
     /// The constant.
     pub(crate) constant: E,
+    /// For each map with committed weights, in their order, the weights of its results without the biases.
+    pub(crate) committed: Vec<Vec<E>>,
 }
 
 /// Pulls back `Σ_row rows[row] · (key + beta · value) + Σ_i outputs[i] · output_i`. `rows` has one weight a row.
@@ -26,6 +30,7 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
     let graph = circuit.graph;
     let mut slots = vec![E::ZERO; circuit.slots];
     let mut constant = E::ZERO;
+    let mut committed = Vec::new();
     // Of each tensor the weights of its values; empty while all are zero.
     let mut weights: Vec<Vec<E>> = vec![Vec::new(); graph.nodes().len() + 1];
     add(&mut weights[graph.output().index()], outputs);
@@ -51,6 +56,19 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
                         slots[slot + i] += rows[row + i] - *key;
                     }
                 }
+            }
+            Node::Committed { map, .. } => {
+                let bias = match &**map {
+                    Node::Linear { bias, .. } | Node::Conv { bias, .. } => bias.as_slice(),
+                    _ => &[],
+                };
+                let mut out = out;
+                out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
+                let plane = out.len() / bias.len().max(1);
+                for (bias, plane) in bias.iter().zip(out.chunks_exact(plane.max(1))) {
+                    constant += plane.iter().copied().sum::<E>() * int(*bias);
+                }
+                committed.push(out);
             }
             _ if out.is_empty() => {}
             Node::Linear { input, weights: matrix, bias, .. } => {
@@ -112,7 +130,72 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
     }
     let mut inputs = std::mem::take(&mut weights[Tensor::INPUT.index()]);
     inputs.resize(graph.inputs().len(), E::ZERO);
-    Linear { slots, inputs, constant }
+    committed.reverse();
+    Linear { slots, inputs, constant, committed }
+}
+
+/// What each map with committed weights reads, in their order, when the slots and inputs have these values and every constant
+/// of the graph counts `one` times. No such map reads what depends on another one except through a look-up, as the layout of
+/// the weights has found.
+pub(crate) fn forward(circuit: &Circuit<'_>, slots: &[E], inputs: &[E], one: E) -> Vec<Vec<E>> {
+    let graph = circuit.graph;
+    // Empty where something depends on committed weights.
+    let mut tensors: Vec<Vec<E>> = vec![inputs.to_vec()];
+    let mut lookups = circuit.lookups.iter();
+    let mut out = Vec::new();
+    for node in graph.nodes() {
+        let unknown = node.operands().iter().any(|operand| tensors[operand.index()].is_empty());
+        let value = match node {
+            Node::Lookup { .. } => {
+                lookups.next().map_or(Vec::new(), |lookup| slots[lookup.results.0..][..lookup.width].to_vec())
+            }
+            Node::Committed { map, .. } => {
+                if let Some(operand) = map.operands().first() {
+                    out.push(tensors[operand.index()].clone());
+                }
+                Vec::new()
+            }
+            _ if unknown => Vec::new(),
+            Node::Linear { input, weights, bias, .. } => {
+                let x = &tensors[input.index()];
+                weights
+                    .chunks_exact(x.len())
+                    .zip(bias)
+                    .map(|(row, bias)| inner(row, x) + one * int(*bias))
+                    .collect()
+            }
+            Node::Conv { input, window, weights, bias } => {
+                let x = &tensors[input.index()];
+                let plane = window.output[0] as usize * window.output[1] as usize;
+                let start = |bias: &i32| std::iter::repeat_n(one * int(*bias), plane);
+                let mut sums: Vec<E> = bias.iter().flat_map(start).collect();
+                let stride = window.stride[1] as usize;
+                window.runs(|at, input, weight, count| {
+                    for i in 0..count {
+                        sums[at + i] += x[input + i * stride] * int(weights[weight]);
+                    }
+                });
+                sums
+            }
+            Node::Gather { inputs, index } => {
+                let all: Vec<E> =
+                    inputs.iter().flat_map(|tensor| &tensors[tensor.index()]).copied().collect();
+                index.iter().map(|i| if *i == ZERO { E::ZERO } else { all[*i as usize] }).collect()
+            }
+            Node::Sum { terms, bias } => {
+                let mut sums: Vec<E> = bias.iter().map(|bias| one * int(*bias)).collect();
+                for (tensor, coefficient) in terms {
+                    let coefficient: F = int(*coefficient);
+                    sums.iter_mut()
+                        .zip(&tensors[tensor.index()])
+                        .for_each(|(sum, x)| *sum += *x * coefficient);
+                }
+                sums
+            }
+        };
+        tensors.push(value);
+    }
+    out
 }
 
 fn add(total: &mut Vec<E>, more: &[E]) {
@@ -140,7 +223,7 @@ pub(crate) fn inner(a: &[i32], b: &[E]) -> E {
 }
 
 /// `Mᵀ · out` for a matrix with `columns` columns.
-fn transposed(matrix: &[i32], out: &[E], columns: usize) -> Vec<E> {
+pub(crate) fn transposed(matrix: &[i32], out: &[E], columns: usize) -> Vec<E> {
     let mut total = vec![E::ZERO; columns];
     // As many rows at once as lazy sums can take.
     let mut first = 0;

@@ -9,7 +9,7 @@ use crate::field::{E, F};
 use crate::fractions::Level;
 
 /// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
-const MAGIC: &[u8; 8] = b"ASSAYPF1";
+const MAGIC: &[u8; 8] = b"ASSAYPF2";
 
 /// The largest proof file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
@@ -32,6 +32,18 @@ pub struct Proof {
     pub(crate) root: Root,
     pub(crate) levels: Vec<Level>,
     pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) weights: Option<WeightsProof>,
+    pub(crate) opening: Opening,
+}
+
+/// What a proof with committed weights says about them.
+#[derive(Clone)]
+pub(crate) struct WeightsProof {
+    /// What the maps with committed weights add to the linear claim without any slot: inputs and constants.
+    pub(crate) known: E,
+    /// What they add to the weight of the committed vector at its point.
+    pub(crate) at_point: E,
+    pub(crate) rounds: Vec<[E; 2]>,
     pub(crate) opening: Opening,
 }
 
@@ -51,6 +63,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 impl Proof {
+    /// Whether it is checked with a [`Key`](crate::Key), whose id it names as its model, and not with a graph.
+    pub fn has_committed_weights(&self) -> bool {
+        self.weights.is_some()
+    }
+
     /// The bytes of the file.
     ///
     /// # Errors
@@ -74,9 +91,23 @@ impl Proof {
         }
         w.push(self.rounds.len() as u8);
         self.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
-        let opening =
-            postcard::to_allocvec(&self.opening).map_err(|error| Error::Prover(error.to_string()))?;
-        w.extend_from_slice(&opening);
+        let encoded = |opening: &Opening| {
+            postcard::to_allocvec(opening).map_err(|error| Error::Prover(error.to_string()))
+        };
+        match &self.weights {
+            None => w.push(0),
+            Some(weights) => {
+                w.push(1);
+                put_element(&mut w, weights.known);
+                put_element(&mut w, weights.at_point);
+                w.push(weights.rounds.len() as u8);
+                weights.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
+                let opening = encoded(&weights.opening)?;
+                w.extend_from_slice(&(opening.len() as u32).to_le_bytes());
+                w.extend_from_slice(&opening);
+            }
+        }
+        w.extend_from_slice(&encoded(&self.opening)?);
         Ok(w)
     }
 
@@ -103,16 +134,19 @@ impl Proof {
         }
         let count = r.log()?;
         let rounds = r.rounds(count)?;
-        let rest = r.bytes;
-        if rest.len() > OPENING_BYTES_MAX {
-            return Err(Error::File("its opening is larger than any"));
-        }
-        const OPENING: Error = Error::File("its opening is damaged");
-        let opening: Opening = postcard::from_bytes(rest).map_err(|_| OPENING)?;
-        if postcard::to_allocvec(&opening).map_err(|_| OPENING)? != rest {
-            return Err(OPENING);
-        }
-        Ok(Proof { model, inputs, outputs, root, levels, rounds, opening })
+        let weights = match r.array()? {
+            [0] => None,
+            [1] => {
+                let (known, at_point) = (r.element()?, r.element()?);
+                let count = r.log()?;
+                let rounds = r.rounds(count)?;
+                let len = u32::from_le_bytes(r.array()?) as usize;
+                Some(WeightsProof { known, at_point, rounds, opening: opening(r.take(len)?)? })
+            }
+            _ => return Err(Error::File("it has an unknown part")),
+        };
+        let opening = opening(r.bytes)?;
+        Ok(Proof { model, inputs, outputs, root, levels, rounds, weights, opening })
     }
 
     /// Bytes of the proof alone, without inputs and outputs.
@@ -123,6 +157,18 @@ impl Proof {
         let statement = Proof { inputs: Vec::new(), outputs: Vec::new(), ..self.clone() };
         Ok(statement.to_bytes()?.len())
     }
+}
+
+fn opening(bytes: &[u8]) -> Result<Opening, Error> {
+    if bytes.len() > OPENING_BYTES_MAX {
+        return Err(Error::File("its opening is larger than any"));
+    }
+    const OPENING: Error = Error::File("its opening is damaged");
+    let opening: Opening = postcard::from_bytes(bytes).map_err(|_| OPENING)?;
+    if postcard::to_allocvec(&opening).map_err(|_| OPENING)? != bytes {
+        return Err(OPENING);
+    }
+    Ok(opening)
 }
 
 /// Small magnitudes in few bytes: zigzag, then seven bits a byte, the lowest first.

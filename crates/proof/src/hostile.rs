@@ -8,7 +8,7 @@ use p3_field::PrimeCharacteristicRing as _;
 use crate::circuit::{Circuit, Sizes};
 use crate::field::{E, F, int};
 use crate::prove::{Witness, finish};
-use crate::{Error, Proof, prove, verify};
+use crate::{Error, Key, Proof, prove, prove_with_key, verify, verify_with_key};
 
 /// A perceptron 3-4-4-2 whose layers have equal shapes, shifts and tables, so that swapping them is not caught by sizes.
 fn graph() -> Graph {
@@ -38,7 +38,7 @@ fn forge(
     let mut witness = Witness::new(&circuit, sizes, &trace);
     let mut outputs = trace.output().to_vec();
     change(&mut witness, &mut outputs, &circuit, sizes);
-    finish(&circuit, sizes, inputs, &outputs, witness, &mut |_| ()).unwrap()
+    finish(&circuit, sizes, inputs, &outputs, witness, None, &mut |_| ()).unwrap()
 }
 
 fn refused(graph: &Graph, proof: &Proof) {
@@ -362,4 +362,90 @@ fn parts_of_another_proof_are_refused() {
     change(&|p| p.opening = donor.opening.clone());
     change(&|p| *p = Proof { inputs: p.inputs.clone(), ..donor.clone() });
     change(&|p| *p = Proof { outputs: p.outputs.iter().map(|y| y + 1).collect(), ..donor.clone() });
+}
+
+/// A perceptron 4-4-4-4 whose layers differ in their weights only.
+fn square(order: [i32; 3]) -> Graph {
+    let linear = |input: u32, seed: i32| Node::Linear {
+        input: Tensor(input),
+        rows: 4,
+        weights: (0..16).map(|i| (i * seed) % 23 - 11).collect(),
+        bias: vec![3; 4],
+    };
+    let relu = |input: u32| Node::Lookup { input: Tensor(input), shift: 3, table: 0 };
+    let nodes = vec![linear(0, order[0]), relu(1), linear(2, order[1]), relu(3), linear(4, order[2])];
+    // A linear map of the same range on every order, so that the keys differ in the commitment only.
+    let tables = vec![Table::clamp(-200, 200, 0, 31)];
+    Graph::new(vec![Range { low: -31, high: 31 }; 4], tables, nodes, Tensor(5), Interface::plain(4)).unwrap()
+}
+
+fn refused_with(key: &Key, proof: &Proof) {
+    let error = verify_with_key(key, proof).unwrap_err();
+    assert!(matches!(error, Error::Rejected(_)), "{error}");
+}
+
+/// A prover that runs other weights, commits to them, and uses the name of the key that the verifier has.
+#[test]
+fn other_weights_under_the_name_of_a_key_are_refused() {
+    let graph = square([7, 5, 3]);
+    let key = Key::commit(&graph).unwrap();
+    let inputs = [5, -9, 31, 0, 1, 2, -31, 30];
+    verify_with_key(&key, &prove_with_key(&graph, &key, &inputs, &mut |_| ()).unwrap()).unwrap();
+    for order in [[5, 7, 3], [7, 3, 5], [3, 5, 7], [7, 5, 4]] {
+        let other = square(order);
+        let mut forged = Key::commit(&other).unwrap();
+        assert_ne!(forged.root, key.root);
+        forged.id = key.id();
+        let proof = prove_with_key(&other, &forged, &inputs, &mut |_| ()).unwrap();
+        refused_with(&key, &proof);
+        // With the opening of the true weights in place of its own.
+        let honest = prove_with_key(&graph, &key, &inputs, &mut |_| ()).unwrap();
+        let mut mixed = proof.clone();
+        mixed.weights.clone_from(&honest.weights);
+        refused_with(&key, &mixed);
+        let mut mixed = honest;
+        mixed.weights = proof.weights;
+        refused_with(&key, &mixed);
+    }
+}
+
+#[test]
+fn every_message_about_committed_weights_is_bound() {
+    let graph = square([7, 5, 3]);
+    let key = Key::commit(&graph).unwrap();
+    let proof = prove_with_key(&graph, &key, &[5, -9, 31, 0], &mut |_| ()).unwrap();
+    verify_with_key(&key, &proof).unwrap();
+    let rounds = proof.weights.as_ref().unwrap().rounds.len();
+    let change = |change: &dyn Fn(&mut crate::file::WeightsProof)| {
+        let mut other = proof.clone();
+        change(other.weights.as_mut().unwrap());
+        refused_with(&key, &other);
+    };
+    change(&|w| w.known += E::ONE);
+    change(&|w| w.at_point += E::ONE);
+    // What one adds, the other takes away.
+    change(&|w| {
+        w.known += E::ONE;
+        w.at_point -= E::ONE;
+    });
+    for round in 0..rounds {
+        for part in 0..2 {
+            change(&|w| w.rounds[round][part] += E::ONE);
+        }
+    }
+    change(&|w| w.rounds.swap(0, 1));
+    change(&|w| _ = w.rounds.pop());
+    change(&|w| w.rounds.push([E::ONE; 2]));
+    change(&|w| w.opening = proof.opening.clone());
+    change(&|w| w.opening.evals.clear());
+    change(&|w| w.opening.whir.initial_ood_answers.clear());
+    let mut other = proof.clone();
+    other.weights = None;
+    refused_with(&key, &other);
+    let mut other = proof.clone();
+    other.opening = proof.weights.as_ref().unwrap().opening.clone();
+    refused_with(&key, &other);
+    let mut other = key.clone();
+    other.root[3] ^= 1;
+    refused_with(&other, &proof);
 }

@@ -8,6 +8,8 @@
 //! every result and remainder is in its table; it ends in one claim about a linear function of the committed vector. A
 //! second sum-check turns that claim, with the one about the outputs, into one evaluation, and WHIR opens it.
 //!
+//! The weights are public by default. With a [`Key`] the verifier needs only a commitment to them.
+//!
 //! What a proof says: *these inputs give these outputs in the graph with this id*. Values in the committed vector cannot
 //! wrap around in the field, because a graph bounds them ([`assay_graph::VALUE_MAX`]). It is succinct, but **not hiding**:
 //! inputs and outputs are in the open, and the openings of the commitment leak parts of what lies between. So it is no
@@ -42,20 +44,23 @@ mod file;
 mod fractions;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
+mod key;
 mod product;
 #[cfg(feature = "prover")]
 mod prove;
 mod verify;
+mod weights;
 
 pub use assay_graph::Graph;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};
+pub use key::Key;
 #[cfg(feature = "prover")]
-pub use prove::{Stage, prove, prove_reporting};
-pub use verify::verify;
+pub use prove::{Stage, prove, prove_reporting, prove_with_key};
+pub use verify::{verify, verify_with_key};
 
 /// The version of the protocol. It is the first thing that a transcript absorbs.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The proven soundness of a proof about this graph and batch, in bits: a false statement is accepted with a probability of
 /// at most 2^-bits a try, 14 bits of which are work that a try costs. It leaves out collisions of BLAKE3 (128 bits).
@@ -64,8 +69,13 @@ pub const VERSION: u32 = 1;
 /// # Errors
 /// [`Error::Size`] when no proof covers the batch.
 pub fn security_bits(graph: &Graph, batch: usize) -> Result<f64, Error> {
-    let log = circuit::Circuit::new(graph).sizes(batch)?.log_committed;
-    commitment::security_bits(log).ok_or_else(|| Error::Size("there is no commitment of this size".into()))
+    bits(graph, batch, None)
+}
+
+fn bits(graph: &Graph, batch: usize, log_weights: Option<usize>) -> Result<f64, Error> {
+    let sizes = circuit::Circuit::new(graph).sizes(batch)?;
+    commitment::security_bits(sizes.log_rows, sizes.log_committed, log_weights)
+        .ok_or_else(|| Error::Size("there is no commitment of this size".into()))
 }
 
 /// The most examples that one proof covers.

@@ -5,8 +5,10 @@ use p3_field::PrimeCharacteristicRing as _;
 
 use crate::circuit::{Circuit, Sizes};
 use crate::commitment::{self, prover::commit};
-use crate::field::{E, F, draw, int};
+use crate::field::{E, F, draw, int, observe};
+use crate::key::Key;
 use crate::verify::{Claim, statement};
+use crate::weights::Layout;
 use crate::{Error, Proof, fractions, product};
 
 /// What the prover is doing.
@@ -47,7 +49,29 @@ pub fn prove_reporting(graph: &Graph, inputs: &[i32], report: &mut dyn FnMut(Sta
     report(Stage::Run);
     let trace = graph.run(inputs)?;
     let witness = Witness::new(&circuit, sizes, &trace);
-    finish(&circuit, sizes, inputs, trace.output(), witness, report)
+    finish(&circuit, sizes, inputs, trace.output(), witness, None, report)
+}
+
+/// As [`prove_reporting`], for a verifier that has only the key of the graph. The commitment to the weights is computed again.
+///
+/// # Errors
+/// As [`prove`], and [`Error::Key`] when the key is of another model.
+pub fn prove_with_key(
+    graph: &Graph,
+    key: &Key,
+    inputs: &[i32],
+    report: &mut dyn FnMut(Stage),
+) -> Result<Proof, Error> {
+    let circuit = Circuit::new(graph);
+    let sizes = circuit.sizes(graph.check_inputs(inputs)?)?;
+    if graph.without_weights()?.id() != key.graph().id() {
+        return Err(Error::Key("the key is of another model"));
+    }
+    report(Stage::Run);
+    let trace = graph.run(inputs)?;
+    let witness = Witness::new(&circuit, sizes, &trace);
+    let vector = Layout::new(key.graph())?.vector(graph);
+    finish(&circuit, sizes, inputs, trace.output(), witness, Some((key, vector)), report)
 }
 
 /// What the prover commits to, and where each row finds its entry.
@@ -101,13 +125,24 @@ pub(crate) fn finish(
     inputs: &[i32],
     outputs: &[i32],
     witness: Witness,
+    key: Option<(&Key, Vec<F>)>,
     report: &mut dyn FnMut(Stage),
 ) -> Result<Proof, Error> {
-    let model = circuit.graph.id();
+    let model = key.as_ref().map_or(circuit.graph.id(), |(key, _)| key.id());
     let batch = inputs.len() / circuit.graph.inputs().len();
     let Witness { committed, hits } = witness;
     let mut challenger = statement(&model, batch, inputs, outputs);
     report(Stage::Commit);
+    let mut weights = None;
+    if let Some((key, vector)) = key {
+        let layout = Layout::new(key.graph())?;
+        let (root, committed) = commit(vector.clone(), &mut crate::field::transcript(Vec::new()))?;
+        if root != key.root {
+            return Err(Error::Key("the key is of another model"));
+        }
+        commitment::observe(&root, layout.log, &mut challenger)?;
+        weights = Some((key, layout, vector, committed));
+    }
     let (root, commitment) = commit(committed.clone(), &mut challenger)?;
 
     report(Stage::Lookups);
@@ -131,11 +166,29 @@ pub(crate) fn finish(
     let (levels, leaves) = fractions::prover::prove(numerators, denominators, &mut challenger)?;
 
     report(Stage::Linear);
+    let before = challenger.clone();
     let claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut challenger);
-    let weights = claim.weights(circuit);
-    let (rounds, point) = product::prover::prove(&committed, weights, claim.value, &mut challenger);
+    // With committed weights: the claim as the verifier has it, and what is missing in it.
+    let public = weights.map(|(key, layout, vector, committed)| {
+        let circuit = Circuit::new(key.graph());
+        let public = Claim::new(&circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut before.clone());
+        let known = public.value - claim.value;
+        observe(&mut challenger, &[known]);
+        (circuit, layout, vector, committed, public, known)
+    });
+    let functional = claim.weights(circuit);
+    let (rounds, point) = product::prover::prove(&committed, functional, claim.value, &mut challenger);
 
     report(Stage::Open);
+    let weights = match public {
+        None => None,
+        Some((public_circuit, layout, vector, committed, public, known)) => {
+            let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
+            let (circuit, challenger) = (&public_circuit, &mut challenger);
+            Some(layout.prove(circuit, &public, &point, &vector, committed, known, at_point, challenger)?)
+        }
+    };
     let opening = commitment::prover::open(commitment, &point, &mut challenger)?;
-    Ok(Proof { model, inputs: inputs.to_vec(), outputs: outputs.to_vec(), root, levels, rounds, opening })
+    let (inputs, outputs) = (inputs.to_vec(), outputs.to_vec());
+    Ok(Proof { model, inputs, outputs, root, levels, rounds, weights, opening })
 }

@@ -3,10 +3,12 @@
 use assay_graph::{Graph, Range};
 use p3_field::PrimeCharacteristicRing as _;
 
-use crate::adjoint::{self, inner};
+use crate::adjoint;
 use crate::circuit::{Circuit, Sizes};
-use crate::field::{Challenger, E, F, draw, draw_point, eq, eq_table, int};
+use crate::field::{Challenger, E, F, draw, draw_point, eq, eq_table, int, observe};
 use crate::fractions::Leaves;
+use crate::key::Key;
+use crate::weights::Layout;
 use crate::{Error, Proof, VERSION, commitment, file, fractions, product};
 
 /// Checks that the proof's inputs give its outputs in this graph.
@@ -17,13 +19,29 @@ use crate::{Error, Proof, VERSION, commitment, file, fractions, product};
 /// [`Error::Model`] when the proof is about another graph, [`Error::Graph`] and [`Error::Size`] when its inputs do not fit,
 /// and [`Error::Rejected`] when it proves nothing.
 pub fn verify(graph: &Graph, proof: &Proof) -> Result<(), Error> {
-    let id = graph.id();
+    if proof.weights.is_some() {
+        return Err(Error::Rejected("it is about committed weights, and needs their key"));
+    }
+    check(graph, graph.id(), None, proof)
+}
+
+/// Checks that the proof's inputs give its outputs in the model whose weights this key commits to. It needs no weights, and its
+/// time does not grow with their number but with the widths of the layers.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_with_key(key: &Key, proof: &Proof) -> Result<(), Error> {
+    check(key.graph(), key.id(), Some(key), proof)
+}
+
+fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &Proof) -> Result<(), Error> {
     if proof.model != id {
         return Err(Error::Model { expected: file::hex(&id), found: file::hex(&proof.model) });
     }
     let batch = graph.check_inputs(&proof.inputs)?;
     let circuit = Circuit::new(graph);
     let sizes = circuit.sizes(batch)?;
+    let layout = Layout::new(graph)?;
     let outputs = graph.width(graph.output());
     // Within the range that the graph can reach, an integer is determined by its value in the field.
     let Range { low, high } = graph.range(graph.output());
@@ -34,15 +52,31 @@ pub fn verify(graph: &Graph, proof: &Proof) -> Result<(), Error> {
         return Err(Error::Rejected("it is of another size"));
     }
     let mut challenger = statement(&id, batch, &proof.inputs, &proof.outputs);
+    if let Some(key) = key {
+        commitment::observe(&key.root, layout.log, &mut challenger)?;
+    }
     commitment::observe(&proof.root, sizes.log_committed, &mut challenger)?;
     let (alpha, beta) = (draw(&mut challenger), draw(&mut challenger));
     let leaves = fractions::verify(&proof.levels, &mut challenger)?;
     let claim =
         Claim::new(&circuit, sizes, alpha, beta, &leaves, &proof.inputs, &proof.outputs, &mut challenger);
     let mut value = claim.value;
+    if let Some(weights) = &proof.weights {
+        observe(&mut challenger, &[weights.known]);
+        value -= weights.known;
+    }
     let point = product::verify(&proof.rounds, &mut value, &mut challenger);
+    let mut weight = claim.weight_at(&circuit, &point);
+    match (key, &proof.weights) {
+        (None, None) => {}
+        (Some(key), Some(weights)) => {
+            layout.check(&circuit, &claim, &point, key, weights, &mut challenger)?;
+            weight += weights.at_point;
+        }
+        _ => return Err(Error::Rejected("it says nothing about the committed weights")),
+    }
     let opened = commitment::verify(&proof.root, &proof.opening, &point, &mut challenger)?;
-    if claim.weight_at(&circuit, &point) * opened != value {
+    if weight * opened != value {
         return Err(Error::Rejected("the committed values do not fit the model, its inputs and outputs"));
     }
     Ok(())
@@ -65,15 +99,19 @@ pub(crate) fn statement(model: &[u8; 32], batch: usize, inputs: &[i32], outputs:
 
 /// The one claim that is left after the look-ups: a linear function of the committed vector has a value.
 pub(crate) struct Claim {
-    sizes: Sizes,
-    /// The value of the function.
+    pub(crate) sizes: Sizes,
+    /// The value of the function, what maps with committed weights make of inputs and constants included.
     pub(crate) value: E,
     /// The weight of each slot.
     slots: Vec<E>,
     /// The point of the batch; an example's share of a slot's weight is `eq` of it.
-    batch: Vec<E>,
+    pub(crate) batch: Vec<E>,
     /// The weight of each multiplicity.
     pub(crate) entries: Vec<E>,
+    /// For each map with committed weights, the weights of its results.
+    pub(crate) committed: Vec<Vec<E>>,
+    /// The inputs, summed over examples with the weights of the point of the batch.
+    pub(crate) inputs: Vec<E>,
 }
 
 impl Claim {
@@ -128,13 +166,23 @@ impl Claim {
         let output_table = eq_table(&output_point);
         let output_weights: Vec<E> = output_table[..width].iter().map(|weight| *weight * lambda).collect();
         let linear = adjoint::pull_back(circuit, rows, beta, &output_weights);
-        let example = |values: &[i32], weights: &[E]| batched(values, weights, &batch_table);
-        let value = keys_and_values + example(outputs, &output_weights) + lambda * lambda * multiplicities
+        let inputs = batched(inputs, circuit.graph.inputs().len(), &batch_table);
+        let outputs = batched(outputs, width, &batch_table);
+        let dot = |a: &[E], b: &[E]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<E>();
+        let value = keys_and_values + dot(&outputs, &output_weights) + lambda * lambda * multiplicities
             - linear.constant
-            - example(inputs, &linear.inputs);
+            - dot(&inputs, &linear.inputs);
         let lambda_2 = lambda * lambda;
         let entries = entry_weights.into_iter().map(|weight| weight * lambda_2).collect();
-        Claim { sizes, value, slots: linear.slots, batch: batch_point.to_vec(), entries }
+        Claim {
+            sizes,
+            value,
+            slots: linear.slots,
+            batch: batch_point.to_vec(),
+            entries,
+            committed: linear.committed,
+            inputs,
+        }
     }
 
     /// The multilinear extension of the function's weights at a point.
@@ -166,15 +214,13 @@ impl Claim {
     }
 }
 
-/// `Σ_b eq_b Σ_i weights_i · values[b][i]`, where the last example stands for all that fill up the batch.
-fn batched(values: &[i32], weights: &[E], batch: &[E]) -> E {
-    let mut rest = E::ONE;
-    let count = values.len() / weights.len();
-    let mut total = E::ZERO;
-    for (number, example) in values.chunks_exact(weights.len()).enumerate() {
-        let share = if number + 1 == count { rest } else { batch[number] };
-        rest -= share;
-        total += share * inner(example, weights);
+/// `Σ_b eq_b · values[b][i]` for each `i`, where the last example stands for all that fill up the batch.
+fn batched(values: &[i32], width: usize, batch: &[E]) -> Vec<E> {
+    let count = values.len() / width;
+    let mut shares = batch[..count].to_vec();
+    if let Some(last) = shares.last_mut() {
+        *last += batch[count..].iter().copied().sum::<E>();
     }
-    total
+    // Integers times field elements, lazily reduced: as the rows of a matrix.
+    adjoint::transposed(values, &shares, width)
 }

@@ -71,7 +71,7 @@ proptest! {
 
     #[test]
     fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..2000)) {
-        let (magic, graph) = (b"ASSAYPF1", perceptron());
+        let (magic, graph) = (b"ASSAYPF2", perceptron());
         prop_assert!(!accepted(&graph, &noise));
         prop_assert!(!accepted(&graph, &[&magic[..], &graph.id(), &noise].concat()));
     }

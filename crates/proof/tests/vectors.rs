@@ -1,4 +1,4 @@
-//! A model and a proof about it in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
+//! A model, its key and a proof about each in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
 //! `ASSAY_UPDATE_VECTORS=1 cargo test -p assay-proof --test vectors`.
 #![allow(clippy::unwrap_used)]
 
@@ -7,16 +7,21 @@ mod common;
 use std::path::Path;
 
 use assay_graph::Graph;
-use assay_proof::{Proof, prove, verify};
+use assay_proof::{Key, Proof, prove, prove_with_key, verify, verify_with_key};
 
 #[test]
 fn the_published_proof_is_what_the_prover_makes() {
     let graph = common::perceptron();
     let proof = prove(&graph, &common::inputs(&graph, 40, 5)).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/vectors");
-    for (name, bytes) in
-        [("perceptron.graph", graph.encode()), ("perceptron.proof", proof.to_bytes().unwrap())]
-    {
+    let key = Key::commit(&graph).unwrap();
+    let keyed = prove_with_key(&graph, &key, &common::inputs(&graph, 2, 5), &mut |_| ()).unwrap();
+    for (name, bytes) in [
+        ("perceptron.graph", graph.encode()),
+        ("perceptron.proof", proof.to_bytes().unwrap()),
+        ("perceptron.key", key.to_bytes()),
+        ("perceptron-key.proof", keyed.to_bytes().unwrap()),
+    ] {
         let path = folder.join(name);
         if std::env::var_os("ASSAY_UPDATE_VECTORS").is_some() {
             std::fs::write(&path, &bytes).unwrap();
@@ -26,4 +31,6 @@ fn the_published_proof_is_what_the_prover_makes() {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     let graph = Graph::decode(&read("perceptron.graph")).unwrap();
     verify(&graph, &Proof::from_bytes(&read("perceptron.proof")).unwrap()).unwrap();
+    let key = Key::from_bytes(&read("perceptron.key")).unwrap();
+    verify_with_key(&key, &Proof::from_bytes(&read("perceptron-key.proof")).unwrap()).unwrap();
 }

@@ -7,8 +7,8 @@
 //!
 //! - `check` (feature `receipt`, the module `assay_verify.wasm`) takes UTF-8 JSON as `assay_verify::answer` does;
 //!   `web/src/verify.ts` calls it. It does not replay answers: that needs the model.
-//! - `check_proof` (feature `proof`, the module `assay_proof.wasm`) takes the length of a model's file in four bytes,
-//!   little-endian, the model's file and the proof's, and answers as `assay verify --json` does: `valid`, and then what
+//! - `check_proof` (feature `proof`, the module `assay_proof.wasm`) takes the length of a model's file or of its key in
+//!   four bytes, little-endian, that file and the proof's, and answers as `assay verify --json` does: `valid`, and then what
 //!   was proved, or else the `reason`. The module needs about 4 MB of memory more than the two files.
 
 #[cfg(feature = "proof")]

@@ -53,6 +53,16 @@ assert.match(check(changed, proof).reason, /about the model/);
 assert.match(check(model.slice(1), proof).reason, /not valid/);
 assert.equal(callBytes(Uint8Array.of(9, 0, 0, 0, 1)).valid, false);
 assert.equal(callBytes(new Uint8Array(0)).valid, false);
+// Committed weights: with the key in place of the model, and not with the model.
+const [key, keyed] = [await read("docs/vectors/perceptron.key"), await read("docs/vectors/perceptron-key.proof")];
+assert.equal(check(key, keyed).valid, true);
+assert.equal(check(model, keyed).valid, false);
+assert.equal(check(key, proof).valid, false);
+for (let at = 0; at < keyed.length; at += 509) {
+  const other = keyed.slice();
+  other[at] ^= 1 << (at % 8);
+  assert.equal(check(key, other).valid, false, `byte ${at}`);
+}
 // It does not leak.
 const before = memory.buffer.byteLength;
 for (let count = 0; count < 20; count++) check(model, proof);

@@ -1,0 +1,289 @@
+//! Committed weights: where each lies in the committed vector, and the proof of what they add to the linear claim.
+//!
+//! What a map with committed weights `W` adds is a bilinear form `out^T W x` of vectors that the verifier knows: `out` from
+//! [`pull_back`](crate::adjoint::pull_back), `x` from [`forward`]. The prover says two such numbers, what the weights make of inputs
+//! and constants, and what they add to the weight of the committed values at a point. Both are linear in the weights with the
+//! same `out`, so one sum-check over the weights holds both, and its end is one value of the committed vector.
+//!
+//! The weights of a map fill a block with the dimensions (rows, columns, 1) or (filters, channels of a group, kernel), each
+//! rounded up to a power of two, so that the extension of `out^T · x` at a point needs work in the widths only.
+
+use assay_graph::{Graph, Node, Window};
+use p3_field::PrimeCharacteristicRing as _;
+
+use crate::adjoint::forward;
+use crate::circuit::{Circuit, LOG_MAX, LOG_MIN};
+use crate::error::Error;
+use crate::field::{Challenger, E, draw, eq, eq_table, observe};
+use crate::file::WeightsProof;
+use crate::key::Key;
+use crate::verify::Claim;
+use crate::{commitment, product};
+
+/// The block of one map.
+struct Block {
+    /// The number of its node.
+    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover finds the weights with it"))]
+    node: usize,
+    /// Of a convolution.
+    window: Option<Window>,
+    /// The dimensions.
+    dims: [usize; 3],
+    /// The first place; a multiple of the block's size.
+    offset: usize,
+}
+
+impl Block {
+    fn logs(&self) -> [usize; 3] {
+        self.dims.map(log)
+    }
+
+    fn log(&self) -> usize {
+        self.logs().iter().sum()
+    }
+}
+
+/// Where all weights lie.
+pub(crate) struct Layout {
+    /// In the order of the nodes.
+    blocks: Vec<Block>,
+    /// Base-two logarithm of the vector.
+    pub(crate) log: usize,
+}
+
+fn log(n: usize) -> usize {
+    n.next_power_of_two().trailing_zeros() as usize
+}
+
+impl Layout {
+    /// Finds the maps with committed weights.
+    ///
+    /// # Errors
+    /// [`Error::Key`] when there are too many, or one reads what another one makes without a look-up between them.
+    pub(crate) fn new(graph: &Graph) -> Result<Layout, Error> {
+        let mut blocks = Vec::new();
+        let mut total = 0u64;
+        // Whether a tensor depends on committed weights other than through a look-up.
+        let mut depends = vec![false];
+        for (node, kind) in graph.nodes().iter().enumerate() {
+            let reads = kind.operands().iter().any(|operand| depends[operand.index()]);
+            depends.push(reads && !matches!(kind, Node::Lookup { .. }));
+            let Node::Committed { map, .. } = kind else { continue };
+            if reads {
+                return Err(Error::Key("a linear map follows another one without a look-up between them"));
+            }
+            depends[node + 1] = true;
+            let (window, dims) = match &**map {
+                Node::Linear { input, rows, .. } => (None, [*rows as usize, graph.width(*input), 1]),
+                Node::Conv { window, .. } => {
+                    let area = window.kernel[0] as usize * window.kernel[1] as usize;
+                    let channels = (window.channels / window.groups) as usize;
+                    (Some(*window), [window.filters as usize, channels, area])
+                }
+                _ => continue,
+            };
+            let block = Block { node, window, dims, offset: 0 };
+            total = total.saturating_add(1u64.checked_shl(block.log() as u32).unwrap_or(u64::MAX));
+            blocks.push(block);
+        }
+        if total > 1 << LOG_MAX {
+            return Err(Error::Key("there are too many weights for one commitment"));
+        }
+        // Large ones first, so that each lies at a multiple of its size.
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|at| std::cmp::Reverse(blocks[*at].log()));
+        let mut offset = 0;
+        for at in order {
+            blocks[at].offset = offset;
+            offset += 1 << blocks[at].log();
+        }
+        Ok(Layout { blocks, log: log(offset).max(LOG_MIN) })
+    }
+
+    /// Whether no weight is committed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// For each map, the vectors `out` and `x` of its share in `known + tau · at_point`.
+    fn forms<'a>(
+        &self,
+        circuit: &Circuit<'_>,
+        claim: &'a Claim,
+        point: &[E],
+        tau: E,
+    ) -> Vec<(&'a [E], Vec<E>)> {
+        let (high, low) = point.split_at(claim.sizes.log_committed - claim.sizes.log_batch);
+        let known = forward(circuit, &vec![E::ZERO; circuit.slots], &claim.inputs, E::ONE);
+        let no_inputs = vec![E::ZERO; claim.inputs.len()];
+        let at_point = forward(circuit, &eq_table(high)[..circuit.slots], &no_inputs, E::ZERO);
+        let share = tau * eq(&claim.batch, low);
+        let add = |(known, at_point): (Vec<E>, Vec<E>)| {
+            known.into_iter().zip(at_point).map(|(known, at_point)| known + share * at_point).collect()
+        };
+        let x = known.into_iter().zip(at_point).map(add);
+        claim.committed.iter().map(Vec::as_slice).zip(x).collect()
+    }
+
+    /// The value at a point of the function whose product with the weights is summed.
+    fn at(&self, forms: &[(&[E], Vec<E>)], point: &[E]) -> E {
+        let mut total = E::ZERO;
+        for (block, (out, x)) in self.blocks.iter().zip(forms) {
+            let (select, place) = point.split_at(self.log - block.log());
+            let bits = block.offset >> block.log();
+            let select = select.iter().rev().enumerate().map(|(bit, coordinate)| {
+                if bits >> bit & 1 == 1 { *coordinate } else { E::ONE - *coordinate }
+            });
+            let select: E = select.product();
+            let [a_log, b_log, _] = block.logs();
+            let a = eq_table(&place[..a_log]);
+            let b = eq_table(&place[a_log..a_log + b_log]);
+            let c = eq_table(&place[a_log + b_log..]);
+            let dot = |a: &[E], b: &[E]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<E>();
+            let value = match &block.window {
+                None => dot(out, &a) * dot(x, &b),
+                Some(window) => {
+                    // Filters and channels are summed first, one plane a group; a depthwise convolution is left.
+                    let groups = window.groups as usize;
+                    let [filters, channels, _] = block.dims;
+                    let fold = |values: &[E], planes: usize, weights: &dyn Fn(usize) -> E| {
+                        let plane = values.len() / planes;
+                        let mut sums = vec![E::ZERO; plane * groups];
+                        for (number, values) in values.chunks_exact(plane).enumerate() {
+                            let sums = &mut sums[number / (planes / groups) * plane..][..plane];
+                            let weight = weights(number);
+                            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * *value);
+                        }
+                        sums
+                    };
+                    let out = fold(out, filters, &|filter| a[filter]);
+                    let x = fold(x, channels * groups, &|channel| b[channel % channels]);
+                    let groups = window.groups;
+                    let single = Window { channels: groups, filters: groups, ..*window };
+                    let mut sum = E::ZERO;
+                    let (area, stride) = (block.dims[2], window.stride[1] as usize);
+                    single.runs(|at, input, weight, count| {
+                        let run: E = (0..count).map(|i| out[at + i] * x[input + i * stride]).sum();
+                        sum += c[weight % area] * run;
+                    });
+                    sum
+                }
+            };
+            total += select * value;
+        }
+        total
+    }
+
+    /// Checks what a proof says about the committed weights.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`].
+    pub(crate) fn check(
+        &self,
+        circuit: &Circuit<'_>,
+        claim: &Claim,
+        point: &[E],
+        key: &Key,
+        weights: &WeightsProof,
+        challenger: &mut Challenger,
+    ) -> Result<(), Error> {
+        if weights.rounds.len() != self.log {
+            return Err(Error::Rejected("it is of another size"));
+        }
+        observe(challenger, &[weights.at_point]);
+        let tau = draw(challenger);
+        let forms = self.forms(circuit, claim, point, tau);
+        let mut value = weights.known + tau * weights.at_point;
+        let end = product::verify(&weights.rounds, &mut value, challenger);
+        let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
+        if self.at(&forms, &end) * opened != value {
+            return Err(Error::Rejected("the committed weights give other values"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "prover")]
+pub(crate) mod prover {
+    use super::*;
+    use crate::commitment::prover::Committed;
+    use crate::field::{F, int};
+    use rayon::prelude::*;
+
+    impl Block {
+        /// The place of a weight.
+        fn place(&self, [a, b, c]: [usize; 3]) -> usize {
+            let [_, b_log, c_log] = self.logs();
+            self.offset + (((a << b_log) + b) << c_log) + c
+        }
+
+        /// The dimensions' indices of the weight that a node lists at `at`.
+        fn index(&self, at: usize) -> [usize; 3] {
+            let [_, b, c] = self.dims;
+            [at / (b * c), at / c % b, at % c]
+        }
+    }
+
+    impl Layout {
+        /// The vector of the weights of a graph.
+        pub(crate) fn vector(&self, graph: &Graph) -> Vec<F> {
+            let mut out = vec![F::ZERO; 1 << self.log];
+            for block in &self.blocks {
+                if let Node::Linear { weights, .. } | Node::Conv { weights, .. } = &graph.nodes()[block.node]
+                {
+                    for (at, weight) in weights.iter().enumerate() {
+                        out[block.place(block.index(at))] = int(*weight);
+                    }
+                }
+            }
+            out
+        }
+
+        /// What [`at`](Layout::at) extends: the function at every place.
+        fn function(&self, forms: &[(&[E], Vec<E>)]) -> Vec<E> {
+            let mut function = vec![E::ZERO; 1 << self.log];
+            for (block, (out, x)) in self.blocks.iter().zip(forms) {
+                match &block.window {
+                    None => function[block.offset..]
+                        .par_chunks_mut(1 << block.logs()[1])
+                        .zip(out.par_iter())
+                        .for_each(|(row, out)| {
+                            row.iter_mut().zip(x).for_each(|(place, x)| *place = *out * *x)
+                        }),
+                    Some(window) => {
+                        let stride = window.stride[1] as usize;
+                        window.runs(|at, input, weight, count| {
+                            let run: E = (0..count).map(|i| out[at + i] * x[input + i * stride]).sum();
+                            function[block.place(block.index(weight))] += run;
+                        });
+                    }
+                }
+            }
+            function
+        }
+
+        /// Proves `known` and `at_point`, whether or not they are true.
+        ///
+        /// # Errors
+        /// [`Error::Prover`].
+        #[expect(clippy::too_many_arguments, reason = "everything that the protocol has sent so far")]
+        pub(crate) fn prove(
+            &self,
+            circuit: &Circuit<'_>,
+            claim: &Claim,
+            point: &[E],
+            vector: &[F],
+            committed: Committed,
+            known: E,
+            at_point: E,
+            challenger: &mut Challenger,
+        ) -> Result<WeightsProof, Error> {
+            observe(challenger, &[at_point]);
+            let tau = draw(challenger);
+            let function = self.function(&self.forms(circuit, claim, point, tau));
+            let (rounds, end) = product::prover::prove(vector, function, known + tau * at_point, challenger);
+            let opening = commitment::prover::open(committed, &end, challenger)?;
+            Ok(WeightsProof { known, at_point, rounds, opening })
+        }
+    }
+}
