@@ -2,7 +2,7 @@
 architectures llama, qwen2 and gemma3.
 
 Requests are lines of JSON on standard input. The answer to a window of tokens is a line of JSON and then the logits of
-every position as little-endian float32.
+every position as little-endian float32, made a few rows at a time.
 """
 
 import json
@@ -61,7 +61,8 @@ class Model:
     def heads_of(self, x, count):
         return x.reshape(len(x), count, self.dim).transpose(1, 0, 2)
 
-    def logits(self, tokens):
+    def hidden(self, tokens):
+        """What the output matrix is multiplied with, for every position."""
         x = self.weights["token_embd.weight"][tokens] * self.scale
         place = np.arange(len(tokens))
         ago = place[:, None] - place
@@ -88,7 +89,7 @@ class Model:
             h = self.norm(x, part("ffn_norm.weight"))
             gate = (gelu if self.gemma else silu)(linear(h, "ffn_gate"))
             x = x + self.norm(linear(gate * linear(h, "ffn_up"), "ffn_down"), part("post_ffw_norm.weight"))
-        return self.norm(x, "output_norm.weight") @ self.output.T
+        return self.norm(x, "output_norm.weight")
 
 
 def main():
@@ -101,10 +102,11 @@ def main():
             model = Model(request["load"])
             print(json.dumps({"vocabulary": len(model.output)}), flush=True)
             continue
-        logits = model.logits(request["tokens"])
-        assert logits.dtype == np.float32
-        print(json.dumps({"positions": len(logits)}), flush=True)
-        sys.stdout.buffer.write(logits.astype("<f4").tobytes())
+        hidden = model.hidden(request["tokens"])
+        assert hidden.dtype == np.float32
+        print(json.dumps({"positions": len(hidden)}), flush=True)
+        for rows in np.array_split(hidden, -(-len(hidden) // 32)):
+            sys.stdout.buffer.write((rows @ model.output.T).astype("<f4").tobytes())
         sys.stdout.buffer.flush()
 
 

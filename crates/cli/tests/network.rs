@@ -24,20 +24,28 @@ struct Network {
 impl Network {
     /// Starts the network and waits until it has caught its cheater; returns what it printed about that.
     fn with_a_caught_cheater() -> (Self, Value) {
+        let model = common::model();
+        Self::start(&["--with-cheater"], |home| {
+            let models = home.join("models");
+            std::fs::create_dir(&models).unwrap();
+            let here = models.join(model.file_name().unwrap());
+            if std::fs::hard_link(&model, &here).is_err() {
+                std::fs::copy(&model, &here).unwrap();
+            }
+        })
+    }
+
+    /// Starts a network in a folder that `prepare` has filled; returns what it printed next, if it is to show a cheater.
+    fn start(flags: &[&str], prepare: impl FnOnce(&Path)) -> (Self, Value) {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         let home = tempfile::Builder::new().permissions(private).tempdir().unwrap();
-        let model = common::model();
-        let models = home.path().join("models");
-        std::fs::create_dir(&models).unwrap();
-        let here = models.join(model.file_name().unwrap());
-        if std::fs::hard_link(&model, &here).is_err() {
-            std::fs::copy(&model, &here).unwrap();
-        }
+        prepare(home.path());
         // Between finding a free port and using it somebody else may take it.
         for _ in 0..5 {
             let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             let mut up = assay(home.path())
-                .args(["--json", "up", "--with-cheater", "--port", &free.port().to_string()])
+                .args(["--json", "up", "--port", &free.port().to_string()])
+                .args(flags)
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -50,8 +58,9 @@ impl Network {
             }
             let network = Self { home, url: format!("http://{free}"), up };
             assert_eq!(started["url"], json!(network.url), "{started}");
-            let caught = documents.next().expect("it catches the cheater").unwrap();
-            return (network, caught);
+            let caught = flags.contains(&"--with-cheater");
+            let caught = caught.then(|| documents.next().expect("it catches the cheater").unwrap());
+            return (network, caught.unwrap_or_default());
         }
         panic!("every port was taken");
     }
@@ -74,6 +83,25 @@ impl Network {
         let stdout = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{arguments:?}: {stdout} {}", stderr(&output));
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Asks the gateway over HTTP.
+    fn post(&self, path: &str, body: &Value) -> Value {
+        use std::io::Write as _;
+        let host = self.url.strip_prefix("http://").unwrap();
+        let mut stream = std::net::TcpStream::connect(host).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = body.to_string();
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{answer}");
+        serde_json::from_str(body).unwrap()
     }
 
     fn ask(&self, question: &str) -> Value {
@@ -259,6 +287,52 @@ fn a_network_answers_proves_survives_and_catches() {
     for name in ["gateway", "worker-1", "worker-2", "worker-3", "cheater"] {
         assert_eq!(network.pids(name), Vec::<u32>::new(), "{name} is gone");
     }
+}
+
+/// Several models behind one gateway, one of which makes embeddings: their receipts are checked and repeated offline.
+#[test]
+fn an_embedding_is_verified_and_replayed_offline() {
+    let (network, _) =
+        Network::start(&["--workers", "2", "--model", "tiny.gguf", "--model", "vectors"], |home| {
+            let text = assay_model::testing::tiny_gguf(assay_model::Architecture::Qwen3, 1);
+            std::fs::write(home.join("tiny.gguf"), text).unwrap();
+            for (name, bytes) in assay_model::testing::tiny_encoder(1) {
+                let path = home.join("vectors").join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, bytes).unwrap();
+            }
+        });
+    let folder = network.home.path();
+    let answer = network.post("/v1/embeddings", &json!({"model": "vectors", "input": "the abc"}));
+    assert_eq!(answer["data"][0]["embedding"].as_array().unwrap().len(), 64, "{answer}");
+    let chat = network.post(
+        "/v1/chat/completions",
+        &json!({"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}),
+    );
+    assert!(chat["choices"][0]["message"]["content"].is_string(), "{chat}");
+
+    let list = network.json(&["receipts"]);
+    let rows = list["receipts"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{list}");
+    let mut models = Vec::new();
+    for row in rows {
+        let id = row["request_id"].as_str().unwrap();
+        assert!(network.run(&["receipts", id, "--out", "receipt.json"]).status.success());
+        let bundle = std::fs::read(folder.join("receipt.json")).unwrap();
+        let bundle: Value = serde_json::from_slice(&bundle).unwrap();
+        let (model, other) =
+            if bundle["output"]["tokens"] == json!([]) { ("vectors", "tiny") } else { ("tiny", "vectors") };
+        models.push(model);
+        assert_eq!(network.json(&["verify", "receipt.json", "--replay", model])["state"], "replayed");
+        let undecided = network.run(&["verify", "receipt.json", "--replay", other]);
+        assert_eq!(undecided.status.code(), Some(2), "another model decides nothing: {}", stderr(&undecided));
+        let mut lied = bundle.clone();
+        lied["output"]["text"] = json!("[1, 2, 3]");
+        let lied = network.run(&["verify", &save(folder.join("lied.json"), &lied), "--replay", model]);
+        assert_eq!(lied.status.code(), Some(1), "{}", stderr(&lied));
+    }
+    models.sort_unstable();
+    assert_eq!(models, ["tiny", "vectors"]);
 }
 
 /// What a file that was saved earlier says of itself: audits made later are not in it.

@@ -1,4 +1,4 @@
-"""Writes data/families.json: logits of llama.cpp for the tiny model of each architecture.
+"""Writes data/families.json: logits of llama.cpp for the tiny model of each architecture. With --check, compares instead.
 
     ASSAY_FAMILIES=/tmp/families cargo test -p assay-engine --test families write_models -- --ignored
     python crates/engine/tests/make_families.py /tmp/families        # with numpy and xllamacpp installed
@@ -16,7 +16,10 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "cli", "benches"))
 import llama_cpp
 
 
-def main(folder):
+PATH = os.path.join(HERE, "data", "families.json")
+
+
+def main(folder, check=False):
     lib = llama_cpp.library()
     prompt = json.load(open(os.path.join(folder, "prompt.json")))
     answers = {}
@@ -28,9 +31,21 @@ def main(folder):
             lib.llama_memory_clear(lib.llama_get_memory(engine.context), True)
             logits = engine.decode(prompt[:length])
             answers[name][length] = [round(logits[i], 5) for i in range(267)]
-    with open(os.path.join(HERE, "data", "families.json"), "w") as out:
+    if check:
+        return compare(answers, json.load(open(PATH)))
+    with open(PATH, "w") as out:
         json.dump(answers, out, separators=(",", ":"))
         out.write("\n")
 
 
-main(sys.argv[1])
+def compare(made, kept):
+    """Processors round floats differently, but far less than this."""
+    assert made.keys() == kept.keys(), (made.keys(), kept.keys())
+    for name, lengths in kept.items():
+        for length, logits in lengths.items():
+            far = max(abs(a - b) for a, b in zip(made[name][int(length)], logits, strict=True))
+            assert far < 2e-3 * (max(logits) - min(logits)), f"{name}, {length} tokens: off by {far}"
+    print(f"{len(kept)} architectures as kept")
+
+
+main(sys.argv[1], "--check" in sys.argv)

@@ -200,7 +200,7 @@ impl<'a> Gguf<'a> {
             }
             shape.reverse();
             let piece = &data[offset as usize..end as usize]; // both are at most data.len()
-            let tensor = Tensor { name: name.into(), kind, shape, bytes: piece };
+            let tensor = Tensor { name: name.into(), kind, shape, pieces: vec![piece] };
             if tensors.insert(name, tensor).is_some() {
                 return Err(bad(format!("the tensor {name} occurs twice")));
             }
@@ -444,7 +444,7 @@ fn model(file: Gguf<'_>) -> Result<Model<'_>, Error> {
         attention_cap_q16: cap("attn_logit_softcapping", second.then_some(50.0))?,
         logit_cap_q16: cap("final_logit_softcapping", second.then_some(30.0))?,
         embedding_scale_q16: if gemma {
-            Some(import::q16((dim as f64).sqrt(), &key("embedding_length"))?)
+            Some(import::q16((dim as f64).sqrt() / import::RESIDUAL_DIVISOR, &key("embedding_length"))?)
         } else {
             None
         },

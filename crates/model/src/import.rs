@@ -19,6 +19,10 @@ const TOP: f64 = 8189.0;
 /// The magnitude that a factor may get; reached only by runs that do not use all of their integers.
 const FACTOR_TOP: f64 = assay_arithmetic::FACTOR_MAX as f64 - 4.0;
 
+/// What the residual stream of models with norms of outputs (Gemma) is divided by: the float models let it grow far beyond
+/// 2^15, where the integers end (104,000 in Gemma 3 270M). All that reads it is a norm, which does not see a factor.
+pub(crate) const RESIDUAL_DIVISOR: f64 = 64.0;
+
 /// A tensor in the source file. Its shape is rows and columns; a vector has one row.
 #[derive(Debug, Clone)]
 pub(crate) struct Tensor<'a> {
@@ -27,8 +31,8 @@ pub(crate) struct Tensor<'a> {
     pub(crate) kind: TensorType,
     /// As in the source, slowest dimension first.
     pub(crate) shape: Vec<u64>,
-    /// Exactly the bytes that shape and type imply.
-    pub(crate) bytes: &'a [u8],
+    /// Exactly the bytes that shape and type imply: in one piece, or in pieces of as many rows each.
+    pub(crate) pieces: Vec<&'a [u8]>,
 }
 
 impl<'a> Tensor<'a> {
@@ -37,15 +41,42 @@ impl<'a> Tensor<'a> {
         let total = parts.iter().fold(0, |sum: usize, rows| sum.saturating_add(*rows));
         let cols = *self.shape.last().unwrap_or(&0);
         let row = self.row_bytes(total, usize::try_from(cols).unwrap_or(usize::MAX))?;
-        let mut rest = self.bytes;
+        let [mut rest] = self.pieces[..] else {
+            return Err(Error::Unsupported(format!("the tensor {} in several pieces", self.name)));
+        };
         Ok(parts
             .iter()
             .map(|&rows| {
                 let (bytes, after) = rest.split_at(rows * row); // the product was checked with the shape
                 rest = after;
-                Tensor { name: self.name.clone(), kind: self.kind, shape: vec![rows as u64, cols], bytes }
+                let shape = vec![rows as u64, cols];
+                Tensor { name: self.name.clone(), kind: self.kind, shape, pieces: vec![bytes] }
             })
             .collect())
+    }
+
+    /// Puts matrices of `rows` rows one below the other.
+    pub(crate) fn stack(parts: Vec<Tensor<'a>>, rows: usize, cols: usize) -> Result<Tensor<'a>, Error> {
+        let mut parts = parts.into_iter();
+        let mut whole = parts.next().ok_or_else(|| Error::Unsupported("a layer without experts".into()))?;
+        whole.row_bytes(rows, cols)?;
+        for part in parts {
+            part.row_bytes(rows, cols)?;
+            if part.kind != whole.kind {
+                let (name, other) = (&part.name, &whole.name);
+                return Err(Error::Unsupported(format!("the tensor {name} of another type than {other}")));
+            }
+            whole.pieces.extend(part.pieces);
+        }
+        whole.shape.insert(0, whole.pieces.len() as u64);
+        Ok(whole)
+    }
+
+    /// A row; `bytes` is what [`Tensor::row_bytes`] returned.
+    fn row(&self, row: usize, bytes: usize) -> Option<&'a [u8]> {
+        let rows = self.pieces.first()?.len() / bytes;
+        let start = row % rows * bytes;
+        self.pieces.get(row / rows)?.get(start..start + bytes)
     }
 
     /// Checks the shape and returns the bytes of a row.
@@ -58,8 +89,9 @@ impl<'a> Tensor<'a> {
             _ => false,
         };
         let bytes = self.kind.bytes(cols as u64).and_then(|bytes| usize::try_from(bytes).ok());
+        let length = self.pieces.iter().map(|piece| piece.len()).sum();
         match bytes {
-            Some(bytes) if fits && bytes.checked_mul(rows) == Some(self.bytes.len()) => Ok(bytes),
+            Some(bytes) if fits && bytes.checked_mul(rows) == Some(length) => Ok(bytes),
             _ => Err(Error::Shape {
                 tensor: self.name.clone(),
                 expected: [rows, cols],
@@ -75,9 +107,13 @@ impl<'a> Tensor<'a> {
 
     /// All elements of a matrix, finite.
     fn values(&self, rows: usize, cols: usize) -> Result<Vec<f32>, Error> {
-        self.row_bytes(rows, cols)?;
+        let bytes = self.row_bytes(rows, cols)?;
         let mut out = vec![0.0; rows * cols]; // as many as there are elements in the file
-        self.kind.decode(self.bytes, &mut out);
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            if let Some(row) = self.row(i, bytes) {
+                self.kind.decode(row, out);
+            }
+        }
         if out.iter().all(|x| x.is_finite()) {
             Ok(out)
         } else {
@@ -266,7 +302,8 @@ fn fill(model: &Model<'_>, section: &Section, data: &mut [u8]) -> Result<(), Err
                     data[range].as_chunks_mut::<4>().0.iter_mut().zip(tensor.values(rows, cols)?)
                 {
                     let offset = if section.name.ends_with("norm") { model.norm_offset } else { 0.0 };
-                    let word = ((f64::from(value) + offset) * 65_536.0).round();
+                    let divisor = if section.name.contains(".post_") { RESIDUAL_DIVISOR } else { 1.0 };
+                    let word = ((f64::from(value) + offset) / divisor * 65_536.0).round();
                     if word.abs() > f64::from(i32::MAX) {
                         return Err(Error::Weight { tensor: tensor.name.clone(), row: 0 });
                     }
@@ -324,14 +361,12 @@ fn matrix(
     let out = front[weights]
         .par_chunks_exact_mut(encoding.group_bytes(cols))
         .zip(back[..8 * rows].par_chunks_mut(8 * GROUP));
-    let source = tensor.bytes.par_chunks(GROUP * row_bytes);
-    out.zip(source).enumerate().with_min_len(4).try_for_each_init(
+    out.enumerate().with_min_len(4).try_for_each_init(
         || Row::new(tensor.kind, cols),
-        |row, (group, ((out, scales), source))| {
-            for (i, (scale, source)) in
-                scales.chunks_exact_mut(8).zip(source.chunks_exact(row_bytes)).enumerate()
-            {
+        |row, (group, (out, scales))| {
+            for (i, scale) in scales.chunks_exact_mut(8).enumerate() {
                 let wrong = || Error::Weight { tensor: tensor.name.clone(), row: GROUP * group + i };
+                let source = tensor.row(GROUP * group + i, row_bytes).ok_or_else(wrong)?;
                 *scale.as_mut_array().ok_or_else(wrong)? =
                     row.quantise(source, i, out).ok_or_else(wrong)?.to_bytes();
             }

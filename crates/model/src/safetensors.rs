@@ -15,7 +15,9 @@ use sha2::{Digest, Sha256};
 use crate::dequantise::TensorType;
 use crate::import::{self, Model, Rope, RopeScaling, Tensor};
 use crate::tokenizer::MAX_TOKENIZER_BYTES;
-use crate::{Activation, Architecture, Config, Error, Pooling, RopeStyle, SourceFormat, SpecialTokens};
+use crate::{
+    Activation, Architecture, Config, Error, Experts, Pooling, RopeStyle, SourceFormat, SpecialTokens,
+};
 
 /// The longest header of a safetensors file in bytes; the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -132,7 +134,7 @@ fn read_file<'a>(
         if positions {
             continue;
         }
-        let tensor = Tensor { name: name.clone(), kind, shape, bytes: piece };
+        let tensor = Tensor { name: name.clone(), kind, shape, pieces: vec![piece] };
         if tensors.len() >= MAX_TENSORS || tensors.insert(name.clone(), tensor).is_some() {
             return Err(bad(format!("the tensor {name} occurs twice, or there are more than {MAX_TENSORS}")));
         }
@@ -206,8 +208,9 @@ impl<'a> Json<'a> {
 /// give the same bytes on any machine, in whatever order they are given; files that the import does not read may be
 /// left out or passed along.
 ///
-/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`, `smollm3`, `bert`
-/// (with `1_Pooling/config.json`, as `sentence-transformers` has it); types F32, F16, BF16; one file or shards.
+/// Architectures: `llama` and `mistral` (as llama), `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`, `smollm3`,
+/// `mixtral`, `qwen3_moe`, `bert` (with `1_Pooling/config.json`, as `sentence-transformers` has it); types F32, F16,
+/// BF16; one file or shards.
 /// Needed: `config.json`, `tokenizer.json`, `*.safetensors`. Also read: `tokenizer_config.json`,
 /// `generation_config.json`, `chat_template.jinja`, and the licence from the front matter of `README.md`.
 ///
@@ -259,6 +262,8 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
         "gemma3_text" => Architecture::Gemma3,
         "phi3" => Architecture::Phi3,
         "smollm3" => Architecture::Smollm3,
+        "mixtral" => Architecture::Mixtral,
+        "qwen3_moe" => Architecture::Qwen3Moe,
         "bert" => Architecture::Bert,
         other => return Err(Error::Architecture(other.into())),
     };
@@ -298,6 +303,18 @@ fn model<'a>(files: &[(&str, &'a [u8])]) -> Result<Model<'a>, Error> {
                 for ((to, _), part) in parts.iter().zip(fused.split(&rows)?) {
                     tensors.insert(format!("layers.{i}.{to}"), part);
                 }
+            }
+        }
+    }
+    if let Some(Experts { count, .. }) = config.experts {
+        for i in 0..config.layers {
+            for (to, from, rows, cols) in expert_names(&config) {
+                let parts = (0..count).map(|expert| {
+                    let name = format!("model.layers.{i}.{}", from.replace('#', &expert.to_string()));
+                    source.remove(&name).ok_or(Error::MissingTensor(name))
+                });
+                let parts = parts.collect::<Result<Vec<_>, _>>()?;
+                tensors.insert(format!("layers.{i}.{to}"), Tensor::stack(parts, rows, cols)?);
             }
         }
     }
@@ -404,6 +421,7 @@ fn config(
         Architecture::Smollm3 => rotating(json, layers.min(1024))?,
         _ => Vec::new(),
     };
+    let experts = experts(json, architecture)?;
     Ok(Config {
         architecture,
         layers,
@@ -411,7 +429,11 @@ fn config(
         heads,
         kv_heads: json.count("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
-        ffn: count("intermediate_size")?,
+        ffn: count(if architecture == Architecture::Qwen3Moe {
+            "moe_intermediate_size"
+        } else {
+            "intermediate_size"
+        })?,
         vocab: count("vocab_size")?,
         context,
         rms_eps_q32: import::epsilon(eps)?,
@@ -428,13 +450,39 @@ fn config(
         attention_cap_q16: cap("attn_logit_softcapping")?,
         logit_cap_q16: cap("final_logit_softcapping")?,
         embedding_scale_q16: if gemma {
-            Some(import::q16((dim as f64).sqrt(), "hidden_size")?)
+            Some(import::q16((dim as f64).sqrt() / import::RESIDUAL_DIVISOR, "hidden_size")?)
         } else {
             None
         },
-        experts: None,
+        experts,
         pooling: None,
     })
+}
+
+/// The experts of an architecture that has them.
+fn experts(json: &Json<'_>, architecture: Architecture) -> Result<Option<Experts>, Error> {
+    let field = match architecture {
+        Architecture::Mixtral => "num_local_experts",
+        Architecture::Qwen3Moe => "num_experts",
+        _ => return Ok(None),
+    };
+    if architecture == Architecture::Qwen3Moe {
+        if json.optional("norm_topk_prob", Value::as_bool)? != Some(true) {
+            return Err(Error::Unsupported(
+                "experts that are not weighed by a softmax over those in use (norm_topk_prob)".into(),
+            ));
+        }
+        let sparse = json.count("decoder_sparse_step")?.unwrap_or(1);
+        let dense =
+            json.optional("mlp_only_layers", Value::as_array)?.is_some_and(|layers| !layers.is_empty());
+        if sparse != 1 || dense {
+            return Err(Error::Unsupported(
+                "layers without experts (decoder_sparse_step, mlp_only_layers)".into(),
+            ));
+        }
+    }
+    let count = |field: &str| json.needed(field, json.count(field)?);
+    Ok(Some(Experts { count: count(field)?, used: count("num_experts_per_tok")? }))
 }
 
 /// The shape of an encoder, from `config.json` and the configuration of its pooling. Of the embeddings of kinds of text
@@ -547,7 +595,7 @@ fn windows(json: &Json<'_>, architecture: Architecture, layers: usize) -> Result
     // Qwen and SmolLM apply their window only when they say so.
     let applied = json.optional("use_sliding_window", Value::as_bool)?.unwrap_or(!matches!(
         architecture,
-        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Smollm3
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Smollm3
     ));
     let window = json.count("sliding_window")?.filter(|_| applied).unwrap_or(usize::MAX);
     let first = json.count("max_window_layers")?.unwrap_or(0);
@@ -726,7 +774,23 @@ fn licence(readme: &[u8]) -> Option<String> {
     (!value.is_empty() && value.len() <= 256).then(|| value.to_owned())
 }
 
-/// The artifact's names and the folder's names of all tensors of a model.
+/// The artifact's names and the folder's names of the matrices of a layer's experts, `#` for the expert's number, with the
+/// rows and columns of one.
+pub(crate) fn expert_names(config: &Config) -> [(&'static str, &'static str, usize, usize); 3] {
+    let [gate, up, down] = if config.architecture == Architecture::Mixtral {
+        [
+            "block_sparse_moe.experts.#.w1.weight",
+            "block_sparse_moe.experts.#.w3.weight",
+            "block_sparse_moe.experts.#.w2.weight",
+        ]
+    } else {
+        ["mlp.experts.#.gate_proj.weight", "mlp.experts.#.up_proj.weight", "mlp.experts.#.down_proj.weight"]
+    };
+    let (dim, ffn) = (config.dim, config.ffn);
+    [("gate", gate, ffn, dim), ("up", up, ffn, dim), ("down", down, dim, ffn)]
+}
+
+/// The artifact's names and the folder's names of all tensors of a model but the experts.
 pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
     if config.pooling.is_some() {
         return encoder_names(config);
@@ -754,9 +818,16 @@ pub(crate) fn names(config: &Config) -> Vec<(String, String)> {
         } else {
             add("ffn_norm", "post_attention_layernorm.weight");
         }
-        add("gate", "mlp.gate_proj.weight");
-        add("up", "mlp.up_proj.weight");
-        add("down", "mlp.down_proj.weight");
+        match config.architecture {
+            // The experts themselves: see `expert_names`.
+            Architecture::Mixtral => add("router", "block_sparse_moe.gate.weight"),
+            Architecture::Qwen3Moe => add("router", "mlp.gate.weight"),
+            _ => {
+                add("gate", "mlp.gate_proj.weight");
+                add("up", "mlp.up_proj.weight");
+                add("down", "mlp.down_proj.weight");
+            }
+        }
         if config.qkv_bias {
             add("q.bias", "self_attn.q_proj.bias");
             add("k.bias", "self_attn.k_proj.bias");

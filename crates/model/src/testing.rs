@@ -411,6 +411,16 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
 
     let mut shards = [(BTreeMap::new(), Vec::new()), (BTreeMap::new(), Vec::new())];
     let mut names = safetensors::names(config);
+    if let Some(experts) = config.experts {
+        for i in 0..config.layers {
+            for (to, from, ..) in safetensors::expert_names(config) {
+                for expert in 0..experts.count {
+                    let from = from.replace('#', &expert.to_string());
+                    names.push((format!("layers.{i}.{to}#{expert}"), format!("model.layers.{i}.{from}")));
+                }
+            }
+        }
+    }
     if architecture == Architecture::Phi3 {
         names.retain(|(section, _)| {
             ![".q", ".k", ".v", ".gate", ".up"].iter().any(|end| section.ends_with(end))
@@ -422,8 +432,17 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
         }
     }
     for (i, (section, name)) in names.into_iter().enumerate() {
+        let (section, expert) = match section.split_once('#') {
+            Some((section, expert)) => (section.to_owned(), expert.parse::<usize>().ok()),
+            None => (section, None),
+        };
         let tensor = &file.tensors[from.get(&section).unwrap_or(&section).as_str()];
-        let mut bytes = tensor.bytes.to_vec();
+        let (mut shape, mut source) = (&tensor.shape[..], tensor.pieces[0]);
+        if let Some(expert) = expert {
+            let bytes = source.len() / shape[0] as usize;
+            (shape, source) = (&shape[1..], &source[expert * bytes..][..bytes]);
+        }
+        let mut bytes = source.to_vec();
         if config.post_norms && section.ends_with("norm") {
             for word in bytes.as_chunks_mut::<4>().0 {
                 *word = (f32::from_le_bytes(*word) - 1.0).to_le_bytes(); // exact from 0.5 to 2
@@ -431,9 +450,9 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
         }
         let rotated = section.ends_with(".q") || section.ends_with(".k");
         if config.rope == RopeStyle::Interleaved && rotated {
-            let row = bytes.len() / tensor.shape[0] as usize;
+            let row = bytes.len() / shape[0] as usize;
             let half = config.head_dim / 2;
-            for (to, from) in bytes.chunks_mut(row * 2 * half).zip(tensor.bytes.chunks(row * 2 * half)) {
+            for (to, from) in bytes.chunks_mut(row * 2 * half).zip(source.chunks(row * 2 * half)) {
                 for (j, to) in to.chunks_mut(row).enumerate() {
                     let k = if j < half { 2 * j } else { 2 * (j - half) + 1 };
                     to.copy_from_slice(&from[k * row..(k + 1) * row]);
@@ -442,8 +461,7 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
         }
         let (header, data) = &mut shards[i % 2];
         let range = [data.len(), data.len() + bytes.len()];
-        header
-            .insert(name, serde_json::json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": range}));
+        header.insert(name, serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": range}));
         data.extend(bytes);
     }
     let text = |value: serde_json::Value| value.to_string().into_bytes();
@@ -480,6 +498,11 @@ pub fn tiny_safetensors(architecture: Architecture, seed: u64) -> Vec<(String, V
                 "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": config.head_dim,
                 "attn_logit_softcapping": config.attention_cap_q16.map(|cap| f64::from(cap) / 65536.0),
                 "final_logit_softcapping": config.logit_cap_q16.map(|cap| f64::from(cap) / 65536.0),
+                "num_local_experts": config.experts.map(|experts| experts.count),
+                "num_experts": config.experts.map(|experts| experts.count),
+                "num_experts_per_tok": config.experts.map(|experts| experts.used),
+                "moe_intermediate_size": config.ffn, "norm_topk_prob": true, "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
             })),
         ),
         ("README.md".to_owned(), b"---\nlicense: cc0-1.0\n---\n# Tiny\n".to_vec()),

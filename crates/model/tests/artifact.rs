@@ -164,8 +164,8 @@ fn folder(architecture: Architecture) -> Artifact {
 
 #[test]
 fn a_folder_gives_the_weights_of_the_gguf_file() {
-    use Architecture::{Gemma2, Gemma3, Phi3, Qwen2, Qwen3};
-    for architecture in [Qwen2, Qwen3, Gemma2, Gemma3, Phi3] {
+    use Architecture::{Gemma2, Gemma3, Phi3, Qwen2, Qwen3, Qwen3Moe};
+    for architecture in [Qwen2, Qwen3, Gemma2, Gemma3, Phi3, Qwen3Moe] {
         let (gguf, folder) = (parse(&tiny(architecture)).unwrap(), folder(architecture));
         assert_eq!(gguf.config(), folder.config());
         assert_eq!(gguf.manifest().root, folder.manifest().root);
@@ -178,14 +178,17 @@ fn a_folder_gives_the_weights_of_the_gguf_file() {
 
 #[test]
 fn llama_folders_rotate_halves() {
-    let (gguf, folder) = (parse(&tiny(Architecture::Llama)).unwrap(), folder(Architecture::Llama));
-    assert_eq!(folder.config().rope, RopeStyle::Half);
-    let (a, b) = (gguf.layer(1), folder.layer(1));
-    assert_eq!(a.v.weights, b.v.weights);
-    let half = gguf.config().head_dim / 2;
-    for i in 0..half {
-        assert_eq!(row(&a.k, 2 * i), row(&b.k, i));
-        assert_eq!(row(&a.k, 2 * i + 1), row(&b.k, i + half));
+    for architecture in [Architecture::Llama, Architecture::Mixtral] {
+        let (gguf, folder) = (parse(&tiny(architecture)).unwrap(), folder(architecture));
+        assert_eq!(folder.config().rope, RopeStyle::Half);
+        let (a, b) = (gguf.layer(1), folder.layer(1));
+        assert_eq!(a.v.weights, b.v.weights);
+        assert_eq!((a.gate.weights, a.down.weights), (b.gate.weights, b.down.weights));
+        let half = gguf.config().head_dim / 2;
+        for i in 0..half {
+            assert_eq!(row(&a.k, 2 * i), row(&b.k, i));
+            assert_eq!(row(&a.k, 2 * i + 1), row(&b.k, i + half));
+        }
     }
 }
 
@@ -257,8 +260,8 @@ fn ids_are_the_same_on_every_machine() {
             "0x42dd5de2d294331447a0a42de2208d8f571b6b58b53c8f605c3e50fe83db7cd2",
             "0x0b211cc662c5eff47f3e87e5170121f9b5edcdd7fd321ff25915f6297e936ac3",
             "0xc938b625fe43d330ea06c2c1d49a3eee46f3b286069420c5825f2923e980b6ac",
-            "0x869c1506e875e24e6281d35fba49cbe667e3d822b5c83ca74bff13110a55bff5",
-            "0xc4b1d2a27a81934fca25f7953fbd3c7377907b4ee18b1225c508232e166fc319",
+            "0x0fa1f48cbf4897aadb8e94c9c125006a8d9c4643e142c2962f26184c964ee78f",
+            "0x5e11530f9e9ea3ae31af9a27b3d49f7be567606a4d06896c5bd6c68ea87ea2d1",
             "0xfe5d539b13feeada82c2b60eb759bb8517aea6d17335f07c639ad866e6b0a368",
             "0xa07d7caac1c0d03a1b5ce41e02d1654cdf1a84a14834f30fb03609faf0b102da",
             "0x6a3a3828a04030e80fbf7e3089cf7a6ccbebe5ea4d522e1b89bea6ec677a5e4c",

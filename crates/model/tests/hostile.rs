@@ -208,6 +208,125 @@ fn bad_files_of_each_family_are_refused_by_name() {
     }
 }
 
+/// Why a folder is refused in whose files of this name one text stands in place of another.
+fn changed_folder(architecture: Architecture, file: &str, from: &str, to: &str) -> String {
+    let mut files = tiny_safetensors(architecture, 3);
+    let mut changed = false;
+    for (_, bytes) in files.iter_mut().filter(|(name, _)| name.ends_with(file)) {
+        if let Some(at) = bytes.windows(from.len()).position(|window| window == from.as_bytes()) {
+            assert!(file == "config.json" || from.len() == to.len());
+            bytes.splice(at..at + from.len(), to.bytes());
+            changed = true;
+        }
+    }
+    assert!(changed, "no {from} in {file}");
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    import_safetensors(&files, &mut |_, _| {}).unwrap_err().to_string()
+}
+
+#[test]
+fn bad_folders_of_each_family_are_refused_by_name() {
+    use Architecture::{Gemma2, Gemma3, Llama, Mixtral, Phi3, Qwen3Moe, Smollm3};
+    let cases: [(Architecture, &str, &str, &str); 19] = [
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":0", "number of experts"),
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":7", "experts.6.w1.weight"),
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":5", "experts.5."),
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":null", "num_local_experts"),
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":1e9", "num_local_experts"),
+        (Mixtral, "\"num_local_experts\":6", "\"num_local_experts\":4000000000", "number of experts"),
+        (Mixtral, "\"num_experts_per_tok\":2", "\"num_experts_per_tok\":7", "experts that a token uses"),
+        (Mixtral, "\"num_experts_per_tok\":2", "\"num_experts_per_tok\":0", "experts that a token uses"),
+        (Mixtral, "\"intermediate_size\":128", "\"intermediate_size\":127", "experts.0.w1.weight"),
+        (Qwen3Moe, "\"norm_topk_prob\":true", "\"norm_topk_prob\":false", "norm_topk_prob"),
+        (Qwen3Moe, "\"norm_topk_prob\":true", "\"norm_topk_prob\":null", "norm_topk_prob"),
+        (Qwen3Moe, "\"decoder_sparse_step\":1", "\"decoder_sparse_step\":2", "layers without experts"),
+        (Qwen3Moe, "\"mlp_only_layers\":[]", "\"mlp_only_layers\":[0]", "layers without experts"),
+        (Qwen3Moe, "\"moe_intermediate_size\":128", "\"moe_intermediate_size\":64", "experts.0.gate_proj"),
+        (
+            Llama,
+            "\"rope_theta\"",
+            "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0},\"rope_theta\"",
+            "yarn",
+        ),
+        (Gemma3, "\"query_pre_attn_scalar\":16", "\"query_pre_attn_scalar\":0.5", "query_pre_attn_scalar"),
+        (Gemma2, "\"attn_logit_softcapping\":5.0", "\"attn_logit_softcapping\":0.25", "cap"),
+        (Phi3, "\"rope_theta\"", "\"rope_scaling\":{\"type\":\"longrope\"},\"rope_theta\"", "short_factor"),
+        (Smollm3, "\"rope_theta\"", "\"no_rope_layers\":[1],\"rope_theta\"", "no_rope_layers"),
+    ];
+    for (architecture, from, to, name) in cases {
+        let error = changed_folder(architecture, "config.json", from, to);
+        assert!(error.contains(name), "{to}: {error}");
+    }
+    // A tensor under another name is missed, and so is one of another shape.
+    for (architecture, from, to, name) in [
+        (Mixtral, "block_sparse_moe.gate", "block_sparse_moe.gata", "block_sparse_moe.gate.weight"),
+        (Mixtral, "experts.3.w2", "experts.3.w9", "experts.3.w2.weight"),
+        (
+            Qwen3Moe,
+            "layers.1.mlp.experts.5.up_proj",
+            "layers.1.mlp.experts.9.up_proj",
+            "1.mlp.experts.5.up_proj",
+        ),
+        (Qwen3Moe, "layers.0.mlp.gate.weight", "layers.0.mlp.gata.weight", "0.mlp.gate.weight"),
+        (Gemma3, "pre_feedforward_layernorm", "pra_feedforward_layernorm", "pre_feedforward_layernorm"),
+        (Phi3, "qkv_proj", "qkw_proj", "qkv_proj"),
+    ] {
+        let error = changed_folder(architecture, ".safetensors", from, to);
+        assert!(error.contains(name), "{to}: {error}");
+    }
+    for (from, to) in [("experts.0.w1.weight", "[64,128]"), ("block_sparse_moe.gate.weight", "[64,6]")] {
+        let mut files = tiny_safetensors(Mixtral, 3);
+        for (_, bytes) in files.iter_mut().filter(|(name, _)| name.ends_with(".safetensors")) {
+            // Both dimensions exchanged: as many bytes, another matrix.
+            let Some(at) = bytes.windows(from.len()).position(|window| window == from.as_bytes()) else {
+                continue;
+            };
+            let shape = at + bytes[at..].iter().position(|byte| *byte == b'[').unwrap();
+            bytes.splice(shape..shape + to.len(), to.bytes());
+        }
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+        let error = import_safetensors(&files, &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains(from) && error.contains("shape"), "{error}");
+    }
+}
+
+/// Experts of different types cannot stand in one matrix.
+#[test]
+fn experts_of_different_types_are_refused() {
+    let mut files = tiny_safetensors(Architecture::Qwen3Moe, 3);
+    let name = "model.layers.1.mlp.experts.4.down_proj.weight";
+    let mut changed = false;
+    for (_, bytes) in files.iter_mut().filter(|(name, _)| name.ends_with(".safetensors")) {
+        let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+        let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+        let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+        let Some(entry) = header.get_mut(name) else { continue };
+        let range = [0, 1].map(|i| entry["data_offsets"][i].as_u64().unwrap() as usize);
+        let half = (range[1] - range[0]) / 2;
+        entry["dtype"] = "F16".into();
+        entry["data_offsets"][1] = (range[1] - half).into();
+        for (_, entry) in header
+            .iter_mut()
+            .filter(|(_, entry)| entry["data_offsets"][0].as_u64().unwrap() as usize >= range[1])
+        {
+            for i in 0..2 {
+                entry["data_offsets"][i] =
+                    (entry["data_offsets"][i].as_u64().unwrap() as usize - half).into();
+            }
+        }
+        let mut data = data.to_vec();
+        data.drain(range[0]..range[0] + half);
+        data[range[0]..range[0] + half].fill(0);
+        let header = serde_json::to_vec(&header).unwrap();
+        *bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+        changed = true;
+    }
+    assert!(changed);
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    let error = import_safetensors(&files, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("experts.4.down_proj.weight of another type"), "{error}");
+}
+
 #[test]
 fn huge_dimensions_are_refused_before_memory_is_asked_for() {
     let set = |key: &str, value: u32| {

@@ -80,6 +80,17 @@ fn largest(logits: &[f64]) -> usize {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
+fn tokenizer(artifact: &Artifact) -> Result<Tokenizer> {
+    Tokenizer::from_bytes(artifact.tokenizer_json())
+        .map_err(|error| Error::said(format!("the model's tokenizer cannot be read: {error}")))
+}
+
+/// The token with which the model's texts begin, if there is one.
+fn bos(artifact: &Artifact) -> Result<Option<u32>> {
+    let added = tokenizer(artifact)?.encode("", true).unwrap_or_default();
+    Ok(artifact.manifest().tokens.bos.filter(|bos| added.first() == Some(bos)))
+}
+
 /// The tokens of the texts that are measured on by default.
 pub(super) fn default_tokens(artifact: &Artifact) -> Result<Vec<u32>> {
     tokens(artifact, &TEXTS.map(PathBuf::from))
@@ -91,9 +102,7 @@ fn tokens(artifact: &Artifact, paths: &[PathBuf]) -> Result<Vec<u32>> {
         let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
         text.push_str(&String::from_utf8_lossy(&bytes));
     }
-    let tokenizer = Tokenizer::from_bytes(artifact.tokenizer_json())
-        .map_err(|error| Error::said(format!("the model's tokenizer cannot be read: {error}")))?;
-    tokenizer
+    tokenizer(artifact)?
         .encode_plain(&text)
         .map_err(|error| Error::said(format!("the text cannot be turned into tokens: {error}")))
 }
@@ -103,9 +112,14 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let folder = python::folder(&python::LANGUAGE)?;
     let source = models::gguf(&args.model)?;
     let paths = if args.text.is_empty() { TEXTS.map(PathBuf::from).to_vec() } else { args.text.clone() };
-    let tokens = tokens(&artifact, &paths)?;
+    let (bos, tokens) = (bos(&artifact)?, tokens(&artifact, &paths)?);
     let window = usize::from(args.window);
-    let windows: Vec<&[u32]> = tokens.chunks_exact(window).take(usize::from(args.windows)).collect();
+    // A model that begins every text with a token of its own was trained to see it.
+    let windows: Vec<Vec<u32>> = tokens
+        .chunks_exact(window - bos.iter().len())
+        .take(usize::from(args.windows))
+        .map(|tokens| bos.iter().chain(tokens).copied().collect())
+        .collect();
     if windows.is_empty() {
         let found = tokens.len();
         return Err(Error::said(format!("the text has {found} tokens, too few for a window of {window}")));
@@ -125,20 +139,24 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
 
     let bar = ui::bar(windows.len() as u64, "windows", false);
     let mut sums = Sums::default();
-    let mut floats = vec![0f32; window * vocabulary];
+    let mut row = vec![0f32; vocabulary];
     for tokens in &windows {
         bar.tick();
         reference.ask(&json!({ "tokens": tokens }))?;
-        reference.floats(&mut floats)?;
+        let mut read = Ok(());
         let mut each = |position: usize, logits: &[i32]| {
-            if let Some(&next) = tokens.get(position + 1) {
-                let floats: Vec<f64> =
-                    floats[position * vocabulary..][..vocabulary].iter().copied().map(f64::from).collect();
+            // A window's logits are a gigabyte where the vocabulary is large: they come row by row.
+            if read.is_ok() {
+                read = reference.floats(&mut row);
+            }
+            if let (Ok(()), Some(&next)) = (&read, tokens.get(position + 1)) {
+                let floats: Vec<f64> = row.iter().copied().map(f64::from).collect();
                 let integers: Vec<f64> = logits.iter().map(|&l| f64::from(l) / 65536.0).collect();
                 sums.add(&floats, &integers, next as usize);
             }
         };
         engine.logits(tokens, &mut each).map_err(said)?;
+        read?;
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use assay_engine::encoder::Encoder;
 use assay_engine::request::Processor;
 use assay_engine::{Config, Engine, Event};
-use assay_model::testing::tiny_gguf;
-use assay_model::{Architecture, Artifact, import_gguf};
+use assay_model::testing::{tiny_encoder, tiny_gguf};
+use assay_model::{Architecture, Artifact, import_gguf, import_safetensors};
 use assay_receipt::*;
 use assay_verify::*;
 
@@ -35,9 +36,13 @@ fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expecte
     }
     let mut output = assembler.finish().output;
     lie(&mut output);
+    sign(engine.artifact(), request, output)
+}
 
+/// What the worker signs who answered a request so.
+fn sign(artifact: &Artifact, request: Request, output: Output) -> (Bundle, Expected) {
     let mut expected = expected();
-    let arithmetic = engine.artifact().manifest().arithmetic;
+    let arithmetic = artifact.manifest().arithmetic;
     for member in &mut expected.workers {
         member.models[0].model = request.model;
         member.models[0].arithmetic = arithmetic;
@@ -149,4 +154,51 @@ fn a_rejected_bundle_is_not_replayed() {
     let report = replay(&mut engine(1), &bundle, &expected).unwrap();
     assert_eq!(report.state, State::Rejected);
     assert!(report.checks.iter().all(|check| check.name != CheckKind::Replay));
+}
+
+fn encoder(seed: u64) -> Encoder {
+    let files = tiny_encoder(seed);
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&name[..], &bytes[..])).collect();
+    let bytes = import_safetensors(&files, &mut |_, _| {}).unwrap();
+    Encoder::new(Arc::new(Artifact::parse(Arc::new(bytes)).unwrap()), Config::default().kernel).unwrap()
+}
+
+/// Embeds a text and signs it.
+fn embed(lie: impl FnOnce(&mut Output)) -> (Bundle, Expected) {
+    let encoder = encoder(1);
+    let request = Request::embedding(encoder.artifact().id(), Prompt::Text("the abc".into()));
+    let mut output = encoder.answer(&request).unwrap();
+    lie(&mut output);
+    sign(encoder.artifact(), request, output)
+}
+
+#[test]
+fn an_embedding_is_repeated_to_the_last_bit_and_lies_are_found() {
+    let (bundle, expected) = embed(|_| {});
+    assert_eq!(check(&bundle, &expected).state, State::Signed);
+    let report = check_embedded(&bundle, &expected, &encoder(1)).unwrap();
+    assert_eq!(
+        (report.state, report.level),
+        (State::Replayed, Some(Level::Replayed)),
+        "{:#?}",
+        report.checks
+    );
+    assert!(matches!(
+        check_embedded(&bundle, &expected, &encoder(2)),
+        Err(ReplayError::Model { wanted, .. }) if wanted == bundle.request.model
+    ));
+
+    // One of the numbers is another by one unit.
+    let (lied, expected) = embed(|output| {
+        let mut components = output.components().unwrap();
+        components[5] += 1;
+        output.text = serde_json::to_string(&components).unwrap();
+    });
+    assert_eq!(check(&lied, &expected).state, State::Signed, "every signature is right");
+    let report = check_embedded(&lied, &expected, &encoder(1)).unwrap();
+    assert_eq!((report.state, report.level), (State::Mismatch, Some(Level::Signed)));
+
+    let mut changed = bundle;
+    changed.output.text = lied.output.text;
+    assert_eq!(check_embedded(&changed, &expected, &encoder(1)).unwrap().state, State::Rejected);
 }
