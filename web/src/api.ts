@@ -197,6 +197,7 @@ export function modelsOf(members: Member[]): Model[] {
       }
     }
   }
-  // What can be replayed comes first: the first is what a new browser asks.
-  return [...models.values()].sort((a, b) => Number(b.replayable) - Number(a.replayable) || a.name.localeCompare(b.name));
+  // What can be replayed comes first, else the order of the list: the first is what a new browser asks, and an embedder that
+  // sorts before it by name would have nothing to say.
+  return [...models.values()].sort((a, b) => Number(b.replayable) - Number(a.replayable));
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use assay_model::Tokenizer;
+use assay_model::{Artifact, Tokenizer};
 use assay_receipt::{Bytes32, Member};
 use clap::Args;
 use serde_json::{Value, json};
@@ -149,13 +149,17 @@ fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
 }
 
 pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
-    // Questions go to the first model that writes text.
+    // Questions go to the first model that chats, or else to the first that writes text. Workers list it first, so that the
+    // chat page offers it first.
     let mut offered = Vec::new();
-    let mut first = None;
+    let mut first: Option<(PathBuf, Artifact)> = None;
     for model in &args.model {
         let (path, opened) = models::open(&models::pull(model)?.display().to_string())?;
         offered.push((models::name_of(&path), path.clone()));
-        if first.is_none() && opened.encoder().is_none() {
+        let chats = |model: &Artifact| model.manifest().chat_template.is_some();
+        if opened.encoder().is_none()
+            && first.as_ref().is_none_or(|(_, first)| chats(&opened) && !chats(first))
+        {
             first = Some((path, opened));
         }
     }

@@ -39,15 +39,15 @@ fn difference(found: &[f64], expected: &[f64]) -> f64 {
     (error / spread).sqrt()
 }
 
-fn reference(architecture: Architecture) -> Vec<(usize, Vec<f64>)> {
+fn reference(name: &str) -> Vec<(usize, Vec<f64>)> {
     let all: Value = serde_json::from_str(include_str!("data/families.json")).unwrap();
-    let cases = all[format!("{architecture:?}")].as_object().unwrap();
+    let cases = all[name].as_object().unwrap();
     let numbers = |list: &Value| list.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
     cases.iter().map(|(length, list)| (length.parse().unwrap(), numbers(list))).collect()
 }
 
 fn compare(architecture: Architecture, model: &Arc<Artifact>) -> Vec<f64> {
-    let reference = reference(architecture);
+    let reference = reference(&format!("{architecture:?}"));
     let lengths: Vec<usize> = reference.iter().map(|(length, _)| *length).collect();
     let found = logits(model, &lengths);
     found.iter().zip(&reference).map(|(found, (_, expected))| difference(found, expected)).collect()
@@ -99,6 +99,45 @@ fn another_model_is_far_off() {
     }
 }
 
+/// Tokens of a long prompt.
+const LONG: usize = 8_200;
+
+/// A model for long prompts: Llama with stretched positions, Gemma 3 with its windows.
+fn long(architecture: Architecture) -> Vec<u8> {
+    let mut writer = tiny_writer(architecture, SEED);
+    let name = format!("{architecture:?}").to_lowercase();
+    let context = format!("{name}.context_length");
+    writer.remove_key(&context).u32(&context, 16_384);
+    if architecture == Architecture::Llama {
+        writer.text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4.0);
+    }
+    writer.finish()
+}
+
+/// At 8,200 tokens the logits are llama.cpp's, and the same bits whether the prompt came token by token or in large chunks.
+#[test]
+fn long_prompts_are_right_and_exact() {
+    for architecture in [Architecture::Llama, Architecture::Gemma3] {
+        let bytes = import_gguf(&long(architecture), &mut |_, _| {}).unwrap();
+        let model = Arc::new(Artifact::parse(Arc::new(bytes)).unwrap());
+        let last = |threads: usize, prefill_chunk: usize| {
+            let config = assay_engine::Config { prefill_chunk, ..config(threads) };
+            let mut engine = Engine::new(Arc::clone(&model), config).unwrap();
+            let mut last = Vec::new();
+            engine.logits(&prompt(LONG, 7), &mut |_, logits| last = logits.to_vec()).unwrap();
+            last
+        };
+        let found = last(2, 512);
+        assert_eq!(found, last(1, 1), "{architecture:?}: chunks of 1 and 512 tokens");
+        let found: Vec<f64> = found.iter().map(|&l| f64::from(l) / 65536.0).collect();
+        let (length, expected) = reference(&format!("{architecture:?}Long")).remove(0);
+        assert_eq!(length, LONG);
+        let difference = difference(&found, &expected);
+        println!("{architecture:?} {difference}");
+        assert!(difference < 0.015, "{architecture:?}: {difference}");
+    }
+}
+
 /// The residual stream of the real Gemma 3 reaches 100,000. Where the outputs' norms are so large that the embedding does
 /// not matter, twice as large ones change nothing: the last norm takes the factor out again.
 #[test]
@@ -131,6 +170,9 @@ fn write_models() {
     for architecture in ARCHITECTURES {
         std::fs::write(folder.join(format!("{architecture:?}.gguf")), tiny_gguf(architecture, SEED)).unwrap();
     }
-    let prompt = serde_json::to_vec(&prompt(80, 7)).unwrap();
+    for architecture in [Architecture::Llama, Architecture::Gemma3] {
+        std::fs::write(folder.join(format!("{architecture:?}Long.gguf")), long(architecture)).unwrap();
+    }
+    let prompt = serde_json::to_vec(&prompt(LONG, 7)).unwrap();
     std::fs::write(folder.join("prompt.json"), prompt).unwrap();
 }

@@ -25,11 +25,13 @@ def main(folder, check=False):
     answers = {}
     for path in sorted(glob.glob(os.path.join(folder, "*.gguf"))):
         name = os.path.basename(path)[:-5]
-        engine = llama_cpp.Engine(lib, path, 1, 256)
+        long = name.endswith("Long")
+        engine = llama_cpp.Engine(lib, path, 1, 8448 if long else 256)
         answers[name] = {}
-        for length in [20] if name == "Phi3" else [20, 80]:
+        for length in [len(prompt)] if long else [20] if name == "Phi3" else [20, 80]:
             lib.llama_memory_clear(lib.llama_get_memory(engine.context), True)
-            logits = engine.decode(prompt[:length])
+            for start in range(0, length, 512):
+                logits = engine.decode(prompt[start : min(start + 512, length)])
             answers[name][length] = [round(logits[i], 5) for i in range(267)]
     if check:
         return compare(answers, json.load(open(PATH)))
