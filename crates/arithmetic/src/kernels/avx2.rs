@@ -1,15 +1,16 @@
 //! AVX2: `vpmaddwd` multiplies sixteen pairs of 16-bit values and adds neighbours to eight 32-bit sums.
 //!
-//! Numbers for a core that runs two `vpmaddwd` and four vector operations a cycle: a block of 4 rows and 3 tokens uses
-//! all sixteen registers (12 sums, 3 activations, 1 weights) and does 192 products in 12 + 12 operations, 32 a cycle at
-//! best. One token alone takes 24 operations for 64 weights of 4 bits, close to what memory delivers.
+//! Numbers for a core that runs two `vpmaddwd` and four vector operations a cycle: a block of 4 rows and 2 tokens does
+//! 128 products in 8 + 8 operations and 6 loads, 32 a cycle at best. (With 3 tokens the sums, the operands and a product
+//! need one register more than there are, and each step waits for a sum that went through memory.) One token alone takes
+//! 24 operations for 64 weights of 4 bits, close to what memory delivers.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::blocked::{
-    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, chunk_values, columns, four_rows,
-    group, row_columns, tails, totals,
+    DIRECT_COLUMNS, LANE_COLUMNS, Totals, WORDS, blocked_linear, chunk_bytes, chunk_values, four_rows, group,
+    tails, totals,
 };
 use crate::linear::sum_shift;
 use crate::scale::Rescale;
@@ -17,7 +18,7 @@ use crate::tables::{EXP2, GELU_CUBIC_Q28, GELU_LINEAR_Q28, GELU_MAX, LOG2_E_Q30,
 use crate::{Activation, CHUNK, Encoding, GROUP, MatrixView, Output, QuantisedView, RopeStyle, Scale};
 
 /// Tokens of a block of unpacked weights.
-pub(super) const TOKENS: usize = 3;
+const TOKENS: usize = 2;
 /// Up to so many tokens, weights are multiplied as they are read.
 pub(super) const DIRECT: usize = 2;
 /// Bytes of activations that are kept in the second-level cache while the weights pass by.
@@ -200,13 +201,24 @@ pub(super) fn sum_offsets([low, high]: [__m256i; 2]) -> __m256i {
 unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: usize) -> [__m256i; T] {
     let mut sums = [_mm256_setzero_si256(); T];
     for start in (0..x.cols).step_by(LANE_COLUMNS) {
-        let range = start..(start + LANE_COLUMNS).min(x.cols);
-        let (weights, values) = (row_columns(w, range.clone()), columns(x, token, range.clone()));
-        // SAFETY: all slices have the same length.
-        let (acc, rest) = unsafe { products::<T>(weights, values) };
+        let count = (x.cols - start).min(LANE_COLUMNS);
+        let mut values = [std::ptr::null(); T];
+        for (t, values) in values.iter_mut().enumerate() {
+            *values = x.values[(token + t) * x.cols + start..].as_ptr();
+        }
+        // SAFETY: every row has `count` columns from `start` on.
+        let (acc, rest) = unsafe {
+            let weights = [
+                w[0].as_ptr().add(start),
+                w[1].as_ptr().add(start),
+                w[2].as_ptr().add(start),
+                w[3].as_ptr().add(start),
+            ];
+            products::<T>(weights, values, count)
+        };
         for t in 0..T {
             sums[t] = _mm256_add_epi64(sums[t], sum_lanes(acc[t]));
-            if range.len() & 15 != 0 {
+            if count & 15 != 0 {
                 sums[t] = _mm256_add_epi64(sums[t], _mm256_cvtepi32_epi64(rest[t]));
             }
         }
@@ -218,44 +230,72 @@ unsafe fn sums<const T: usize>(w: [&[i16]; GROUP], x: QuantisedView<'_>, token: 
 /// fifteen columns apart, one lane a row.
 ///
 /// # Safety
-/// AVX2; all slices have the same length, at most [`LANE_COLUMNS`].
+/// AVX2; all pointers are to `cols` words, at most [`LANE_COLUMNS`].
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn products<const T: usize>(
-    w: [&[i16]; GROUP],
-    x: [&[i16]; T],
+    w: [*const i16; GROUP],
+    x: [*const i16; T],
+    cols: usize,
 ) -> ([[__m256i; GROUP]; T], [__m128i; T]) {
-    let cols = x[0].len();
     let mut acc = [[_mm256_setzero_si256(); GROUP]; T];
     let whole = cols & !15;
     let mut k = 0;
-    while k < whole {
-        // SAFETY: k + 16 <= whole, which is within every slice.
+    // Two steps at a time: the loop itself costs less then.
+    while k + 32 <= whole {
+        // SAFETY: k + 32 <= whole, which is within every row.
         unsafe {
-            let mut values = [_mm256_setzero_si256(); T];
-            for t in 0..T {
-                values[t] = _mm256_loadu_si256(x[t].as_ptr().add(k).cast());
-            }
-            for r in 0..GROUP {
-                let weights = _mm256_loadu_si256(w[r].as_ptr().add(k).cast());
-                for t in 0..T {
-                    acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, values[t]));
-                }
-            }
+            step(w, x, k, &mut acc);
+            step(w, x, k + 16, &mut acc);
         }
-        k += 16;
+        k += 32;
+    }
+    if k < whole {
+        // SAFETY: k + 16 <= whole.
+        unsafe { step(w, x, k, &mut acc) };
     }
     let mut rest = [_mm_setzero_si128(); T];
     if whole < cols {
         for t in 0..T {
             let mut sums = [0; GROUP];
             for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = tail(&w[whole..], &x[t][whole..]);
+                // SAFETY: both rows have `cols` words.
+                *sum = unsafe {
+                    let rest = |row: *const i16| std::slice::from_raw_parts(row.add(whole), cols - whole);
+                    tail(rest(w), rest(x[t]))
+                };
             }
             rest[t] = lanes(sums);
         }
     }
     (acc, rest)
+}
+
+/// Adds the products of sixteen columns.
+///
+/// # Safety
+/// AVX2; all pointers are to at least `k + 16` words.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn step<const T: usize>(
+    w: [*const i16; GROUP],
+    x: [*const i16; T],
+    k: usize,
+    acc: &mut [[__m256i; GROUP]; T],
+) {
+    // SAFETY: as for the whole function.
+    unsafe {
+        let mut values = [_mm256_setzero_si256(); T];
+        for t in 0..T {
+            values[t] = _mm256_loadu_si256(x[t].add(k).cast());
+        }
+        for r in 0..GROUP {
+            let weights = _mm256_loadu_si256(w[r].add(k).cast());
+            for t in 0..T {
+                acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(weights, values[t]));
+            }
+        }
+    }
 }
 
 /// Up to fifteen products.
@@ -282,14 +322,21 @@ pub(super) fn sum_lanes(acc: [__m256i; GROUP]) -> __m256i {
     _mm256_add_epi64(_mm256_permute2x128_si256::<0x20>(ab, cd), _mm256_permute2x128_si256::<0x31>(ab, cd))
 }
 
-/// Four sums rounded to multiples of `2^shift` and divided by it. The results fit 32 bits, and the low halves of what
-/// is shifted right are the same whether zeros or signs come in.
+/// Four sums rounded to multiples of `2^shift` and divided by it, in the low halves of the lanes. The results fit 32
+/// bits, and the low halves of what is shifted right are the same whether zeros or signs come in.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn round_lanes(sums: __m256i, shift: u32) -> __m128i {
+pub(super) fn round_lanes(sums: __m256i, shift: u32) -> __m256i {
     let half = _mm256_set1_epi64x((1i64 << shift) >> 1);
-    let sums = _mm256_srl_epi64(_mm256_add_epi64(sums, half), _mm_cvtsi32_si128(shift as i32));
-    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)))
+    _mm256_srl_epi64(_mm256_add_epi64(sums, half), _mm_cvtsi32_si128(shift as i32))
+}
+
+/// The low halves of four lanes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn low_halves(lanes: __m256i) -> __m128i {
+    let order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(lanes, order))
 }
 
 #[target_feature(enable = "avx2")]
@@ -322,31 +369,29 @@ pub(super) fn add_saturating(a: __m128i, b: __m128i) -> __m128i {
     ))
 }
 
-/// Four sums times four scales (mantissa in the low, exponent in the high half of a 64-bit lane) times one scale. The
-/// result holds if the flag does: every shift is within 1 to 62.
+/// Four sums (the low halves of the lanes) times four scales (mantissa in the low, exponent in the high half of a lane)
+/// times one scale. The result holds if the flag does: every shift is within 1 to 62, and nothing saturates.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn rescale_lanes(sums: __m128i, scales: __m256i, common: Scale) -> (__m128i, bool) {
+pub(super) fn rescale_lanes(sums: __m256i, scales: __m256i, common: Scale) -> (__m128i, bool) {
     let mantissa = _mm256_mul_epu32(scales, _mm256_set1_epi64x(i64::from(common.mantissa)));
     let multiplier = _mm256_srli_epi64::<31>(_mm256_add_epi64(mantissa, _mm256_set1_epi64x(1 << 30)));
-    let multiplier = _mm256_and_si256(multiplier, _mm256_set1_epi64x(0x7fff_ffff));
     // The shift in the low half of each lane, zero in the high half.
     let base = _mm256_set1_epi64x(i64::from((-47i32).wrapping_sub(common.exponent) as u32));
     let shift = _mm256_sub_epi32(base, _mm256_srli_epi64::<32>(scales));
     let minus1 = _mm256_sub_epi32(shift, _mm256_set1_epi64x(1));
-    // Unsigned: shift - 1 <= 61 in every lane.
-    let sane = _mm256_cmpeq_epi32(_mm256_min_epu32(minus1, _mm256_set1_epi64x(61)), minus1);
-    let product = _mm256_mul_epi32(_mm256_cvtepi32_epi64(sums), multiplier);
+    // Unsigned: shift - 1 > 61. (The high halves are zero.)
+    let outside = _mm256_cmpeq_epi32(_mm256_max_epu32(minus1, _mm256_set1_epi32(62)), minus1);
+    let product = _mm256_mul_epi32(sums, multiplier);
     // There is no arithmetic shift of 64 bits: lift the number above zero by 2^62, a multiple of 2^shift.
     let lift = _mm256_set1_epi64x(1 << 62);
     let rounded = _mm256_add_epi64(product, _mm256_sllv_epi64(_mm256_set1_epi64x(1), minus1));
     let shifted = _mm256_srlv_epi64(_mm256_add_epi64(rounded, lift), shift);
     let value = _mm256_sub_epi64(shifted, _mm256_srlv_epi64(lift, shift));
-    let (most, least) = (_mm256_set1_epi64x(i64::from(i32::MAX)), _mm256_set1_epi64x(i64::from(i32::MIN)));
-    let value = _mm256_blendv_epi8(value, most, _mm256_cmpgt_epi64(value, most));
-    let value = _mm256_blendv_epi8(value, least, _mm256_cmpgt_epi64(least, value));
-    let packed = _mm256_permutevar8x32_epi32(value, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-    (_mm256_castsi256_si128(packed), _mm256_movemask_epi8(sane) == -1)
+    // A number of 32 bits, 2^31 added, has no high half.
+    let high = _mm256_srli_epi64::<32>(_mm256_add_epi64(value, _mm256_set1_epi64x(1 << 31)));
+    let outside = _mm256_or_si256(outside, high);
+    (low_halves(value), _mm256_testz_si256(outside, outside) == 1)
 }
 
 /// The dot products of one query with each key, rescaled to Q16. Returns the largest.
@@ -365,17 +410,19 @@ pub(crate) unsafe fn scores(
     let mut max = _mm_set1_epi32(i32::MIN);
     let mut token = 0;
     while token + 4 <= scales.len() {
-        let keys = four_rows(&keys[token * dim..], dim, dim);
-        // SAFETY: AVX2; the slices have the length of the query; four scales of two words each.
+        let keys = keys[token * dim..][..4 * dim].as_ptr();
+        // SAFETY: AVX2; four keys of the length of the query; four scales of two words each.
         let (([acc], [rest]), four) = unsafe {
-            (products(keys, [query]), _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast()))
+            let keys = [keys, keys.add(dim), keys.add(2 * dim), keys.add(3 * dim)];
+            let four = _mm256_loadu_si256(scales[token..token + 4].as_ptr().cast());
+            (products(keys, [query.as_ptr()], dim), four)
         };
         // A head has at most 256 values, whose products add up to less than 2^30.
         let [a, b, c, d] = acc;
         let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
         let sums = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
         let sums = _mm_add_epi32(sums, rest);
-        let (mut result, sane) = rescale_lanes(sums, four, common);
+        let (mut result, sane) = rescale_lanes(_mm256_cvtepi32_epi64(sums), four, common);
         if !sane {
             let mut sums = words(sums);
             for (sum, &scale) in sums.iter_mut().zip(&scales[token..]) {
@@ -692,4 +739,25 @@ vectorised! {
     norm_sums(x: &[i32], weight: &[i32]) -> (u128, u64);
     norm_products(x: &[i32], weight: &[i32], shift: u32, products: &mut [i32]);
     rope(style: RopeStyle, head: &mut [i32], cos: &[i32], sin: &[i32]);
+}
+
+/// As many `vpmaddwd` as keep the processor busy: twelve chains, since each waits for its last result.
+///
+/// # Safety
+/// The machine has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
+    const CHAINS: usize = 12;
+    let by = _mm256_set1_epi32(std::hint::black_box(0x0001_0003));
+    let mut chains = [by; CHAINS];
+    for (i, chain) in (0..).zip(&mut chains) {
+        *chain = _mm256_set1_epi32(i);
+    }
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = _mm256_add_epi32(_mm256_madd_epi16(*chain, by), by);
+        }
+    }
+    std::hint::black_box(&chains);
+    rounds * (16 * CHAINS) as u64
 }

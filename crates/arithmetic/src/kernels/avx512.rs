@@ -5,16 +5,19 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::avx2::{
-    AHEAD, CACHE, DIRECT, TOKENS, add_saturating, lanes, rescale_lanes, round_lanes, sum_lanes, sum_offsets,
-    words,
+    AHEAD, CACHE, DIRECT, add_saturating, lanes, low_halves, rescale_lanes, round_lanes, sum_lanes,
+    sum_offsets, words,
 };
 use super::blocked::{
-    DIRECT_COLUMNS, LANE_COLUMNS, Totals, blocked_linear, chunk_bytes, chunk_values, four_rows, group, tails,
-    totals,
+    DIRECT_COLUMNS, LANE_COLUMNS, Totals, WORDS, blocked_linear, chunk_bytes, chunk_values, four_rows, group,
+    tails, totals,
 };
 use crate::linear::sum_shift;
 use crate::scale::Rescale;
 use crate::{CHUNK, Encoding, GROUP, MatrixView, Output, QuantisedView};
+
+/// Tokens of a block of unpacked weights.
+const TOKENS: usize = 3;
 
 blocked_linear!("avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 
@@ -202,4 +205,25 @@ fn sum_halves(acc: [__m512i; GROUP]) -> __m256i {
         halves[r] = _mm256_add_epi32(_mm512_castsi512_si256(acc[r]), high);
     }
     sum_lanes(halves)
+}
+
+/// As many `vpdpwssd` as keep the processor busy: sixteen chains, since each waits for its last result.
+///
+/// # Safety
+/// The machine has AVX-512 VNNI.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
+    const CHAINS: usize = 16;
+    let by = _mm512_set1_epi32(std::hint::black_box(0x0001_0003));
+    let mut chains = [by; CHAINS];
+    for (i, chain) in (0..).zip(&mut chains) {
+        *chain = _mm512_set1_epi32(i);
+    }
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = _mm512_dpwssd_epi32(*chain, *chain, by);
+        }
+    }
+    std::hint::black_box(&chains);
+    rounds * (32 * CHAINS) as u64
 }

@@ -1,8 +1,6 @@
 //! The loops of a linear layer around a block of four rows, for the x86 kernels: each expands them with its own
 //! instructions switched on, so that they inline into one another.
 
-use std::ops::Range;
-
 use crate::{CHUNK, Encoding, MatrixView, QuantisedView};
 
 /// Columns whose products a lane of 32 bits can hold. At least eight lanes share them: `1024 / 8 · 8191 · 2047 < 2^31`.
@@ -10,6 +8,9 @@ pub(super) const LANE_COLUMNS: usize = 1024;
 
 /// The same for products without their offsets, which are within ±`FACTOR_MAX`: `896 / 8 · 9200 · 2047 < 2^31`.
 pub(super) const DIRECT_COLUMNS: usize = 896;
+
+/// Bytes of unpacked weights that are kept in the first-level cache while the activations pass by.
+pub(super) const WORDS: usize = 20 << 10;
 
 /// The last columns of some tokens, filled up with zeros to a chunk. Empty if the columns are whole chunks.
 pub(super) fn tails<const T: usize>(x: QuantisedView<'_>, token: usize) -> [[i16; CHUNK]; T] {
@@ -42,22 +43,6 @@ pub(super) fn totals(x: QuantisedView<'_>) -> Vec<Totals> {
 
 // The compiler does not inline closures of a function that may use more instructions into general code such as
 // `array::from_fn`: arrays are filled by loops there, or by functions like these.
-
-/// Some columns of `T` tokens from `token` on.
-#[inline(always)]
-pub(super) fn columns<'a, const T: usize>(
-    x: QuantisedView<'a>,
-    token: usize,
-    columns: Range<usize>,
-) -> [&'a [i16]; T] {
-    std::array::from_fn(|t| &x.values[(token + t) * x.cols..][columns.clone()])
-}
-
-/// Some columns of four rows of words.
-#[inline(always)]
-pub(super) fn row_columns(words: [&[i16]; 4], columns: Range<usize>) -> [&[i16]; 4] {
-    words.map(|row| &row[columns.clone()])
-}
 
 /// Four rows of words that lie one behind the other.
 #[inline(always)]
@@ -104,27 +89,43 @@ macro_rules! blocked_linear {
             super::scalar::linear_range(w, x, bias, out, rows.start..start);
             super::scalar::linear_range(w, x, bias, out, end..rows.end);
             let padded = w.cols.next_multiple_of(CHUNK);
-            let totals = if tokens > DIRECT { Vec::new() } else { totals(x) };
-            let mut words = vec![0; if tokens > DIRECT { GROUP * padded } else { 0 }];
-            // Of many tokens, as many at a time as stay in the cache while the weights pass by.
-            let step = (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS;
-            for first in (0..tokens).step_by(step) {
-                let last = (first + step).min(tokens);
+            if (1..=DIRECT).contains(&tokens) {
+                let totals = totals(x);
                 for row in (start..end).step_by(GROUP) {
                     // SAFETY: as for the whole function; the group is within the matrix and the output.
                     unsafe {
-                        match tokens {
-                            1 => {
-                                let sums = direct::<1>(w, x, &totals, row);
-                                finish_group(w, x, bias, out, row, 0, sums);
-                            }
-                            2 => {
-                                let sums = direct::<2>(w, x, &totals, row);
-                                finish_group(w, x, bias, out, row, 0, sums);
-                            }
-                            _ => {
-                                unpack(w, row, &mut words);
-                                tiles(w, x, bias, out, row, first..last, &words);
+                        if tokens == 1 {
+                            let sums = direct::<1>(w, x, &totals, row);
+                            finish_group(w, x, bias, out, row, 0, sums);
+                        } else {
+                            let sums = direct::<2>(w, x, &totals, row);
+                            finish_group(w, x, bias, out, row, 0, sums);
+                        }
+                    }
+                }
+                return;
+            }
+            // Of many tokens, as many at a time as stay in the second-level cache while the weights pass by, and of the
+            // weights as many groups as stay in the first-level cache while the tokens pass by.
+            let step = (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS;
+            let size = GROUP * padded;
+            let groups = (WORDS / (2 * size)).max(1);
+            // From the start of a cache line on, so that no load meets two of them.
+            let mut words = vec![0i16; groups * size + 32];
+            let skip = words.as_ptr().align_offset(64).min(32);
+            let words = &mut words[skip..][..groups * size];
+            for first in (0..tokens).step_by(step) {
+                let last = (first + step).min(tokens);
+                for row in (start..end).step_by(groups * GROUP) {
+                    let rows = (row..end.min(row + groups * GROUP)).step_by(GROUP);
+                    // SAFETY: as for the whole function; the groups are within the matrix and the output.
+                    unsafe {
+                        for (row, words) in rows.clone().zip(words.chunks_exact_mut(size)) {
+                            unpack(w, row, words);
+                        }
+                        for token in (first..last).step_by(TOKENS) {
+                            for (row, words) in rows.clone().zip(words.chunks_exact(size)) {
+                                tile(w, x, bias, out, row, token..(token + TOKENS).min(last), words);
                             }
                         }
                     }
@@ -132,12 +133,13 @@ macro_rules! blocked_linear {
             }
         }
 
-        /// Unpacked rows times a range of tokens.
+        /// Four unpacked rows times up to [`TOKENS`] tokens, three at most.
         ///
         /// # Safety
-        /// As for [`linear`]; `words` holds the four rows, `padded` columns each.
+        /// As for [`linear`]; `words` holds the four rows, padded to whole chunks.
         #[target_feature(enable = $features)]
-        unsafe fn tiles(
+        #[inline]
+        unsafe fn tile(
             w: &MatrixView<'_>,
             x: QuantisedView<'_>,
             bias: Option<&[i32]>,
@@ -146,29 +148,20 @@ macro_rules! blocked_linear {
             tokens: Range<usize>,
             words: &[i16],
         ) {
-            let padded = words.len() / GROUP;
-            let weights = four_rows(words, padded, w.cols);
-            let mut token = tokens.start;
-            while token < tokens.end {
-                let count = (tokens.end - token).min(TOKENS);
-                // SAFETY: as for the whole function; the tokens are within the activations and the output.
-                unsafe {
-                    match count {
-                        1 => {
-                            let sums = sums::<1>(weights, x, token);
-                            finish_group(w, x, bias, out, row, token, sums);
-                        }
-                        2 => {
-                            let sums = sums::<2>(weights, x, token);
-                            finish_group(w, x, bias, out, row, token, sums);
-                        }
-                        _ => {
-                            let sums = sums::<3>(weights, x, token);
-                            finish_group(w, x, bias, out, row, token, sums);
-                        }
-                    }
+            let weights = four_rows(words, words.len() / GROUP, w.cols);
+            let token = tokens.start;
+            // SAFETY: as for the whole function; the tokens are within the activations and the output.
+            unsafe {
+                if tokens.len() == TOKENS {
+                    let sums = sums::<TOKENS>(weights, x, token);
+                    finish_group(w, x, bias, out, row, token, sums);
+                } else if tokens.len() == 2 {
+                    let sums = sums::<2>(weights, x, token);
+                    finish_group(w, x, bias, out, row, token, sums);
+                } else {
+                    let sums = sums::<1>(weights, x, token);
+                    finish_group(w, x, bias, out, row, token, sums);
                 }
-                token += count;
             }
         }
 
@@ -201,7 +194,7 @@ macro_rules! blocked_linear {
                 let sums = round_lanes(sums[t], shift);
                 let (mut result, sane) = rescale_lanes(sums, scales, x);
                 if !sane {
-                    let mut sums = words(sums);
+                    let mut sums = words(low_halves(sums));
                     for (sum, &scale) in sums.iter_mut().zip(&w.scales[row..]) {
                         *sum = Rescale::of(x, scale).apply(*sum);
                     }

@@ -74,4 +74,7 @@ dispatch! {
 
     [x86: avx2, avx2; arm: scalar]
     rope(style: RopeStyle, head: &mut [i32], cos: &[i32], sin: &[i32]);
+
+    [x86: avx2, avx512; arm: neon]
+    multiply_adds(rounds: u64) -> u64;
 }

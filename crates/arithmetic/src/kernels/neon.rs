@@ -198,3 +198,24 @@ pub(crate) unsafe fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i
         }
     }
 }
+
+/// As many `smlal` as keep the processor busy: sixteen chains, since each waits for its last result.
+///
+/// # Safety
+/// The machine has NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn multiply_adds(rounds: u64) -> u64 {
+    const CHAINS: usize = 16;
+    let by = vdup_n_s16(std::hint::black_box(3));
+    let mut chains = [vdupq_n_s32(0); CHAINS];
+    for (i, chain) in (0..).zip(&mut chains) {
+        *chain = vdupq_n_s32(i);
+    }
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = vmlal_s16(*chain, vget_low_s16(vreinterpretq_s16_s32(*chain)), by);
+        }
+    }
+    std::hint::black_box(&chains);
+    rounds * (4 * CHAINS) as u64
+}

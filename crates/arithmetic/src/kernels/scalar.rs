@@ -148,3 +148,17 @@ fn weighted(gate: &mut [i32], up: Option<&[i32]>, weight: impl Fn(i32) -> u32) {
         *g = saturate32(round_shift(y * i64::from(up), 16));
     }
 }
+
+/// Sixteen chains of products, as the compiler lays them out.
+pub(crate) fn multiply_adds(rounds: u64) -> u64 {
+    const CHAINS: usize = 16;
+    let by = std::hint::black_box(3i32);
+    let mut chains: [i32; CHAINS] = std::array::from_fn(|i| i as i32);
+    for _ in 0..rounds {
+        for chain in &mut chains {
+            *chain = chain.wrapping_mul(by).wrapping_add(by);
+        }
+    }
+    std::hint::black_box(&chains);
+    rounds * CHAINS as u64
+}

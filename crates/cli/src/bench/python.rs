@@ -24,6 +24,7 @@ pub(crate) const LANGUAGE: Kit = Kit {
         ("gguf_file.py", include_str!("../../benches/gguf_file.py")),
         ("llama_cpp.py", include_str!("../../benches/llama_cpp.py")),
         ("llama_server.py", include_str!("../../benches/llama_server.py")),
+        ("open_vino.py", include_str!("../../benches/open_vino.py")),
         ("float_reference.py", include_str!("../../benches/float_reference.py")),
     ],
 };
