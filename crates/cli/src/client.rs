@@ -26,6 +26,8 @@ impl Gateway {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .no_proxy()
+            // A server may close a connection that waits at the moment when it is used again.
+            .pool_max_idle_per_host(0)
             .build()
             .map_err(|error| Error::said(format!("no HTTP client can be made: {error}")))?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), key: std::env::var("ASSAY_API_KEY").ok(), http })

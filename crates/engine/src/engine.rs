@@ -19,6 +19,7 @@ use crate::pool::{Broken, Pool};
 use crate::schedule::{Clock, Service, shares};
 use crate::sequence::{Sequence, Task};
 use crate::speculate::{ONE, look_up};
+use crate::timing::Spent;
 
 /// How an engine runs. Nothing here changes a bit of what it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +105,8 @@ pub struct Stats {
     pub guessed_right: u64,
     /// Sequences that lost their memory to older ones and were run again later.
     pub preempted: u64,
+    /// Where the time went, if there is a clock.
+    pub spent: Spent,
 }
 
 /// Names a sequence within its engine; never used again.
@@ -330,6 +333,12 @@ impl Engine {
         self.core.artifact()
     }
 
+    /// Gives the engine a clock, in nanoseconds from whenever, to fill in [`Stats::spent`]; it has none of its own. Only
+    /// the first one counts.
+    pub fn set_clock(&self, clock: fn() -> u64) {
+        self.core.timer.set_clock(clock);
+    }
+
     /// The settings.
     pub fn config(&self) -> &Config {
         &self.config
@@ -349,6 +358,7 @@ impl Engine {
             pages: self.pages.count(),
             pages_held: self.pages.count() - self.pages.available(),
             pages_cached: self.pages.cached(),
+            spent: self.core.timer.spent(),
             ..self.stats
         }
     }

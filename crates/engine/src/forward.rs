@@ -21,6 +21,7 @@ use crate::choose::{Outcome, Rule};
 use crate::grammar::Mask;
 use crate::kv::{Head, Store};
 use crate::pool::{Barrier, Broken, Tasks};
+use crate::timing::{Stage, Timer};
 
 /// Rows of the output matrix that one task takes.
 const LOGIT_ROWS: usize = 512;
@@ -125,6 +126,7 @@ pub(crate) struct Core {
     embedding_scale: Option<Scale>,
     kv: Store,
     pub(crate) barrier: Arc<Barrier>,
+    pub(crate) timer: Timer,
     plan: RwLock<Plan>,
     scratch: Vec<Mutex<Scratch>>,
     /// One a query head.
@@ -186,6 +188,7 @@ impl Core {
             logit_cap: shape.logit_cap_q16.map(SoftCap::new),
             embedding_scale: shape.embedding_scale_q16.map(|f| Scale::from_integer(f.into()).shifted(-16)),
             barrier: Arc::new(Barrier::new(threads)),
+            timer: Timer::default(),
             plan: RwLock::default(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             queries: (0..shape.heads).map(|_| RwLock::default()).collect(),
@@ -237,7 +240,12 @@ impl Core {
             self.split_rows(&plan, &mut scratch, &mut phases)?;
         }
         self.logits(&plan, &mut scratch, &mut phases)?;
-        self.barrier.wait()
+        self.wait()
+    }
+
+    /// Waits for the other threads.
+    fn wait(&self) -> Result<(), Broken> {
+        self.timer.time(Stage::Waiting, || self.barrier.wait())
     }
 
     /// Linear rows per task so that each thread gets some tasks of a matrix.
@@ -256,7 +264,8 @@ impl Core {
     ) {
         let (tokens, count) = (x.scales.len(), rows.len());
         out.resize(tokens * count, 0);
-        linear(self.kernel, w, x, bias, &mut Output::new(out, tokens, rows));
+        let mut out = Output::new(out, tokens, rows);
+        self.timer.time(Stage::Linear, || linear(self.kernel, w, x, bias, &mut out));
     }
 
     /// Embeds rows.
@@ -276,12 +285,14 @@ impl Core {
     fn norm(&self, x: &[i32], weight: &[i32], out: &mut Quantised) {
         out.resize(x.len() / weight.len(), weight.len());
         let eps = self.artifact.config().rms_eps_q32;
-        rms_norm_quantise(self.kernel, x, weight, eps, &mut out.values, &mut out.scales);
+        self.timer.time(Stage::Rows, || {
+            rms_norm_quantise(self.kernel, x, weight, eps, &mut out.values, &mut out.scales);
+        });
     }
 
     fn quantise(&self, x: &[i32], cols: usize, out: &mut Quantised) {
         out.resize(x.len() / cols, cols);
-        quantise(self.kernel, x, cols, &mut out.values, &mut out.scales);
+        self.timer.time(Stage::Rows, || quantise(self.kernel, x, cols, &mut out.values, &mut out.scales));
     }
 
     /// Norm and rotation (where the layer has them) of `heads` heads a row.
@@ -290,13 +301,15 @@ impl Core {
         self.norm_in_place(norm, x);
         let Some((cos, sin)) = layer.rope else { return };
         let pairs = shape.rope_pairs();
-        for (row, x) in rows.iter().zip(x.chunks_exact_mut(heads * shape.head_dim)) {
-            let cos = &cos[row.position * pairs..][..pairs];
-            let sin = &sin[row.position * pairs..][..pairs];
-            for head in x.chunks_exact_mut(shape.head_dim) {
-                rope(self.kernel, shape.rope, head, cos, sin);
+        self.timer.time(Stage::Rows, || {
+            for (row, x) in rows.iter().zip(x.chunks_exact_mut(heads * shape.head_dim)) {
+                let cos = &cos[row.position * pairs..][..pairs];
+                let sin = &sin[row.position * pairs..][..pairs];
+                for head in x.chunks_exact_mut(shape.head_dim) {
+                    rope(self.kernel, shape.rope, head, cos, sin);
+                }
             }
-        }
+        });
     }
 
     /// Norm of rows, where the model has one.
@@ -304,6 +317,11 @@ impl Core {
         if let Some(norm) = norm {
             rms_norm(self.kernel, x, norm, self.artifact.config().rms_eps_q32);
         }
+    }
+
+    fn activate(&self, gate: &mut [i32], up: &[i32]) {
+        let activation = self.artifact.config().activation;
+        self.timer.time(Stage::Rows, || activate(self.kernel, activation, gate, Some(up)));
     }
 
     /// Positions that a token sees in a layer.
@@ -324,7 +342,7 @@ impl Core {
             for unit in phases.next(shape.heads + 2 * shape.kv_heads) {
                 self.project_head(plan, index, &layer, unit, s);
             }
-            self.barrier.wait()?;
+            self.wait()?;
 
             for task in phases.next(count * shape.heads) {
                 let (row, head) = (&plan.rows[task / shape.heads], task % shape.heads);
@@ -334,17 +352,19 @@ impl Core {
                 let kv = self.kv.read(index, head / (shape.heads / shape.kv_heads));
                 let mut blocks = Vec::new();
                 kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
-                attention(
-                    self.kernel,
-                    queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
-                    queries.scales[task / shape.heads],
-                    self.scoring,
-                    &blocks,
-                    &mut s.attention,
-                    &mut out,
-                );
+                self.timer.time(Stage::Attention, || {
+                    attention(
+                        self.kernel,
+                        queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
+                        queries.scales[task / shape.heads],
+                        self.scoring,
+                        &blocks,
+                        &mut s.attention,
+                        &mut out,
+                    )
+                });
             }
-            self.barrier.wait()?;
+            self.wait()?;
 
             // A tile of attention is one head of one row: the concatenation of all is what is needed.
             s.wide.clear();
@@ -366,9 +386,9 @@ impl Core {
                 let mut gate = write(&self.odd[task]);
                 self.linear_part(&layer.gate, rows.clone(), s.quantised.view(), None, &mut gate);
                 self.linear_part(&layer.up, rows, s.quantised.view(), None, &mut s.other);
-                activate(self.kernel, shape.activation, &mut gate, Some(&s.other));
+                self.activate(&mut gate, &s.other);
             }
-            self.barrier.wait()?;
+            self.wait()?;
             gather(&self.odd, shape.ffn, size, count, &mut s.wide);
             self.quantise(&s.wide, shape.ffn, &mut s.quantised);
             self.split_linear(&layer.down, s.quantised.view(), &self.even, phases)?;
@@ -422,7 +442,7 @@ impl Core {
         for task in phases.next(w.rows.div_ceil(size)) {
             self.linear_part(w, part(task, w.rows, size), x, None, &mut write(&tiles[task]));
         }
-        self.barrier.wait()
+        self.wait()
     }
 
     /// Adds what [`Core::split_linear`] made to the residual stream, after its norm where the model has one.
@@ -448,7 +468,7 @@ impl Core {
             let mut out = write(&self.odd[task]);
             self.expert(layer, s.routes[task].0, x, &mut s.gate, &mut s.other, &mut s.head, &mut out);
         }
-        self.barrier.wait()?;
+        self.wait()?;
         s.other.resize(count * shape.dim, 0);
         for (row, out) in s.other.chunks_exact_mut(shape.dim).enumerate() {
             let tasks = row * used..(row + 1) * used;
@@ -458,7 +478,7 @@ impl Core {
         self.norm_in_place(layer.post_ffn_norm, &mut s.other);
         add(&mut s.x, &s.other);
         // The logits, which may be next, are written to the tiles that were just read.
-        self.barrier.wait()
+        self.wait()
     }
 
     /// Chooses the experts of the rows in `s.quantised` into `s.routes`; returns how many a row has.
@@ -490,7 +510,7 @@ impl Core {
         let rows = expert * shape.ffn..(expert + 1) * shape.ffn;
         self.linear_part(&layer.gate, rows.clone(), x, None, gate);
         self.linear_part(&layer.up, rows, x, None, up);
-        activate(self.kernel, shape.activation, gate, Some(up));
+        self.activate(gate, up);
         self.quantise(gate, shape.ffn, quantised);
         let rows = expert * shape.dim..(expert + 1) * shape.dim;
         self.linear_part(&layer.down, rows, quantised.view(), None, out);
@@ -515,7 +535,7 @@ impl Core {
                     self.begin_layer(plan, rows, index, &mut block, s);
                 }
             }
-            self.barrier.wait()?;
+            self.wait()?;
         }
         Ok(())
     }
@@ -571,25 +591,27 @@ impl Core {
         let group = shape.heads / shape.kv_heads;
         let dim = shape.head_dim;
         s.wide.resize(rows.len() * shape.heads * dim, 0);
-        for kv_head in 0..shape.kv_heads {
-            let kv = self.kv.read(index, kv_head);
-            let mut blocks = Vec::new();
-            for (i, row) in rows.iter().enumerate() {
-                kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
-                let first = i * shape.heads + kv_head * group;
-                for head in first..first + group {
-                    attention(
-                        self.kernel,
-                        &block.queries.values[head * dim..][..dim],
-                        block.queries.scales[head],
-                        self.scoring,
-                        &blocks,
-                        &mut s.attention,
-                        &mut s.wide[head * dim..][..dim],
-                    );
+        self.timer.time(Stage::Attention, || {
+            for kv_head in 0..shape.kv_heads {
+                let kv = self.kv.read(index, kv_head);
+                let mut blocks = Vec::new();
+                for (i, row) in rows.iter().enumerate() {
+                    kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
+                    let first = i * shape.heads + kv_head * group;
+                    for head in first..first + group {
+                        attention(
+                            self.kernel,
+                            &block.queries.values[head * dim..][..dim],
+                            block.queries.scales[head],
+                            self.scoring,
+                            &blocks,
+                            &mut s.attention,
+                            &mut s.wide[head * dim..][..dim],
+                        );
+                    }
                 }
             }
-        }
+        });
         self.quantise(&s.wide, shape.heads * dim, &mut s.quantised);
         self.linear_all(&layer.o, s.quantised.view(), None, &mut s.other);
         self.norm_in_place(layer.post_attention_norm, &mut s.other);
@@ -601,7 +623,7 @@ impl Core {
         } else {
             self.linear_all(&layer.gate, s.quantised.view(), None, &mut s.wide);
             self.linear_all(&layer.up, s.quantised.view(), None, &mut s.other);
-            activate(self.kernel, shape.activation, &mut s.wide, Some(&s.other));
+            self.activate(&mut s.wide, &s.other);
             self.quantise(&s.wide, shape.ffn, &mut s.quantised);
             self.linear_all(&layer.down, s.quantised.view(), None, &mut s.other);
         }
@@ -668,23 +690,25 @@ impl Core {
                     logits.iter_mut().for_each(|logit| *logit = cap.apply(*logit));
                 }
             }
-            self.barrier.wait()?;
+            self.wait()?;
             for task in phases.next(wants.len()) {
                 let want = &wants[task];
                 s.logits.resize(output.rows, 0);
                 for (i, out) in s.logits.chunks_mut(LOGIT_ROWS).enumerate() {
                     out.copy_from_slice(&read(&self.odd[i])[task * out.len()..][..out.len()]);
                 }
-                let outcome = want.rule.choose(
-                    &mut s.sampler,
-                    &mut s.logits,
-                    want.mask.as_ref(),
-                    &want.history,
-                    want.index,
-                );
+                let outcome = self.timer.time(Stage::Choice, || {
+                    want.rule.choose(
+                        &mut s.sampler,
+                        &mut s.logits,
+                        want.mask.as_ref(),
+                        &want.history,
+                        want.index,
+                    )
+                });
                 *want.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
             }
-            self.barrier.wait()?;
+            self.wait()?;
         }
         Ok(())
     }

@@ -47,9 +47,11 @@ pub mod request;
 mod schedule;
 mod sequence;
 mod speculate;
+mod timing;
 
 pub use engine::{Config, Engine, Event, Finish, Replay, SequenceId, Stats};
 pub use error::Error;
 pub use generation::Generation;
 pub use kv::Tenant;
 pub use schedule::{Priority, Service};
+pub use timing::Spent;

@@ -231,6 +231,15 @@ impl Answer {
             first_token_at_ms: self.first_token_at_ms.unwrap_or(finished_at_ms).min(finished_at_ms),
             finished_at_ms,
         };
+        tracing::info!(
+            nonce = %self.call.nonce,
+            model = %self.call.request.model,
+            prompt_tokens = output.prompt_tokens,
+            completion_tokens = output.completion_tokens,
+            first_token_ms = receipt.first_token_at_ms - receipt.received_at_ms,
+            total_ms = finished_at_ms - receipt.received_at_ms,
+            "request answered"
+        );
         self.metrics.answers.inc();
         self.metrics.prompt_tokens.inc_by(output.prompt_tokens.into());
         self.metrics.total.observe(self.arrived.elapsed().as_secs_f64());

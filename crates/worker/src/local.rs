@@ -2,8 +2,8 @@
 //! `memory.rs` says which models are loaded.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
@@ -368,6 +368,12 @@ struct Runner {
     metrics: ModelMetrics,
 }
 
+/// The engine's clock.
+fn nanoseconds() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
 /// Runs a model in a thread of its own, which ends when `queue` does.
 pub(crate) fn start(
     engine: Engine,
@@ -375,6 +381,7 @@ pub(crate) fn start(
     patience: Duration,
     metrics: ModelMetrics,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
+    engine.set_clock(nanoseconds);
     let runner = Runner {
         engine,
         queue,
@@ -445,6 +452,7 @@ impl Runner {
         metrics.guessed.inc_by(now.guessed - before.guessed);
         metrics.guessed_right.inc_by(now.guessed_right - before.guessed_right);
         metrics.preempted.inc_by(now.preempted - before.preempted);
+        metrics.spent(before.spent, now.spent);
         self.counted = now;
     }
 

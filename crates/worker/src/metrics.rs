@@ -1,5 +1,8 @@
 //! What `/metrics` shows, in the Prometheus text format.
 
+use std::sync::atomic::AtomicU64;
+
+use assay_engine::Spent;
 use assay_receipt::{FailureCode, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -24,6 +27,17 @@ struct VerdictLabel {
     verdict: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StageLabel {
+    model: String,
+    stage: &'static str,
+}
+
+type Seconds = Counter<f64, AtomicU64>;
+
+/// The stages of a step, as labels.
+const STAGES: [&str; 5] = ["linear", "attention", "rows", "choice", "waiting"];
+
 /// All metrics of one worker.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -44,6 +58,7 @@ pub(crate) struct Metrics {
     guessed: Family<ModelLabel, Counter>,
     guessed_right: Family<ModelLabel, Counter>,
     preempted: Family<ModelLabel, Counter>,
+    engine: Family<StageLabel, Seconds>,
     step: Family<ModelLabel, Histogram>,
     step_rows: Family<ModelLabel, Histogram>,
     between_tokens: Family<ModelLabel, Histogram>,
@@ -81,6 +96,8 @@ pub(crate) struct ModelMetrics {
     pub(crate) guessed_right: Counter,
     /// Times that a request lost its memory to an older one and was run again.
     pub(crate) preempted: Counter,
+    /// Seconds of all threads, by [`STAGES`].
+    engine: [Seconds; 5],
     /// Seconds of one batched step.
     pub(crate) step: Histogram,
     /// Tokens in a step: the size of the batch.
@@ -93,6 +110,16 @@ pub(crate) struct ModelMetrics {
     pub(crate) total: Histogram,
     /// Seconds that replays took.
     pub(crate) audit: Histogram,
+}
+
+impl ModelMetrics {
+    /// Counts where the engine's time went since `before`.
+    pub(crate) fn spent(&self, before: Spent, now: Spent) {
+        let stages = |s: Spent| [s.linear, s.attention, s.rows, s.choice, s.waiting];
+        for ((counter, before), now) in self.engine.iter().zip(stages(before)).zip(stages(now)) {
+            counter.inc_by(now.saturating_sub(before) as f64 / 1e9);
+        }
+    }
 }
 
 fn rows() -> Histogram {
@@ -123,6 +150,7 @@ impl Metrics {
             guessed: Family::default(),
             guessed_right: Family::default(),
             preempted: Family::default(),
+            engine: Family::default(),
             step: Family::new_with_constructor(histogram),
             step_rows: Family::new_with_constructor(rows),
             between_tokens: Family::new_with_constructor(histogram),
@@ -152,6 +180,8 @@ impl Metrics {
         r.register("guessed_tokens", "Tokens guessed ahead", self.guessed.clone());
         r.register("guessed_tokens_right", "Guessed tokens that the model chose", self.guessed_right.clone());
         r.register("preemptions", "Times that a request lost its memory for a while", self.preempted.clone());
+        let help = "Time of all threads in linear layers, attention, work on rows, the choice of tokens, and waiting";
+        r.register("engine_seconds", help, self.engine.clone());
         r.register("step_seconds", "Time of one batched step", self.step.clone());
         r.register("step_rows", "Tokens in one batched step", self.step_rows.clone());
         r.register(
@@ -181,6 +211,8 @@ impl Metrics {
             guessed: self.guessed.get_or_create_owned(&label),
             guessed_right: self.guessed_right.get_or_create_owned(&label),
             preempted: self.preempted.get_or_create_owned(&label),
+            engine: STAGES
+                .map(|stage| self.engine.get_or_create_owned(&StageLabel { model: name.to_owned(), stage })),
             step: self.step.get_or_create_owned(&label),
             step_rows: self.step_rows.get_or_create_owned(&label),
             between_tokens: self.between_tokens.get_or_create_owned(&label),

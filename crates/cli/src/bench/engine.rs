@@ -5,11 +5,11 @@
 //! piece (the prompt as a whole, each token of the answer) the best round counts.
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use assay_arithmetic::{Kernel, multiply_adds};
-use assay_engine::{Config, Engine, Event, Generation, Service};
+use assay_engine::{Config, Engine, Event, Generation, Service, Spent};
 use assay_model::Artifact;
 use assay_receipt::Sampling;
 use serde_json::{Value, json};
@@ -139,6 +139,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let config = config.with_kv_tokens(&artifact, prompt_tokens + answer_tokens + 1);
     let mut engine = Engine::new(Arc::clone(&artifact), config).map_err(said)?;
     let start = started.elapsed().as_secs_f64();
+    engine.set_clock(nanoseconds);
     let mut generation = Generation {
         prompt: tokens(prompt_tokens, artifact.config().vocab),
         resume: Vec::new(),
@@ -148,7 +149,14 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
         constraint: None,
         logprobs: None,
     };
+    // Where the time goes, once for the prompt alone and once with the answer.
+    let whole = generation.max_tokens;
+    generation.max_tokens = 1;
     round(&mut engine, &generation).map_err(said)?;
+    let prefill = engine.stats().spent;
+    generation.max_tokens = whole;
+    round(&mut engine, &generation).map_err(said)?;
+    let decode = less(less(engine.stats().spent, prefill), prefill);
     let footprint = Footprint {
         start,
         artifact: artifact.manifest().data_bytes,
@@ -193,8 +201,24 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     bar.finish_and_clear();
     drop(competitors);
     let limits = machine.limits(&artifact, prompt_tokens);
-    print(args, json, &ours, &peers, &features, (&machine, limits), &footprint);
+    print(args, json, &ours, &peers, &features, (&machine, limits), &footprint, [prefill, decode]);
     Ok(())
+}
+
+fn less(a: Spent, b: Spent) -> Spent {
+    Spent {
+        linear: a.linear.saturating_sub(b.linear),
+        attention: a.attention.saturating_sub(b.attention),
+        rows: a.rows.saturating_sub(b.rows),
+        choice: a.choice.saturating_sub(b.choice),
+        waiting: a.waiting.saturating_sub(b.waiting),
+    }
+}
+
+/// The engine's clock.
+fn nanoseconds() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }
 
 /// Bytes of memory of this process that are in no file.
@@ -288,6 +312,17 @@ fn round(
     Ok((answer, prompt, times))
 }
 
+/// Of the time of all threads, by name.
+fn shares(spent: Spent) -> Value {
+    let Spent { linear, attention, rows, choice, waiting } = spent;
+    let whole = (linear + attention + rows + choice + waiting).max(1) as f64;
+    json!({
+        "linear layers": linear as f64 / whole, "attention": attention as f64 / whole, "work on rows": rows as f64 / whole,
+        "choice of tokens": choice as f64 / whole, "waiting": waiting as f64 / whole,
+    })
+}
+
+#[allow(clippy::too_many_arguments)] // all that there is to print
 fn print(
     args: &Args,
     json: bool,
@@ -296,6 +331,7 @@ fn print(
     features: &str,
     (machine, limits): (&Machine, [f64; 2]),
     footprint: &Footprint,
+    spent: [Spent; 2],
 ) {
     let processor = super::machine();
     let prompt = usize::from(args.prompt);
@@ -321,6 +357,7 @@ fn print(
             "prefill_limit_tokens_per_second": limits[0], "decode_limit_tokens_per_second": limits[1],
             "start_seconds": footprint.start, "artifact_bytes": footprint.artifact,
             "kv_bytes": footprint.keys_and_values, "memory_bytes_besides_artifact": footprint.taken,
+            "prefill_shares": shares(spent[0]), "decode_shares": shares(spent[1]),
             "llama_cpp_features": features, "peers": peers,
         }));
         return;
@@ -355,9 +392,18 @@ fn print(
         "of the limit",
     ];
     ui::write_out(&ui::table(&header, &rows));
+    let said = |spent: Spent| {
+        let shares = shares(spent);
+        let shares = shares.as_object().into_iter().flatten();
+        let shares: Vec<_> = shares
+            .map(|(name, share)| format!("{name} {:.0} %", 100.0 * share.as_f64().unwrap_or(0.0)))
+            .collect();
+        shares.join(", ")
+    };
+    ui::say!("\nAssay's time in prefill: {}.\nIn decode: {}.", said(spent[0]), said(spent[1]));
     let mega = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
     ui::say!(
-        "\nThe limits are those of Assay's arithmetic and weights: {:.0} G multiply-adds of 16 bits a second, and {:.1} GB read \
+        "The limits are those of Assay's arithmetic and weights: {:.0} G multiply-adds of 16 bits a second, and {:.1} GB read \
          from memory, as measured here.\n\
          Ready {:.0} ms after opening the artifact of {}; keys and values {}, all else {}.",
         machine.multiply_adds / 1e9,
