@@ -21,6 +21,9 @@ use crate::sequence::{Sequence, Task};
 use crate::speculate::{ONE, look_up};
 use crate::timing::Spent;
 
+/// How many times [`Config::prefill_chunk`] tokens of prompts a step takes when no sequence decodes.
+pub const ALONE: usize = 2;
+
 /// How an engine runs. Nothing here changes a bit of what it computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
@@ -35,7 +38,8 @@ pub struct Config {
     pub max_batch: usize,
     /// Sequences that may wait for a place.
     pub max_waiting: usize,
-    /// Most tokens of prompts that one step takes, at least 1: more is faster, fewer lets running sequences wait less.
+    /// Most tokens of prompts that one step takes beside sequences that decode, 1 to 65,536: more is faster, fewer lets
+    /// those wait less. When none decodes, a step takes up to [`ALONE`] times as many.
     pub prefill_chunk: usize,
     /// Most tokens that are guessed ahead for a sequence in a step, 0 to 64.
     pub max_guess: usize,
@@ -44,8 +48,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// All processors, 384 MiB for keys and values in pages of 64 tokens, 16 sequences and 1,024 that wait, 256 prompt
-    /// tokens a step, up to 8 guessed, the best kernel.
+    /// All processors, 384 MiB for keys and values in pages of 64 tokens, 16 sequences and 1,024 that wait, 128 prompt
+    /// tokens a step beside others, up to 8 guessed, the best kernel.
     fn default() -> Self {
         Config {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -53,7 +57,7 @@ impl Default for Config {
             page_tokens: 64,
             max_batch: 16,
             max_waiting: 1024,
-            prefill_chunk: 256,
+            prefill_chunk: 128,
             max_guess: 8,
             kernel: Kernel::best(),
         }
@@ -625,7 +629,8 @@ impl Engine {
                 }
             })
             .collect();
-        let shares = shares(&prompts, self.config.prefill_chunk);
+        let decodes = feeds.contains(&1);
+        let shares = shares(&prompts, self.config.prefill_chunk * if decodes { 1 } else { ALONE });
         // How many rows there will be before guesses.
         let rows = feeds.iter().filter(|&&feed| feed == 1).count() + shares.iter().sum::<usize>();
         self.guess(&feeds, rows)?;

@@ -49,7 +49,7 @@ mod sequence;
 mod speculate;
 mod timing;
 
-pub use engine::{Config, Engine, Event, Finish, Replay, SequenceId, Stats};
+pub use engine::{ALONE, Config, Engine, Event, Finish, Replay, SequenceId, Stats};
 pub use error::Error;
 pub use generation::Generation;
 pub use kv::Tenant;

@@ -142,7 +142,8 @@ fn cancelling_one_leaves_the_others_as_they_are() {
     let model = model(ARCHITECTURES[0], 5);
     let keep = generation(40, 1, common::sampled(9), 30);
     let expected = run(&mut engine(&model), keep.clone());
-    let mut engine = engine(&model);
+    // The first step ends in the middle of both prompts.
+    let mut engine = Engine::new(model, Config { prefill_chunk: 16, ..config(1) }).unwrap();
     let first = engine.submit(generation(70, 2, common::greedy(), 50), Service::default()).unwrap();
     let kept = engine.submit(keep, Service::default()).unwrap();
     let _ = engine.step().unwrap();
@@ -150,10 +151,5 @@ fn cancelling_one_leaves_the_others_as_they_are() {
     engine.cancel(first);
     engine.cancel(first);
     assert!(engine.free_tokens() > free);
-    let mut answer = collect(&mut engine, &[kept, first]).remove(0);
-    // The first step may already have brought a token of the kept sequence.
-    let missing = expected.tokens.len() - answer.tokens.len();
-    answer.tokens.splice(0..0, expected.tokens[..missing].iter().copied());
-    assert_eq!(answer.tokens, expected.tokens);
-    assert_eq!(answer.finish, expected.finish);
+    assert_eq!(collect(&mut engine, &[kept, first]).remove(0), expected);
 }

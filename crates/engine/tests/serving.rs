@@ -175,7 +175,7 @@ fn a_thousand_requests_replay_exactly() {
             }
         }
         check_budget(&engine);
-        if dice.roll(8) == 0 && !running.is_empty() {
+        if dice.roll(10) == 0 && !running.is_empty() {
             let mut ids: Vec<_> = running.keys().copied().collect();
             ids.sort_unstable();
             let id = ids[dice.roll(ids.len())];

@@ -53,7 +53,8 @@ pub struct Config {
     /// Requests per model that run at once. Default 8.
     #[serde(default = "defaults::max_batch")]
     pub max_batch: usize,
-    /// Prompt tokens that one step may read in; smaller keeps running streams smoother. Default 128.
+    /// Prompt tokens that one step may read in beside running streams; smaller keeps them smoother. Twice as many
+    /// when no stream runs. Default 128.
     #[serde(default = "defaults::prefill_chunk")]
     pub prefill_chunk: usize,
     /// Requests per model that may wait for a place; more are refused with 429. Default 32.

@@ -13,10 +13,12 @@ use crate::error::{Error, Result};
 use crate::{models, ui};
 
 /// English text that every Debian system has.
-const TEXTS: [&str; 3] = [
+const TEXTS: [&str; 5] = [
     "/usr/share/common-licenses/GPL-3",
     "/usr/share/common-licenses/GPL-2",
     "/usr/share/common-licenses/Apache-2.0",
+    "/usr/share/common-licenses/GFDL-1.3",
+    "/usr/share/common-licenses/MPL-2.0",
 ];
 
 #[derive(clap::Args)]
@@ -31,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(2..=2048))]
     window: u16,
     /// Most windows to evaluate
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(1..))]
     windows: u16,
     /// Threads that compute
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]

@@ -77,7 +77,7 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
     }
     let artifact = models::pull(models::DEFAULT)?;
     let opened = models::open(&artifact.display().to_string())?.1;
-    let requests = requests(args, &quality::default_tokens(&opened)?);
+    let text = quality::default_tokens(&opened)?;
     let ends: serde_json::Map<String, Value> =
         opened.manifest().tokens.end.iter().map(|token| (token.to_string(), (-100).into())).collect();
     drop(opened);
@@ -108,10 +108,13 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
 
     let bar = ui::bar(2 * servers.len() as u64, "measuring", false);
     let mut rows = Vec::new();
-    for load in [Load::Closed, Load::Open] {
+    for (number, load) in [Load::Closed, Load::Open].into_iter().enumerate() {
+        // Other prompts each time: servers remember the last ones.
+        let warm_up = requests(args, &text, 2 * number as u64);
+        let requests = requests(args, &text, 2 * number as u64 + 1);
         for server in &servers {
             // One request outside the measurement: weights are read from the disk.
-            measure(server, &requests[..1], args, Load::Closed).await?;
+            measure(server, &warm_up[..1], args, Load::Closed).await?;
             rows.push((load, server.name.clone(), measure(server, &requests, args, load).await?));
             bar.inc(1);
         }
@@ -140,8 +143,8 @@ impl Dice {
 }
 
 /// Pieces of a text, with arrivals whose distances are exponentially distributed (a Poisson process).
-fn requests(args: &Args, text: &[u32]) -> Vec<Request> {
-    let mut dice = Dice(args.seed);
+fn requests(args: &Args, text: &[u32], measurement: u64) -> Vec<Request> {
+    let mut dice = Dice(args.seed.wrapping_mul(4).wrapping_add(measurement));
     let mut arrives = 0.0;
     let most = usize::from(args.prompt).min(text.len());
     (0..args.requests)
@@ -376,7 +379,7 @@ mod tests {
             |seed| Args { threads: 1, requests: 400, callers: 1, rate: 2.0, prompt: 40, answer: 8, seed };
         let text: Vec<u32> = (0..1000).collect();
         let (one, same, other) =
-            (requests(&args(1), &text), requests(&args(1), &text), requests(&args(2), &text));
+            (requests(&args(1), &text, 0), requests(&args(1), &text, 0), requests(&args(2), &text, 0));
         assert!(one.iter().zip(&same).all(|(a, b)| a.prompt == b.prompt && a.arrives == b.arrives));
         assert!(one.iter().zip(&other).any(|(a, b)| a.prompt != b.prompt));
         assert!(one.iter().all(|request| (10..=40).contains(&request.prompt.len())));
