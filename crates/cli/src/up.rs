@@ -240,6 +240,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         members_file: members_file.clone(),
         members_signer: key.address(),
         state_dir: state_dir.clone(),
+        graphs_dir: models::folder()?,
         payer: key.address(),
         ..assay_gateway::Config::default()
     };

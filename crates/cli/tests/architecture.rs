@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &["engine", "model", "receipt"]),
     ("verify_wasm", &["proof", "receipt", "verify"]),
     ("worker", &["engine", "model", "receipt", "verify"]),
-    ("gateway", &["engine", "model", "receipt", "verify"]),
+    ("gateway", &["engine", "model", "proof", "receipt", "verify"]),
     (
         "cli",
         &[

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, parse_sha256};
 use crate::error::ApiError;
+use crate::inference::HEADER_LENGTH;
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, TRANSFER_ENCODING};
 use sha2::{Digest as _, Sha256};
@@ -180,12 +181,13 @@ impl Access {
         let empty = text(CONTENT_LENGTH).is_none_or(|length| length == "0")
             && !headers.contains_key(TRANSFER_ENCODING);
         match text(CONTENT_TYPE) {
-            None if empty => Ok(()),
+            // Binary tensors come without a type, but with a header that no foreign page can set unasked.
+            None if empty || headers.contains_key(HEADER_LENGTH) => Ok(()),
             Some(kind)
-                if kind
-                    .split(';')
-                    .next()
-                    .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) =>
+                if kind.split(';').next().is_some_and(|kind| {
+                    let known = ["application/json", "application/octet-stream"];
+                    known.iter().any(|known| kind.trim().eq_ignore_ascii_case(known))
+                }) =>
             {
                 Ok(())
             }

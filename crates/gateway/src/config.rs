@@ -28,6 +28,8 @@ pub struct Config {
     pub domain: Domain,
     /// Folder of the state database.
     pub state_dir: PathBuf,
+    /// Folder with models that were imported from ONNX, which `/v2` serves; empty: none.
+    pub graphs_dir: PathBuf,
     /// Address that pays the workers; it stands in every receipt.
     pub payer: Address,
     /// Most that one request may cost, in 10^-18 OPG, as a decimal string; 0: no limit but the price list.
@@ -161,6 +163,7 @@ impl Default for Config {
             members_poll_ms: 2_000,
             domain: Domain::default(),
             state_dir: PathBuf::from("gateway"),
+            graphs_dir: PathBuf::new(),
             payer: Address::default(),
             cap_per_request: 0,
             api_keys: Vec::new(),

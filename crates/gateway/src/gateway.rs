@@ -4,6 +4,7 @@ use crate::access::Access;
 use crate::client::Clients;
 use crate::config::{Config, Level, Moment, Policy};
 use crate::error::{ApiError, Error};
+use crate::inference::Graphs;
 use crate::metrics::Metrics;
 use crate::record::Records;
 use crate::store::Store;
@@ -33,6 +34,8 @@ pub(crate) struct Gateway {
     pub(crate) audit_slots: Semaphore,
     /// Places for requests.
     pub(crate) request_slots: Arc<Semaphore>,
+    /// Models from ONNX.
+    pub(crate) graphs: Graphs,
     /// What runs besides the requests themselves; ended with the gateway.
     pub(crate) tasks: Mutex<JoinSet<()>>,
 }

@@ -1,7 +1,7 @@
 //! The gateway: an OpenAI-compatible endpoint that asks workers which nobody has to trust, checks every frame that comes
 //! back, fails over without the caller noticing, has answers replayed, and keeps everything that was signed.
 //!
-//! It normally runs next to its caller and listens on loopback. It does not run models, and it does not decide who is a
+//! It normally runs next to its caller and listens on loopback. It runs no models but the small ones from ONNX (`/v2`), and it does not decide who is a
 //! worker: that comes from a signed list. What it proves about an answer is in the receipt that it stores; `assay verify`
 //! checks that without the gateway.
 //!
@@ -29,6 +29,7 @@ mod connections;
 mod embeddings;
 mod error;
 mod gateway;
+mod inference;
 mod members;
 mod metrics;
 mod openai;

@@ -9,7 +9,7 @@ use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
 use crate::record::Records;
 use crate::store::Store;
-use crate::{embeddings, members, openai, own, page, recovery, responses};
+use crate::{embeddings, inference, members, openai, own, page, recovery, responses};
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -51,6 +51,7 @@ pub async fn run(
         audit_slots: Semaphore::new(config.sampling.concurrent),
         request_slots: Arc::new(Semaphore::new(config.requests_in_flight_max as usize)),
         tasks: Mutex::default(),
+        graphs: inference::Graphs::new(config.graphs_dir.clone()),
         store,
         config,
     });
@@ -105,6 +106,12 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v1/completions", post(openai::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/responses", post(responses::responses))
+        .route("/v2", get(inference::server))
+        .route("/v2/health/live", get(inference::healthy))
+        .route("/v2/health/ready", get(inference::healthy))
+        .route("/v2/models/{model}", get(inference::model))
+        .route("/v2/models/{model}/ready", get(inference::ready))
+        .route("/v2/models/{model}/infer", post(inference::infer))
         .route("/assay/receipts", get(own::receipts))
         .route("/assay/receipts/{request_id}", get(own::bundle))
         .route("/assay/audit/{request_id}", post(own::audit))

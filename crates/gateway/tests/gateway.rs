@@ -970,3 +970,160 @@ async fn connections_beyond_the_limit_are_closed_and_a_closed_one_makes_room() {
     }
     panic!("no place became free");
 }
+
+/// A folder with a classifier of two inputs and three classes, `scores`, and one without labels, `numbers`.
+fn models() -> tempfile::TempDir {
+    use assay_graph::{Encoding, Graph, Interface, Node, Range, Table, Task, Tensor};
+    let folder = tempfile::tempdir().unwrap();
+    let linear =
+        Node::Linear { input: Tensor::INPUT, rows: 3, weights: vec![4, 0, 0, 4, 3, 3], bias: vec![0; 3] };
+    let round = Node::Lookup { input: Tensor(1), shift: 2, table: 0 };
+    let interface = Interface {
+        encoding: Encoding::Affine { offset: vec![0.0], scale: vec![10.0] },
+        task: Task::Classes,
+        scale: 0.1,
+        offset: vec![0.0; 3],
+        labels: ["left", "right", "both"].map(String::from).to_vec(),
+    };
+    for (name, interface) in [("scores", interface), ("numbers", Interface::plain(3))] {
+        let (inputs, tables) = (vec![Range { low: 0, high: 100 }; 2], vec![Table::clamp(0, 150, 0, 150)]);
+        let nodes = vec![linear.clone(), round.clone()];
+        let graph = Graph::new(inputs, tables, nodes, Tensor(2), interface).unwrap();
+        std::fs::write(folder.path().join(name).with_extension("graph"), graph.encode()).unwrap();
+    }
+    std::fs::write(folder.path().join("broken.graph"), b"no graph").unwrap();
+    std::fs::write(folder.path().join("secret"), b"not a model").unwrap();
+    folder
+}
+
+async fn with_models() -> (Net, tempfile::TempDir) {
+    let folder = models();
+    let graphs_dir = folder.path().to_owned();
+    (Net::start(&[Fault::None], |config| config.graphs_dir = graphs_dir).await, folder)
+}
+
+#[tokio::test]
+async fn models_from_onnx_answer_in_the_open_inference_protocol() {
+    let (net, _folder) = with_models().await;
+    assert_eq!(net.get("/v2").await.1["name"], "assay");
+    assert_eq!(net.get("/v2/health/ready").await.0, 200);
+    assert_eq!(net.get("/v2/models/scores/ready").await.0, 200);
+    let (_, about) = net.get("/v2/models/scores").await;
+    assert_eq!(about["inputs"], json!([{"name": "input", "datatype": "FP64", "shape": [-1, 2]}]));
+    assert_eq!(about["outputs"][1]["name"], "label");
+    let tensor = |data: Value| json!({"name": "input", "shape": [2, 2], "datatype": "FP32", "data": data});
+    let ask = json!({"id": "7", "inputs": [tensor(json!([[2.0, 1.0], [1.0, 3.0]]))]});
+    let (status, answer) = net.post("/v2/models/scores/infer", &ask).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!((&answer["id"], &answer["model_name"]), (&json!("7"), &json!("scores")));
+    let scores: Vec<f64> = serde_json::from_value(answer["outputs"][0]["data"].clone()).unwrap();
+    assert!(
+        scores.iter().zip([2.0, 1.0, 2.3, 1.0, 3.0, 3.0]).all(|(a, b)| (a - b).abs() < 1e-9),
+        "{scores:?}"
+    );
+    assert_eq!(answer["outputs"][1]["data"], json!(["both", "right"]));
+    assert_eq!(answer["parameters"]["assay_model"], about["parameters"]["assay_model"]);
+    assert!(answer["parameters"].get("assay_proof").is_none());
+    // A flat list, one output only, and a model without labels.
+    let ask = json!({"inputs": [tensor(json!([2, 1, 1, 3]))], "outputs": [{"name": "label"}]});
+    let (_, answer) = net.post("/v2/models/scores/infer", &ask).await;
+    assert_eq!(
+        answer["outputs"],
+        json!([{"name": "label", "datatype": "BYTES", "shape": [2], "data": ["both", "right"]}])
+    );
+    let (status, _) = net.post("/v2/models/numbers/infer", &ask).await;
+    assert_eq!(status, 400);
+    // Binary tensors, as Triton's client sends them: the JSON, its length in a header, and the bytes.
+    let head = json!({"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]});
+    let mut body = head.to_string().into_bytes();
+    let len = body.len();
+    body.extend([1.0f32, 3.0].iter().flat_map(|x| x.to_le_bytes()));
+    let send = |body: Vec<u8>, len: String| {
+        let request = net.http.post(format!("{}/v2/models/scores/infer", net.url));
+        request.header("inference-header-content-length", len).body(body).send()
+    };
+    let answer: Value = send(body.clone(), len.to_string()).await.unwrap().json().await.unwrap();
+    assert_eq!(answer["outputs"][1]["data"], json!(["right"]));
+    for (body, len) in
+        [(body.clone(), "999999".to_owned()), (body[..len + 7].to_vec(), len.to_string()), (body, "x".into())]
+    {
+        let response = send(body, len).await.unwrap();
+        assert_eq!(response.status().as_u16(), 400);
+    }
+}
+
+#[tokio::test]
+async fn a_proof_comes_with_the_answer_that_asks_for_it() {
+    use base64::Engine as _;
+    let (net, folder) = with_models().await;
+    let ask = json!({
+        "parameters": {"assay_level": "proved"},
+        "inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP64", "data": [1.0, 3.0]}],
+    });
+    let (status, answer) = net.post("/v2/models/scores/infer", &ask).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["parameters"]["assay_level"], "proved");
+    let encoded = answer["parameters"]["assay_proof"].as_str().unwrap();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
+    let proof = assay_proof::Proof::from_bytes(&bytes).unwrap();
+    let model = std::fs::read(folder.path().join("scores.graph")).unwrap();
+    let graph = assay_proof::Graph::decode(&model).unwrap();
+    assay_proof::verify(&graph, &proof).unwrap();
+    assert_eq!(json!(graph.decode_outputs(&proof.outputs)), answer["outputs"][0]["data"]);
+    assert_eq!(proof.inputs, [10, 30]);
+}
+
+#[tokio::test]
+async fn what_the_protocol_does_not_have_is_refused_in_its_words() {
+    let (net, _folder) = with_models().await;
+    for name in ["nothing", "..%2fsecret", "secret", ".scores", "a%2fb"] {
+        let (status, answer) = net.get(&format!("/v2/models/{name}")).await;
+        assert_eq!(status, 404, "{name}");
+        assert!(answer["error"].as_str().unwrap().contains("there is no model"), "{answer}");
+    }
+    assert_eq!(net.get("/v2/models/broken").await.0, 500);
+    let input = |shape: Value, datatype: &str, data: Value| json!({"inputs": [{"name": "input", "shape": shape, "datatype": datatype, "data": data}]});
+    let good = input(json!([1, 2]), "FP64", json!([1, 2]));
+    let mut with_level = good.clone();
+    with_level["parameters"] = json!({"assay_level": "replayed"});
+    let mut twice = good.clone();
+    twice["inputs"] = json!([good["inputs"][0], good["inputs"][0]]);
+    let mut renamed = good.clone();
+    renamed["inputs"][0]["name"] = json!("x");
+    for ask in [
+        input(json!([1, 2]), "BYTES", json!(["a", "b"])),
+        input(json!([1, 2]), "FP64", json!(["a", "b"])),
+        input(json!([1, 3]), "FP64", json!([1, 2, 3])),
+        input(json!([2, 2]), "FP64", json!([1, 2])),
+        input(json!([0, 2]), "FP64", json!([])),
+        input(json!([]), "FP64", json!([1, 2])),
+        json!({"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP64"}]}),
+        json!({"inputs": []}),
+        json!({}),
+        with_level,
+        twice,
+        renamed,
+    ] {
+        let (status, answer) = net.post("/v2/models/scores/infer", &ask).await;
+        assert_eq!(status, 400, "{ask}");
+        assert!(answer["error"].is_string(), "{answer}");
+    }
+    // A gateway without a folder has none.
+    let net = Net::start(&[Fault::None], |_| {}).await;
+    assert_eq!(net.get("/v2/models/scores").await.0, 404);
+}
+
+/// `ASSAY_PYTHON` names a Python with the packages of tests/inference-client/requirements.txt.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Triton's client for Python"]
+async fn the_client_of_triton_agrees() {
+    let (net, _folder) = with_models().await;
+    let script =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/inference-client/client.py");
+    let python = std::env::var("ASSAY_PYTHON").unwrap_or_else(|_| "python3".into());
+    let address = net.url.trim_start_matches("http://").to_owned();
+    let status = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(python).arg(script).arg(address).status()
+    });
+    assert!(status.await.unwrap().unwrap().success());
+}
