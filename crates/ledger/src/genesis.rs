@@ -240,14 +240,6 @@ impl Genesis {
             changes.extend(self.deploy(system, &rules, &header, &mut state)?);
         }
         header.state_root = state.root();
-        Ok((
-            rules,
-            Executed {
-                block: Block::new(header, Vec::new()),
-                state,
-                receipts: Vec::new(),
-                changes: Vec::new(),
-            },
-        ))
+        Ok((rules, Executed { block: Block::new(header, Vec::new()), state, receipts: Vec::new(), changes }))
     }
 }

@@ -296,6 +296,10 @@ fn a_genesis_that_cannot_be_is_refused() {
         Genesis::from_json(&text).and_then(|genesis| genesis.execute().map(|_| ()))
     };
     with("").unwrap();
+    let (_, first) = genesis();
+    let mut rebuilt = State::default();
+    rebuilt.apply(&first.changes);
+    assert_eq!(rebuilt.root(), first.block.header.state_root, "its changes make its state");
     assert!(matches!(with(", \"unknown\": 1"), Err(GenesisError::Json(_))));
     assert!(matches!(with(", \"alloc\": {\"0x12\": {\"balance\": \"1\"}}"), Err(GenesisError::Value(..))));
     let who = Wallet::new(0).address();
