@@ -144,7 +144,7 @@ impl World {
             .with_attribute("start", validator.starts);
         let Ok(channels) = channels.try_into() else { unreachable!("there are as many as CHANNELS") };
         validator.handle = Some(context.spawn(move |context| async move {
-            let (all, _) = start(context, who, manager, control, channels).await.unwrap();
+            let (all, _) = Box::pin(start(context, who, manager, control, channels)).await.unwrap();
             let _ = all.await;
         }));
     }
