@@ -22,7 +22,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify_wasm", &["proof", "receipt", "verify"]),
     ("worker", &["engine", "model", "receipt", "verify"]),
     ("gateway", &["engine", "model", "proof", "receipt", "verify"]),
-    ("node", &["ledger"]),
     (
         "cli",
         &[
@@ -30,9 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
             "gateway",
             "graph",
-            "ledger",
             "model",
-            "node",
             "onnx",
             "proof",
             "receipt",
