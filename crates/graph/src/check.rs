@@ -1,6 +1,6 @@
 //! The checks that every graph passes, by interval arithmetic over every allowed input.
 
-use crate::node::{ZERO, half};
+use crate::node::{ZERO, half, volume};
 use crate::{Error, Node, Range, SHIFT_MAX, Table, VALUE_MAX, limits};
 
 /// A closed interval in 64 bits.
@@ -10,6 +10,8 @@ type Interval = (i64, i64);
 #[derive(Clone, Debug)]
 pub(crate) struct Checker {
     tensors: Vec<Vec<Interval>>,
+    /// Of each tensor, whether it depends on a product other than through a look-up.
+    products: Vec<bool>,
     weights: usize,
     values: usize,
     operations: u64,
@@ -22,7 +24,13 @@ impl Checker {
         if ranges.iter().any(|range| range.0 > range.1 || !fits(*range)) {
             return Err(Error::invalid("an input range is empty or out of bounds"));
         }
-        Ok(Checker { tensors: vec![ranges], weights: 0, values: inputs.len(), operations: 0 })
+        Ok(Checker {
+            tensors: vec![ranges],
+            products: vec![false],
+            weights: 0,
+            values: inputs.len(),
+            operations: 0,
+        })
     }
 
     /// Checks the next node.
@@ -31,6 +39,13 @@ impl Checker {
         limit("nodes", number + 1, limits::NODES)?;
         if node.operands().iter().any(|operand| operand.index() > number) {
             return Err(Error::invalid(format!("node {number} reads a tensor that is made later")));
+        }
+        let on_product = node.operands().iter().any(|operand| self.products[operand.index()]);
+        let is_product = matches!(node, Node::Product { .. });
+        if on_product && is_product {
+            return Err(Error::invalid(format!(
+                "node {number} multiplies what another product has made, without a look-up between them"
+            )));
         }
         let width = width(node, tables, &self.tensors)
             .ok_or_else(|| Error::invalid(format!("the sizes of node {number} contradict each other")))?;
@@ -46,7 +61,7 @@ impl Checker {
                     product.saturating_mul(self.tensors[operand.index()].len())
                 }),
             },
-            Node::Lookup { .. } => 0,
+            Node::Product { .. } | Node::Lookup { .. } => 0,
         };
         limit("weights", self.weights.saturating_add(weights), limits::WEIGHTS)?;
         let operations = self.operations.saturating_add(node.operations());
@@ -61,6 +76,7 @@ impl Checker {
             )));
         }
         self.tensors.push(out);
+        self.products.push(is_product || on_product && !matches!(node, Node::Lookup { .. }));
         self.values += width;
         self.weights += weights;
         self.operations = operations;
@@ -157,6 +173,12 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
             let fits = !bias.is_empty() && terms.iter().all(|(tensor, _)| of(tensor) == bias.len());
             fits.then_some(bias.len())
         }
+        Node::Product { inputs: [a, b], groups, rows, columns, inner } => {
+            let fits = [groups, rows, columns, inner].iter().all(|size| **size > 0)
+                && volume([*groups, *rows, *inner, 1]) == of(a)
+                && volume([*groups, *columns, *inner, 1]) == of(b);
+            fits.then(|| volume([*groups, *rows, *columns, 1]))
+        }
         Node::Lookup { input, shift, table } => {
             (*shift <= SHIFT_MAX && (*table as usize) < tables.len()).then(|| of(input))
         }
@@ -214,6 +236,32 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             for (tensor, coefficient) in terms {
                 let x = &tensors[tensor.index()];
                 totals.iter_mut().zip(x).for_each(|(total, range)| add(total, *coefficient, *range));
+            }
+            finish(totals)
+        }
+        Node::Product { inputs: [left, right], rows, columns, inner, .. } => {
+            let (a, b) = (&tensors[left.index()], &tensors[right.index()]);
+            let [rows, columns, inner] = [rows, columns, inner].map(|size| *size as usize);
+            let mut totals = Vec::new();
+            for (a, b) in a.chunks_exact(rows * inner).zip(b.chunks_exact(columns * inner)) {
+                for (m, a) in a.chunks_exact(inner).enumerate() {
+                    for (n, b) in b.chunks_exact(inner).enumerate() {
+                        // A value times itself is no less than 0.
+                        let square = left == right && rows == columns && m == n;
+                        let mut total = start(0);
+                        for (a, b) in a.iter().zip(b) {
+                            // Each is at most 2^29 in absolute value, so the products fit.
+                            let ends = [a.0 * b.0, a.0 * b.1, a.1 * b.0, a.1 * b.1];
+                            let low = ends.iter().copied().fold(i64::MAX, i64::min);
+                            let high = ends.iter().copied().fold(i64::MIN, i64::max);
+                            let low = if square { low.max(0) } else { low };
+                            total.0 = total.0.saturating_add(low);
+                            total.1 = total.1.saturating_add(high);
+                            total.2 = total.2.saturating_add(low.abs().max(high.abs()));
+                        }
+                        totals.push(total);
+                    }
+                }
             }
             finish(totals)
         }

@@ -176,6 +176,12 @@ fn put_node(w: &mut Vec<u8>, node: &Node) {
                 w.extend_from_slice(&n.to_le_bytes());
             }
         }
+        Node::Product { inputs: [a, b], groups, rows, columns, inner } => {
+            w.push(6);
+            for n in [a.0, b.0, *groups, *rows, *columns, *inner] {
+                w.extend_from_slice(&n.to_le_bytes());
+            }
+        }
         Node::Committed { map, range } => {
             w.push(5);
             w.extend_from_slice(&range.low.to_le_bytes());
@@ -295,6 +301,13 @@ impl<'a> Reader<'a> {
                     .collect::<Result<_, Error>>()?;
                 Node::Sum { terms, bias: self.i32s()? }
             }
+            6 => Node::Product {
+                inputs: [Tensor(self.u32()?), Tensor(self.u32()?)],
+                groups: self.u32()?,
+                rows: self.u32()?,
+                columns: self.u32()?,
+                inner: self.u32()?,
+            },
             4 => Node::Lookup { input: Tensor(self.u32()?), shift: self.u32()?, table: self.u32()? },
             _ => return Err(Error::invalid("it has an unknown kind of node")),
         })

@@ -1,9 +1,10 @@
 //! Integer graphs: what ONNX models are imported into, what runs, and what proofs are about.
 //!
-//! A [`Graph`] is a pure function from a vector of integers to a vector of integers, made of five operations: linear
+//! A [`Graph`] is a pure function from a vector of integers to a vector of integers, made of six operations: linear
 //! maps with constant weights ([`Node::Linear`], [`Node::Conv`]), wiring ([`Node::Gather`]), sums with small
-//! coefficients ([`Node::Sum`]) and look-ups in tables ([`Node::Lookup`]), which carry every rounding, clamping and
-//! non-linear function. Everything that is not a look-up is linear, and that is what makes a graph cheap to prove.
+//! coefficients ([`Node::Sum`]), products of two computed operands ([`Node::Product`]) and look-ups in tables
+//! ([`Node::Lookup`]), which carry every rounding, clamping and non-linear function. Everything between look-ups and
+//! products is linear, and that is what makes a graph cheap to prove.
 //!
 //! *Invariant:* a graph that exists was checked. For every input inside its declared ranges, every intermediate value
 //! and every partial sum is at most [`VALUE_MAX`] in absolute value, and every look-up finds its key in its table. So

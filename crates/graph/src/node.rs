@@ -157,7 +157,7 @@ impl Window {
 }
 
 /// A product that saturates, so that it breaks a limit where addresses have 32 bits, too.
-fn volume(sizes: [u32; 4]) -> usize {
+pub(crate) fn volume(sizes: [u32; 4]) -> usize {
     sizes.iter().fold(1, |product: usize, size| product.saturating_mul(*size as usize))
 }
 
@@ -201,6 +201,21 @@ pub enum Node {
         /// One a value.
         bias: Vec<i32>,
     },
+    /// Products of two computed operands, in groups: `y[g][m][n] = Σ_k a[g][m][k] · b[g][n][k]`. Attention is made of these;
+    /// with one row, column and inner value a group they are products value by value, and with the same operand twice squares.
+    /// Neither operand may depend on another product, except through a look-up.
+    Product {
+        /// The operands `a` and `b`.
+        inputs: [Tensor; 2],
+        /// Groups: how many products of matrices.
+        groups: u32,
+        /// Rows of `a` in a group.
+        rows: u32,
+        /// Rows of `b` in a group, which are the columns of the result.
+        columns: u32,
+        /// Values in each row of `a` and of `b`.
+        inner: u32,
+    },
     /// A [`Node::Linear`] or [`Node::Conv`] whose weights are not here: a graph with such nodes cannot run, but a proof with
     /// committed weights can be checked with it.
     Committed {
@@ -228,6 +243,7 @@ impl Node {
                 vec![*input]
             }
             Node::Gather { inputs, .. } => inputs.clone(),
+            Node::Product { inputs, .. } => inputs.to_vec(),
             Node::Sum { terms, .. } => terms.iter().map(|(tensor, _)| *tensor).collect(),
             Node::Committed { map, .. } => map.operands(),
         }
@@ -242,6 +258,9 @@ impl Node {
             }
             Node::Gather { .. } | Node::Lookup { .. } | Node::Committed { .. } => 0,
             Node::Sum { terms, bias } => terms.len() as u64 * bias.len() as u64,
+            Node::Product { groups, rows, columns, inner, .. } => [rows, columns, inner]
+                .into_iter()
+                .fold(u64::from(*groups), |product, size| product.saturating_mul(u64::from(*size))),
         }
     }
 }

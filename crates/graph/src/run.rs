@@ -114,6 +114,17 @@ impl Graph {
                     out.iter_mut().zip(x(*tensor)).for_each(|(out, x)| *out += coefficient * x);
                 }
             }
+            Node::Product { inputs: [a, b], rows, columns, inner, .. } => {
+                let [rows, columns, inner] = [rows, columns, inner].map(|size| *size as usize);
+                let (a, b) = (x(*a).chunks_exact(rows * inner), x(*b).chunks_exact(columns * inner));
+                for ((out, a), b) in out.chunks_exact_mut(rows * columns).zip(a).zip(b) {
+                    for (out, a) in out.chunks_exact_mut(columns).zip(a.chunks_exact(inner)) {
+                        for (out, b) in out.iter_mut().zip(b.chunks_exact(inner)) {
+                            *out = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                        }
+                    }
+                }
+            }
             // Refused above.
             Node::Committed { .. } => {}
             Node::Lookup { input, shift, table } => {

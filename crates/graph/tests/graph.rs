@@ -73,6 +73,81 @@ fn a_convolution_is_what_its_definition_says() {
     assert_eq!(found.tensor(Tensor(3)), [relu[0], 0, relu[107], x[0], x[119], relu[3]]);
 }
 
+fn product(a: u32, b: u32, groups: u32, [rows, columns, inner]: [u32; 3]) -> Node {
+    Node::Product { inputs: [Tensor(a), Tensor(b)], groups, rows, columns, inner }
+}
+
+/// Two groups of 2x3 times 3x4, then squares, through a look-up.
+fn multiplied() -> Graph {
+    let nodes = vec![
+        Node::Gather { inputs: vec![Tensor::INPUT], index: (0..12).collect() },
+        Node::Gather { inputs: vec![Tensor::INPUT], index: (12..36).collect() },
+        product(1, 2, 2, [2, 4, 3]),
+        Node::Lookup { input: Tensor(3), shift: 2, table: 0 },
+        product(4, 4, 16, [1, 1, 1]),
+    ];
+    let inputs = vec![Range { low: -9, high: 7 }; 36];
+    let tables = vec![Table::clamp(-70, 70, -20, 30)];
+    Graph::new(inputs, tables, nodes, Tensor(5), Interface::plain(16)).unwrap()
+}
+
+#[test]
+fn a_product_is_what_its_definition_says() {
+    let graph = multiplied();
+    let x: Vec<i32> = (0..36).map(|i| (i * 29) % 17 - 9).collect();
+    let found = graph.run(&x).unwrap();
+    let (mut expected, mut squares) = (Vec::new(), Vec::new());
+    for g in 0..2 {
+        for m in 0..2 {
+            for n in 0..4 {
+                let y: i32 = (0..3).map(|k| x[(g * 2 + m) * 3 + k] * x[12 + (g * 4 + n) * 3 + k]).sum();
+                expected.push(y);
+                squares.push(((y + 2) >> 2).clamp(-20, 30).pow(2));
+            }
+        }
+    }
+    assert_eq!(found.tensor(Tensor(3)), expected);
+    assert_eq!(found.output(), squares);
+    // Magnitudes of 9 · 9 and of 7 · 9; no square is negative.
+    assert_eq!(graph.range(Tensor(3)), Range { low: -3 * 63, high: 3 * 81 });
+    assert_eq!(graph.range(Tensor(5)), Range { low: 0, high: 900 });
+    assert_eq!(graph.operations(), 2 * 2 * 4 * 3 + 16);
+    let bytes = graph.encode();
+    assert_eq!(Graph::decode(&bytes).unwrap(), graph);
+    for at in 0..bytes.len() {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        if let Ok(other) = Graph::decode(&other) {
+            assert_eq!(other.encode()[at], bytes[at] ^ 1);
+        }
+    }
+}
+
+#[test]
+fn products_that_break_a_promise_are_refused() {
+    let build = |reach: i32, nodes: Vec<Node>| {
+        let last = Tensor(nodes.len() as u32);
+        let inputs = vec![Range { low: -reach, high: reach }; 12];
+        Graph::new(inputs, vec![], nodes, last, Interface::plain(1)).unwrap_err().to_string()
+    };
+    for sizes in [[2, 2, 2], [3, 2, 2], [0, 2, 6], [12, 1, 0], [1 << 31, 1 << 31, 1 << 31]] {
+        assert!(build(1, vec![product(0, 0, 2, sizes)]).contains("contradict"), "{sizes:?}");
+    }
+    assert!(build(1, vec![product(0, 0, 0, [3, 3, 2])]).contains("contradict"));
+    assert!(build(1, vec![product(0, 1, 2, [3, 3, 2])]).contains("made later"));
+    // 2 · 16384² is 2^29, which is allowed; one more is not, although the sum itself would fit.
+    assert!(!build(1 << 14, vec![product(0, 0, 2, [3, 3, 2])]).contains("partial sum"));
+    assert!(build((1 << 14) + 1, vec![product(0, 0, 2, [3, 3, 2])]).contains("partial sum"));
+    // Products of products have no proof; wiring between them changes nothing.
+    let gather = Node::Gather { inputs: vec![Tensor(1)], index: (0..12).collect() };
+    let chain = vec![product(0, 0, 12, [1, 1, 1]), gather, product(0, 2, 12, [1, 1, 1])];
+    assert!(build(1, chain).contains("without a look-up between"));
+    assert!(
+        build(1, vec![product(0, 0, 12, [1, 1, 1]), product(1, 0, 12, [1, 1, 1])])
+            .contains("node 1 multiplies")
+    );
+}
+
 #[test]
 fn a_batch_is_its_examples() {
     let graph = small();
@@ -149,7 +224,7 @@ proptest! {
     #[test]
     fn hostile_bytes_give_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), good in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let _ = Graph::decode(&[&b"ASSAYGR1"[..], &bytes].concat());
-        let mut bytes = small().encode();
+        let mut bytes = if byte % 2 == 0 { small() } else { multiplied() }.encode();
         let at = good.index(bytes.len());
         bytes[at] = byte;
         if let Ok(graph) = Graph::decode(&bytes) {

@@ -1,10 +1,10 @@
-//! Import of ONNX models into integer graphs: perceptrons, convolutional networks, linear models, scalers and tree
-//! ensembles, as scikit-learn (skl2onnx) and PyTorch export them.
+//! Import of ONNX models into integer graphs: perceptrons, convolutional networks, small transformers, linear models, scalers
+//! and tree ensembles, as scikit-learn (skl2onnx) and PyTorch export them.
 //!
 //! [`import`] reads the file, finds its real-valued function up to the scores (a final softmax or arg-max is left to whoever
 //! reads the scores), and rounds it to integers: weights get as many bits as the sums allow, activations eight to ten bits
-//! with one scale a tensor, found on sample data. Every rescaling is a shift, since the scale is folded into the weights. The
-//! comparisons of tree ensembles are exact: inputs become ranks among the thresholds.
+//! with one scale a tensor, found on sample data. Every rescaling is a shift, since the scale is folded into the weights, or of
+//! products of two computed values the nearest power of two. The comparisons of tree ensembles are exact: inputs become ranks among the thresholds.
 //!
 //! Files are hostile until every length was checked, and what is not supported is refused by the operator's name. This
 //! crate does no I/O. Floating point is used here only; the same file and sample give the same graph on any machine.
@@ -15,10 +15,12 @@
 //! ```
 
 mod error;
+mod fold;
 mod lower;
 mod proto;
 mod quantise;
 mod real;
+mod shape;
 mod trees;
 
 use assay_graph::{Graph, Task};
@@ -30,6 +32,9 @@ pub const FILE_BYTES_MAX: usize = 1 << 28;
 
 /// The most examples of sample data that an import looks at; more are ignored.
 pub const SAMPLES_MAX: usize = 1 << 12;
+
+/// The most values of a network that are kept for all examples together.
+const SAMPLE_VALUES_MAX: usize = 1 << 26;
 
 /// An imported model.
 #[derive(Debug)]
@@ -67,7 +72,10 @@ pub fn import(bytes: &[u8], samples: &[f64]) -> Result<Imported, Error> {
     if !samples.len().is_multiple_of(width) || samples.iter().any(|x| !x.is_finite()) {
         return Err(Error::Samples(format!("the model takes {width} finite numbers an example")));
     }
-    let samples = &samples[..samples.len().min(SAMPLES_MAX * width)];
+    // As many as keep the values of all of them together below a bound.
+    let each = if let lower::Body::Network(network) = &model.body { network.values() } else { width };
+    let count = SAMPLES_MAX.min(SAMPLE_VALUES_MAX / each).max(1);
+    let samples = &samples[..samples.len().min(count * width)];
     let (graph, reals) = match &model.body {
         lower::Body::Network(network) => {
             if samples.is_empty() {

@@ -1,12 +1,14 @@
 //! The real-valued network between an ONNX file and an integer graph, and its evaluation on sample data.
 
+use std::rc::Rc;
+
 use assay_graph::{Window, ZERO};
 
 /// A value of the network, by number.
 pub(crate) type Id = usize;
 
 /// A function of one number.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Function {
     Identity,
     Relu,
@@ -22,11 +24,53 @@ pub(crate) enum Function {
     HardSigmoid(f64, f64),
     HardSwish,
     Silu,
+    GeluTanh,
+    Power(f64),
+    Exp,
+    Log,
+    /// What a part of the file computes from each value, in several steps.
+    Formula(Rc<Formula>),
+}
+
+/// A formula in one number.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Formula {
+    Argument,
+    /// `factor · x + offset`.
+    Linear(Rc<Formula>, f64, f64),
+    Apply(Function, Rc<Formula>),
+    Sum(Rc<Formula>, Rc<Formula>),
+    Product(Rc<Formula>, Rc<Formula>),
+    Quotient(Rc<Formula>, Rc<Formula>),
+}
+
+impl Formula {
+    fn of(&self, x: f64) -> f64 {
+        match self {
+            Formula::Argument => x,
+            Formula::Linear(f, factor, offset) => factor * f.of(x) + offset,
+            Formula::Apply(function, f) => function.of(f.of(x)),
+            Formula::Sum(f, g) => f.of(x) + g.of(x),
+            Formula::Product(f, g) => f.of(x) * g.of(x),
+            Formula::Quotient(f, g) => f.of(x) / g.of(x),
+        }
+    }
+
+    /// How many operations it has, so that a file cannot make one that takes for ever.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Formula::Argument => 1,
+            Formula::Linear(f, ..) => 1 + f.size(),
+            Formula::Apply(Function::Formula(own), f) => own.size() + f.size(),
+            Formula::Apply(_, f) => 1 + f.size(),
+            Formula::Sum(f, g) | Formula::Product(f, g) | Formula::Quotient(f, g) => 1 + f.size() + g.size(),
+        }
+    }
 }
 
 impl Function {
-    pub(crate) fn of(self, x: f64) -> f64 {
-        match self {
+    pub(crate) fn of(&self, x: f64) -> f64 {
+        match *self {
             Function::Identity => x,
             Function::Relu => x.max(0.0),
             Function::LeakyRelu(slope) => {
@@ -53,11 +97,18 @@ impl Function {
             Function::HardSigmoid(alpha, beta) => (alpha * x + beta).clamp(0.0, 1.0),
             Function::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
             Function::Silu => x * sigmoid(x),
+            Function::GeluTanh => {
+                0.5 * x * (1.0 + libm::tanh(0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)))
+            }
+            Function::Power(exponent) => libm::pow(x, exponent),
+            Function::Exp => libm::exp(x),
+            Function::Log => libm::log(x),
+            Function::Formula(ref formula) => formula.of(x),
         }
     }
 
     /// Whether it is a piece of the identity between two bounds, so that rounding its result rounds its argument.
-    pub(crate) fn is_clamp(self) -> bool {
+    pub(crate) fn is_clamp(&self) -> bool {
         matches!(self, Function::Identity | Function::Relu | Function::Clip(..))
     }
 }
@@ -70,9 +121,10 @@ fn sigmoid(x: f64) -> f64 {
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Input,
-    /// A matrix, row by row, and a bias.
+    /// A matrix, row by row, and a bias, for each of several tokens: `y[t][r] = bias[r] + Σ_c weights[r][c] x[t][c]`.
     Affine {
         x: Id,
+        tokens: usize,
         weights: Vec<f64>,
         bias: Vec<f64>,
     },
@@ -99,6 +151,32 @@ pub(crate) enum Op {
     Add {
         terms: Vec<(Id, f64)>,
     },
+    /// `y[g][m][n] = Σ_k a[g][m][k] · b[g][n][k]`.
+    Product {
+        inputs: [Id; 2],
+        groups: usize,
+        rows: usize,
+        columns: usize,
+        inner: usize,
+    },
+    /// Rows of this length without their mean and divided by their standard deviation.
+    Normalise {
+        x: Id,
+        len: usize,
+        epsilon: f64,
+    },
+    /// Softmax of rows of this length; one flag a value says what is left out.
+    Softmax {
+        x: Id,
+        len: usize,
+        masked: Vec<bool>,
+    },
+    /// The rows of a table that the input counts, one after the other.
+    Embed {
+        x: Id,
+        table: Vec<f64>,
+        len: usize,
+    },
     /// The largest in each window; what lies outside the input does not count.
     MaxPool {
         x: Id,
@@ -114,10 +192,14 @@ impl Op {
             | Op::Conv { x, .. }
             | Op::Scale { x, .. }
             | Op::Map { x, .. }
+            | Op::Normalise { x, .. }
+            | Op::Softmax { x, .. }
+            | Op::Embed { x, .. }
             | Op::MaxPool { x, .. } => {
                 vec![*x]
             }
             Op::Gather { inputs, .. } => inputs.clone(),
+            Op::Product { inputs, .. } => inputs.to_vec(),
             Op::Add { terms } => terms.iter().map(|(x, _)| *x).collect(),
         }
     }
@@ -132,6 +214,25 @@ pub(crate) struct Network {
     pub(crate) output: Id,
 }
 
+impl Network {
+    /// How often each value is read on the way to the output; 0 for one that the output does not depend on.
+    pub(crate) fn readers(&self) -> Vec<usize> {
+        let mut readers = vec![0; self.ops.len()];
+        readers[self.output] += 1;
+        for id in (0..self.ops.len()).rev() {
+            if readers[id] > 0 {
+                self.ops[id].operands().into_iter().for_each(|operand| readers[operand] += 1);
+            }
+        }
+        readers
+    }
+
+    /// Values of one example.
+    pub(crate) fn values(&self) -> usize {
+        self.widths.iter().fold(0, |sum, width| sum.saturating_add(*width))
+    }
+}
+
 /// The values of a network on sample data: of each id, example by example.
 pub(crate) struct Values(Vec<Vec<f64>>);
 
@@ -143,6 +244,12 @@ impl Values {
     pub(crate) fn output(&self, network: &Network) -> &[f64] {
         self.of(network.output)
     }
+}
+
+/// Mean and variance.
+pub(crate) fn moments(x: &[f64]) -> (f64, f64) {
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    (mean, x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / x.len() as f64)
 }
 
 /// For each output of a pooling window, the inputs that count. The window has one weight a group, which is a channel.
@@ -161,7 +268,12 @@ pub(crate) fn pooled(window: &Window) -> Vec<Vec<u32>> {
 pub(crate) fn run(network: &Network, samples: &[f64]) -> Values {
     let batch = samples.len() / network.widths[0];
     let mut values: Vec<Vec<f64>> = Vec::with_capacity(network.ops.len());
+    let readers = network.readers();
     for (id, op) in network.ops.iter().enumerate() {
+        if readers[id] == 0 && id > 0 {
+            values.push(Vec::new());
+            continue;
+        }
         let width = network.widths[id];
         let mut out = vec![0.0; width * batch];
         let pool = if let Op::MaxPool { window, .. } = op { pooled(window) } else { Vec::new() };
@@ -169,10 +281,48 @@ pub(crate) fn run(network: &Network, samples: &[f64]) -> Values {
             let x = |id: Id| &values[id][example * network.widths[id]..][..network.widths[id]];
             match op {
                 Op::Input => out.copy_from_slice(&samples[example * width..][..width]),
-                Op::Affine { x: from, weights, bias } => {
-                    let x = x(*from);
-                    for ((out, row), bias) in out.iter_mut().zip(weights.chunks_exact(x.len())).zip(bias) {
-                        *out = bias + row.iter().zip(x).map(|(weight, x)| weight * x).sum::<f64>();
+                Op::Affine { x: from, weights, bias, .. } => {
+                    let columns = weights.len() / bias.len();
+                    let tokens = out.chunks_exact_mut(bias.len()).zip(x(*from).chunks_exact(columns));
+                    for (out, x) in tokens {
+                        for ((out, row), bias) in out.iter_mut().zip(weights.chunks_exact(columns)).zip(bias)
+                        {
+                            *out = bias + row.iter().zip(x).map(|(weight, x)| weight * x).sum::<f64>();
+                        }
+                    }
+                }
+                Op::Product { inputs: [a, b], rows, columns, inner, .. } => {
+                    let (a, b) = (x(*a).chunks_exact(rows * inner), x(*b).chunks_exact(columns * inner));
+                    for ((out, a), b) in out.chunks_exact_mut(rows * columns).zip(a).zip(b) {
+                        for (out, a) in out.chunks_exact_mut(*columns).zip(a.chunks_exact(*inner)) {
+                            for (out, b) in out.iter_mut().zip(b.chunks_exact(*inner)) {
+                                *out = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                            }
+                        }
+                    }
+                }
+                Op::Normalise { x: from, len, epsilon } => {
+                    for (out, x) in out.chunks_exact_mut(*len).zip(x(*from).chunks_exact(*len)) {
+                        let (mean, variance) = moments(x);
+                        let deviation = libm::sqrt(variance + epsilon);
+                        out.iter_mut().zip(x).for_each(|(out, x)| *out = (x - mean) / deviation);
+                    }
+                }
+                Op::Softmax { x: from, len, masked } => {
+                    let rows = out.chunks_exact_mut(*len).zip(x(*from).chunks_exact(*len));
+                    for ((out, x), masked) in rows.zip(masked.chunks_exact(*len)) {
+                        let open = || (0..*len).filter(|at| !masked[*at]);
+                        let max = open().map(|at| x[at]).fold(f64::NEG_INFINITY, f64::max);
+                        open().for_each(|at| out[at] = libm::exp(x[at] - max));
+                        let sum: f64 = out.iter().sum();
+                        open().for_each(|at| out[at] /= sum);
+                    }
+                }
+                Op::Embed { x: from, table, len } => {
+                    let last = (table.len() / len - 1) as f64;
+                    for (out, x) in out.chunks_exact_mut(*len).zip(x(*from)) {
+                        let row = x.round().clamp(0.0, last) as usize;
+                        out.copy_from_slice(&table[row * len..(row + 1) * len]);
                     }
                 }
                 Op::Conv { x: from, window, weights, bias } => {

@@ -73,6 +73,15 @@ fn regressors_are_close() {
     }
 }
 
+/// As PyTorch's two exporters write them: with and without fused attention, layer norms and GELU.
+#[test]
+fn transformers_agree() {
+    for (name, least) in [("licence_gpt", 0.97), ("digits_transformer", 0.98)] {
+        let same = measure(name);
+        assert!(same >= least, "{name}: {same}");
+    }
+}
+
 /// Comparisons are exact, and leaves keep more bits than a 32-bit float has.
 #[test]
 fn trees_are_exact() {

@@ -44,6 +44,31 @@ fn every_prefix_is_refused() {
     }
 }
 
+const TRANSFORMER: &[u8] = include_bytes!("data/digits_transformer.onnx");
+
+#[test]
+fn every_prefix_of_a_transformer_is_refused() {
+    for cut in (0..TRANSFORMER.len()).step_by(331) {
+        assert!(import(&TRANSFORMER[..cut], &[1.0; 64]).is_err(), "cut at {cut}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// In the nodes, which come before the weights: names, axes, shapes.
+    #[test]
+    fn mutations_of_a_transformer_do_not_panic(
+        edits in prop::collection::vec((0usize..12_000, any::<u8>(), any::<bool>()), 1..3),
+    ) {
+        let mut model = TRANSFORMER.to_vec();
+        for (at, byte, insert) in edits {
+            if insert { model.insert(at, byte) } else { model[at] = byte }
+        }
+        let _ = import(&model, &[0.5; 64]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 

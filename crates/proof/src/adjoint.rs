@@ -1,9 +1,10 @@
 //! Linear functions of the committed slots, pulled back through a graph.
 //!
-//! Given a weight for every row (what a random combination of look-ups asks for) and for every output, [`pull_back`] finds
-//! the weight of every slot, of every input and the constant such that the weighted sum of keys, values and outputs equals
+//! Given a weight for every row (what a random combination of look-ups asks for) and for some tensors, [`pull_back`] finds
+//! the weight of every slot, of every input and the constant such that the weighted sum of keys, values and those tensors equals
 //! the weighted sum of slots and inputs plus the constant, in every example. It is reverse-mode differentiation: nodes are
-//! visited from the last to the first, and everything but a look-up is linear; a look-up ends at its slots. Where weights are
+//! visited from the last to the first, and everything but look-ups and products is linear; a look-up ends at its slots, a product
+//! at its results, whose weights [`products`](crate::products) go on with. Where weights are
 //! committed, the walk ends too: what is left there is a bilinear form of the weights and of what the map reads, which
 //! [`forward`] finds.
 
@@ -23,17 +24,20 @@ pub(crate) struct Linear {
     pub(crate) constant: E,
     /// For each map with committed weights, in their order, the weights of its results without the biases.
     pub(crate) committed: Vec<Vec<E>>,
+    /// For each product, in their order, the weights of its results.
+    pub(crate) products: Vec<Vec<E>>,
 }
 
-/// Pulls back `Σ_row rows[row] · (key + beta · value) + Σ_i outputs[i] · output_i`. `rows` has one weight a row.
-pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E]) -> Linear {
+/// Pulls back `Σ_row rows[row] · (key + beta · value) + Σ_(t, w) Σ_i w_i · t_i`, where `seeds` lists tensors `t` and weights `w`. `rows`
+/// is empty or has one weight a row.
+pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(Tensor, Vec<E>)>) -> Linear {
     let graph = circuit.graph;
     let mut slots = vec![E::ZERO; circuit.slots];
     let mut constant = E::ZERO;
-    let mut committed = Vec::new();
+    let (mut committed, mut products) = (Vec::new(), Vec::new());
     // Of each tensor the weights of its values; empty while all are zero.
     let mut weights: Vec<Vec<E>> = vec![Vec::new(); graph.nodes().len() + 1];
-    add(&mut weights[graph.output().index()], outputs);
+    seeds.iter().for_each(|(tensor, seed)| add(&mut weights[tensor.index()], seed));
     let mut lookups = circuit.lookups.iter().rev();
     for (number, node) in graph.nodes().iter().enumerate().rev() {
         let out = std::mem::take(&mut weights[number + 1]);
@@ -42,10 +46,12 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
                 let Some(lookup) = lookups.next() else { continue };
                 debug_assert_eq!(lookup.node, number);
                 let (slot, row) = lookup.results;
-                let rows_here = &rows[row..row + lookup.width];
-                for (i, weight) in rows_here.iter().enumerate() {
-                    slots[slot + i] += beta * *weight + out.get(i).copied().unwrap_or(E::ZERO);
+                slots[slot..].iter_mut().zip(&out).for_each(|(slot, weight)| *slot += *weight);
+                if rows.is_empty() {
+                    continue;
                 }
+                let rows_here = &rows[row..row + lookup.width];
+                slots[slot..].iter_mut().zip(rows_here).for_each(|(slot, weight)| *slot += beta * *weight);
                 // key = (x + half - remainder) / 2^shift, exact in the integers and hence in the field.
                 let scale = F::TWO.exp_u64(u64::from(*shift)).inverse();
                 let keys: Vec<E> = rows_here.iter().map(|weight| *weight * scale).collect();
@@ -56,6 +62,11 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
                         slots[slot + i] += rows[row + i] - *key;
                     }
                 }
+            }
+            Node::Product { .. } => {
+                let mut out = out;
+                out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
+                products.push(out);
             }
             Node::Committed { map, .. } => {
                 let bias = match &**map {
@@ -131,15 +142,16 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, outputs: &[E
     let mut inputs = std::mem::take(&mut weights[Tensor::INPUT.index()]);
     inputs.resize(graph.inputs().len(), E::ZERO);
     committed.reverse();
-    Linear { slots, inputs, constant, committed }
+    products.reverse();
+    Linear { slots, inputs, constant, committed, products }
 }
 
 /// What each map with committed weights reads, in their order, when the slots and inputs have these values and every constant
-/// of the graph counts `one` times. No such map reads what depends on another one except through a look-up, as the layout of
-/// the weights has found.
+/// of the graph counts `one` times. No such map reads what depends on another one or on a product except through a look-up, as the
+/// layout of the weights has found.
 pub(crate) fn forward(circuit: &Circuit<'_>, slots: &[E], inputs: &[E], one: E) -> Vec<Vec<E>> {
     let graph = circuit.graph;
-    // Empty where something depends on committed weights.
+    // Empty where something depends on committed weights or on a product.
     let mut tensors: Vec<Vec<E>> = vec![inputs.to_vec()];
     let mut lookups = circuit.lookups.iter();
     let mut out = Vec::new();
@@ -155,6 +167,7 @@ pub(crate) fn forward(circuit: &Circuit<'_>, slots: &[E], inputs: &[E], one: E) 
                 }
                 Vec::new()
             }
+            Node::Product { .. } => Vec::new(),
             _ if unknown => Vec::new(),
             Node::Linear { input, weights, bias, .. } => {
                 let x = &tensors[input.index()];

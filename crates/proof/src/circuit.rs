@@ -7,6 +7,7 @@
 
 use assay_graph::{Graph, Node};
 
+use crate::products::Products;
 use crate::{BATCH_MAX, Error};
 
 /// The largest base-two logarithm of the committed vector and of the rows.
@@ -54,6 +55,7 @@ pub(crate) struct Circuit<'a> {
     pub(crate) rows: usize,
     /// The entries of all tables that are used. Without look-ups there is one that nobody uses.
     pub(crate) entries: Vec<Entry>,
+    pub(crate) products: Products,
 }
 
 /// The sizes of one proof.
@@ -114,7 +116,7 @@ impl<'a> Circuit<'a> {
                 range_entries: starts[tables.len() + *shift as usize],
             });
         }
-        Circuit { graph, lookups, slots, rows, entries }
+        Circuit { graph, lookups, slots, rows, entries, products: Products::new(graph) }
     }
 
     /// The tag of the range of a look-up's remainders.
@@ -140,6 +142,13 @@ impl<'a> Circuit<'a> {
             return Err(Error::Size(format!(
                 "{} look-ups and table entries, where one proof covers 2^{LOG_MAX}",
                 total(self.rows)
+            )));
+        }
+        if self.products.log_results.max(self.products.log_operands + log_batch) > LOG_MAX {
+            return Err(Error::Size(format!(
+                "the products have 2^{} results and 2^{} operands, where one proof covers 2^{LOG_MAX}",
+                self.products.log_results,
+                self.products.log_operands + log_batch
             )));
         }
         Ok(Sizes { log_batch, log_rows, log_committed })

@@ -68,9 +68,11 @@ pub(crate) fn security_bits(log_rows: usize, log: usize, log_weights: Option<usi
     let mut error = 2f64.powf(-values.error().bits());
     let mut candidates = values.log2_max_candidates;
     // Poles of degree 2 in the challenges; rounds of degree 3 with two combinations a level; three claims and the outputs'
-    // point; rounds of degree 2.
+    // point; rounds of degree 2; rounds of degree 2 and 3 over products, and two more claims.
     let (rows, levels) = ((1u64 << log_rows) as f64, log_rows as f64);
-    let mut degrees = 2.0 * rows + 1.5 * levels * levels + 3.0 * levels + 2.0 + 22.0 + 2.0 * log as f64;
+    let products = 5.0 * LOG_MAX as f64 + 2.0;
+    let mut degrees =
+        2.0 * rows + 1.5 * levels * levels + 3.0 * levels + 2.0 + 22.0 + 2.0 * log as f64 + products;
     if let Some(weights) = weights {
         let weights = weights?;
         error += 2f64.powf(-weights.error().bits());

@@ -63,6 +63,14 @@ pub(crate) fn eq(a: &[E], b: &[E]) -> E {
     a.iter().zip(b).map(|(a, b)| (*a * *b).double() - *a - *b + E::ONE).product()
 }
 
+/// `eq` of a point and the corner with this index.
+pub(crate) fn select(point: &[E], index: usize) -> E {
+    let bit = |(bit, coordinate): (usize, &E)| {
+        if index >> bit & 1 == 1 { *coordinate } else { E::ONE - *coordinate }
+    };
+    point.iter().rev().enumerate().map(bit).product()
+}
+
 /// `base + r · (low + …)`: the quadratic through `h(0)`, `h(1)` with leading coefficient `top`, at `r`.
 pub(crate) fn quadratic(at_0: E, at_1: E, top: E, r: E) -> E {
     at_0 + r * (at_1 - at_0 - top + r * top)

@@ -7,9 +7,10 @@ use crate::circuit::LOG_MAX;
 use crate::commitment::{Opening, Root};
 use crate::field::{E, F};
 use crate::fractions::Level;
+use crate::products::ProductsProof;
 
 /// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
-const MAGIC: &[u8; 8] = b"ASSAYPF2";
+const MAGIC: &[u8; 8] = b"ASSAYPF3";
 
 /// The largest proof file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
@@ -31,6 +32,7 @@ pub struct Proof {
     pub outputs: Vec<i32>,
     pub(crate) root: Root,
     pub(crate) levels: Vec<Level>,
+    pub(crate) products: Option<ProductsProof>,
     pub(crate) rounds: Vec<[E; 2]>,
     pub(crate) weights: Option<WeightsProof>,
     pub(crate) opening: Opening,
@@ -89,6 +91,19 @@ impl Proof {
                 .chain(&level.ends)
                 .for_each(|element| put_element(&mut w, *element));
         }
+        match &self.products {
+            None => w.push(0),
+            Some(products) => {
+                w.push(1);
+                put_element(&mut w, products.value);
+                w.push(products.rounds.len() as u8);
+                products.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
+                put_element(&mut w, products.result);
+                w.push(products.operand_rounds.len() as u8);
+                products.operand_rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
+                products.operands.iter().for_each(|element| put_element(&mut w, *element));
+            }
+        }
         w.push(self.rounds.len() as u8);
         self.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
         let encoded = |opening: &Opening| {
@@ -132,6 +147,19 @@ impl Proof {
             let rounds = r.rounds(number)?;
             levels.push(Level { rounds, ends: [r.element()?, r.element()?, r.element()?, r.element()?] });
         }
+        let products = match r.array()? {
+            [0] => None,
+            [1] => {
+                let value = r.element()?;
+                let count = r.log()?;
+                let (rounds, result) = (r.rounds(count)?, r.element()?);
+                let count = r.log()?;
+                let operand_rounds = r.rounds(count)?;
+                let operands = [r.element()?, r.element()?];
+                Some(ProductsProof { value, rounds, result, operand_rounds, operands })
+            }
+            _ => return Err(Error::File("it has an unknown part")),
+        };
         let count = r.log()?;
         let rounds = r.rounds(count)?;
         let weights = match r.array()? {
@@ -146,7 +174,7 @@ impl Proof {
             _ => return Err(Error::File("it has an unknown part")),
         };
         let opening = opening(r.bytes)?;
-        Ok(Proof { model, inputs, outputs, root, levels, rounds, weights, opening })
+        Ok(Proof { model, inputs, outputs, root, levels, products, rounds, weights, opening })
     }
 
     /// Bytes of the proof alone, without inputs and outputs.
@@ -240,8 +268,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn rounds(&mut self, count: usize) -> Result<Vec<[E; 2]>, Error> {
-        (0..count).map(|_| Ok([self.element()?, self.element()?])).collect()
+    fn rounds<const N: usize>(&mut self, count: usize) -> Result<Vec<[E; N]>, Error> {
+        let round = |_| {
+            let mut round = [E::ZERO; N];
+            for element in &mut round {
+                *element = self.element()?;
+            }
+            Ok(round)
+        };
+        (0..count).map(round).collect()
     }
 
     fn element(&mut self) -> Result<E, Error> {

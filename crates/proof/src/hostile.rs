@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
-use p3_field::PrimeCharacteristicRing as _;
+use p3_field::{Field as _, PrimeCharacteristicRing as _};
 
 use crate::circuit::{Circuit, Sizes};
 use crate::field::{E, F, int};
+use crate::products::ProductsProof;
+use crate::products::prover::Values;
 use crate::prove::{Witness, finish};
 use crate::{Error, Key, Proof, prove, prove_with_key, verify, verify_with_key};
 
@@ -309,6 +311,147 @@ fn every_message_is_bound() {
         other.root[byte] ^= 0x10;
         refused(&graph, &other);
     }
+}
+
+/// Two tokens of two values and their attention: scores, a look-up, weighted sums, a look-up, squares.
+fn attention() -> Graph {
+    let product = |a: u32, b: u32, groups: u32, [rows, columns, inner]: [u32; 3]| Node::Product {
+        inputs: [Tensor(a), Tensor(b)],
+        groups,
+        rows,
+        columns,
+        inner,
+    };
+    let lookup = |input: u32, shift: u32| Node::Lookup { input: Tensor(input), shift, table: 0 };
+    let nodes = vec![
+        lookup(0, 0),
+        product(1, 0, 1, [2, 2, 2]),
+        lookup(2, 3),
+        Node::Gather { inputs: vec![Tensor(1)], index: vec![0, 2, 1, 3] },
+        product(3, 4, 1, [2, 2, 2]),
+        lookup(5, 2),
+        product(6, 6, 4, [1, 1, 1]),
+    ];
+    let tables = vec![Table::clamp(-200, 200, -7, 25)];
+    Graph::new(vec![Range { low: -9, high: 9 }; 4], tables, nodes, Tensor(7), Interface::plain(4)).unwrap()
+}
+
+const TOKENS: [i32; 8] = [5, -9, 3, 0, 1, 2, -3, 8];
+
+/// Puts another key into a look-up, and its value and remainder where they belong; returns the change of the value.
+fn move_key(witness: &mut Witness, circuit: &Circuit<'_>, sizes: Sizes, number: usize, by: i32) -> F {
+    let lookup = &circuit.lookups[number];
+    let (row, first) = (lookup.results.1 << sizes.log_batch, circuit.slots << sizes.log_batch);
+    let old = witness.hits[row] as usize;
+    let new = (old as i32 + by) as usize;
+    witness.hits[row] = new as u32;
+    witness.committed[first + old] -= F::ONE;
+    witness.committed[first + new] += F::ONE;
+    let at = slot(sizes, lookup.results.0, 0);
+    let before = std::mem::replace(&mut witness.committed[at], int(circuit.entries[new].value));
+    witness.committed[at] - before
+}
+
+/// A false result of a product with everything behind it in agreement: the look-up of the result, and the output.
+#[test]
+fn a_false_product_is_refused() {
+    let graph = attention();
+    verify(&graph, &forge(&graph, &TOKENS, |_, _, _, _| ())).unwrap();
+    for honest_about_the_sum in [false, true] {
+        refused(
+            &graph,
+            &forge(&graph, &TOKENS, |witness, outputs, circuit, sizes| {
+                // One key further is 4 more in what is looked up.
+                let change = move_key(witness, circuit, sizes, 2, 1);
+                assert_eq!(change, F::ONE);
+                let (y, out) = (witness.products[2].operands[0][0] + 1, &mut outputs[0]);
+                *out = y * y;
+                for operand in &mut witness.products[2].operands {
+                    operand[0] = y;
+                }
+                witness.products[2].results[0] = y * y;
+                if !honest_about_the_sum {
+                    witness.products[1].results[0] += 4;
+                }
+            }),
+        );
+    }
+    // The product of other operands than those committed to, true as a product.
+    for side in 0..2 {
+        refused(
+            &graph,
+            &forge(&graph, &TOKENS, |witness, outputs, circuit, sizes| {
+                let change = move_key(witness, circuit, sizes, 2, 1);
+                assert_eq!(change, F::ONE);
+                let squares = &mut witness.products[2];
+                squares.operands[side][0] += 1;
+                squares.results[0] = squares.operands[0][0] * squares.operands[1][0];
+                outputs[0] = squares.results[0];
+            }),
+        );
+    }
+    // An output that is a product, false on its own, with and without the messages that say so.
+    for known in [false, true] {
+        refused(
+            &graph,
+            &forge(&graph, &TOKENS, |witness, outputs, _, _| {
+                outputs[1] += 1;
+                witness.products[2].results[1] += i32::from(known);
+            }),
+        );
+    }
+    // Two examples and two products swapped.
+    refused(
+        &graph,
+        &forge(&graph, &TOKENS, |witness, _, _, _| {
+            let Values { results, operands } = &mut witness.products[0];
+            [results].into_iter().chain(operands).for_each(|list| list.rotate_left(4));
+        }),
+    );
+    refused(&graph, &forge(&graph, &TOKENS, |witness, _, _, _| witness.products.swap(0, 1)));
+}
+
+#[test]
+fn every_message_about_products_is_bound() {
+    let graph = attention();
+    let proof = prove(&graph, &TOKENS).unwrap();
+    verify(&graph, &proof).unwrap();
+    let honest = proof.products.clone().unwrap();
+    let change = |change: &dyn Fn(&mut ProductsProof)| {
+        let mut other = proof.clone();
+        change(other.products.as_mut().unwrap());
+        assert!(other.products != proof.products);
+        refused(&graph, &other);
+    };
+    change(&|p| p.value += E::ONE);
+    change(&|p| p.result += E::ONE);
+    change(&|p| p.operands[0] += E::ONE);
+    change(&|p| p.operands[1] += E::ONE);
+    change(&|p| p.operands.swap(0, 1));
+    // The same product of other factors.
+    change(&|p| p.operands = [p.operands[0] * E::TWO, p.operands[1] * E::TWO.inverse()]);
+    change(&|p| p.operands = [p.operands[0] * p.operands[1], E::ONE]);
+    for round in 0..honest.rounds.len() {
+        (0..2).for_each(|part| change(&|p| p.rounds[round][part] += E::ONE));
+    }
+    for round in 0..honest.operand_rounds.len() {
+        (0..3).for_each(|part| change(&|p| p.operand_rounds[round][part] += E::ONE));
+    }
+    change(&|p| p.rounds.swap(0, 1));
+    change(&|p| _ = p.rounds.pop());
+    change(&|p| p.rounds.push([E::ZERO; 2]));
+    change(&|p| p.operand_rounds.swap(0, 1));
+    change(&|p| _ = p.operand_rounds.pop());
+    change(&|p| p.operand_rounds.push([E::ZERO; 3]));
+    change(&|p| p.clone_from(prove(&graph, &[1; 8]).unwrap().products.as_ref().unwrap()));
+    let mut other = proof.clone();
+    other.products = None;
+    refused(&graph, &other);
+    // Products where there are none.
+    let without = self::graph();
+    let mut other = prove(&without, &INPUTS).unwrap();
+    other.products = Some(honest);
+    refused(&without, &other);
 }
 
 /// Messages removed, repeated and in another order.

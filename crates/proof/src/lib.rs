@@ -2,11 +2,11 @@
 //!
 //! [`prove`] runs a [`Graph`] on a batch of inputs and returns a [`Proof`]; [`verify`] checks it against the graph. The
 //! work of the check hardly grows with the batch. `docs/proof.md` specifies the protocol and counts the bits of its
-//! soundness; in one paragraph: everything in a graph that is not a look-up is linear, so the prover commits, with one
+//! soundness; in one paragraph: everything in a graph between look-ups and products is linear, so the prover commits, with one
 //! WHIR commitment, to the results of the look-ups, to the remainders of their rounding, and to how often each table
 //! entry was used. One logarithmic-derivative look-up argument, evaluated by a GKR sum-check over fractions, shows that
-//! every result and remainder is in its table; it ends in one claim about a linear function of the committed vector. A
-//! second sum-check turns that claim, with the one about the outputs, into one evaluation, and WHIR opens it.
+//! every result and remainder is in its table; it ends in one claim about a linear function of the committed vector and of the results of products of computed values, which two sum-checks turn into another such
+//! function. A last sum-check turns that claim, with the one about the outputs, into one evaluation, and WHIR opens it.
 //!
 //! The weights are public by default. With a [`Key`] the verifier needs only a commitment to them.
 //!
@@ -45,9 +45,10 @@ mod fractions;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
 mod key;
-mod product;
+mod products;
 #[cfg(feature = "prover")]
 mod prove;
+mod sumcheck;
 mod verify;
 mod weights;
 
@@ -60,7 +61,7 @@ pub use prove::{Stage, prove, prove_reporting, prove_with_key};
 pub use verify::{verify, verify_with_key};
 
 /// The version of the protocol. It is the first thing that a transcript absorbs.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The proven soundness of a proof about this graph and batch, in bits: a false statement is accepted with a probability of
 /// at most 2^-bits a try, 14 bits of which are work that a try costs. It leaves out collisions of BLAKE3 (128 bits).

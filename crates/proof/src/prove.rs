@@ -9,7 +9,7 @@ use crate::field::{E, F, draw, int, observe};
 use crate::key::Key;
 use crate::verify::{Claim, statement};
 use crate::weights::Layout;
-use crate::{Error, Proof, fractions, product};
+use crate::{Error, Proof, fractions, products, sumcheck};
 
 /// What the prover is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +80,8 @@ pub(crate) struct Witness {
     pub(crate) committed: Vec<F>,
     /// The number of the entry that each row meets.
     pub(crate) hits: Vec<u32>,
+    /// Results and operands of each product.
+    pub(crate) products: Vec<products::prover::Values>,
 }
 
 impl Witness {
@@ -114,7 +116,7 @@ impl Witness {
         let mut counts = vec![0u32; circuit.entries.len()];
         hits.iter().for_each(|entry| counts[*entry as usize] += 1);
         committed[first..].iter_mut().zip(counts).for_each(|(out, count)| *out = F::from_u32(count));
-        Witness { committed, hits }
+        Witness { committed, hits, products: products::prover::values(circuit.graph, trace) }
     }
 }
 
@@ -130,7 +132,7 @@ pub(crate) fn finish(
 ) -> Result<Proof, Error> {
     let model = key.as_ref().map_or(circuit.graph.id(), |(key, _)| key.id());
     let batch = inputs.len() / circuit.graph.inputs().len();
-    let Witness { committed, hits } = witness;
+    let Witness { committed, hits, products: values } = witness;
     let mut challenger = statement(&model, batch, inputs, outputs);
     report(Stage::Commit);
     let mut weights = None;
@@ -167,7 +169,7 @@ pub(crate) fn finish(
 
     report(Stage::Linear);
     let before = challenger.clone();
-    let claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut challenger);
+    let mut claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut challenger);
     // With committed weights: the claim as the verifier has it, and what is missing in it.
     let public = weights.map(|(key, layout, vector, committed)| {
         let circuit = Circuit::new(key.graph());
@@ -176,13 +178,22 @@ pub(crate) fn finish(
         observe(&mut challenger, &[known]);
         (circuit, layout, vector, committed, public, known)
     });
+    let products = (!circuit.products.is_empty()).then(|| {
+        let (products, operands) =
+            circuit.products.prove(&claim.products, &claim.batch, &values, &mut challenger);
+        claim.value -= products.value;
+        claim.join(circuit, &operands, inputs, &mut challenger);
+        products
+    });
     let functional = claim.weights(circuit);
-    let (rounds, point) = product::prover::prove(&committed, functional, claim.value, &mut challenger);
+    let (rounds, point) = sumcheck::prover::prove(&committed, functional, claim.value, &mut challenger);
 
     report(Stage::Open);
     let weights = match public {
         None => None,
-        Some((public_circuit, layout, vector, committed, public, known)) => {
+        Some((public_circuit, layout, vector, committed, mut public, known)) => {
+            // What products read does not depend on committed weights.
+            public.operands.clone_from(&claim.operands);
             let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
             let (circuit, challenger) = (&public_circuit, &mut challenger);
             Some(layout.prove(circuit, &public, &point, &vector, committed, known, at_point, challenger)?)
@@ -190,5 +201,5 @@ pub(crate) fn finish(
     };
     let opening = commitment::prover::open(commitment, &point, &mut challenger)?;
     let (inputs, outputs) = (inputs.to_vec(), outputs.to_vec());
-    Ok(Proof { model, inputs, outputs, root, levels, rounds, weights, opening })
+    Ok(Proof { model, inputs, outputs, root, levels, products, rounds, weights, opening })
 }

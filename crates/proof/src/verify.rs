@@ -8,8 +8,9 @@ use crate::circuit::{Circuit, Sizes};
 use crate::field::{Challenger, E, F, draw, draw_point, eq, eq_table, int, observe};
 use crate::fractions::Leaves;
 use crate::key::Key;
+use crate::products::Operands;
 use crate::weights::Layout;
-use crate::{Error, Proof, VERSION, commitment, file, fractions, product};
+use crate::{Error, Proof, VERSION, commitment, file, fractions, sumcheck};
 
 /// Checks that the proof's inputs give its outputs in this graph.
 ///
@@ -58,14 +59,26 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &Proof) -> Resul
     commitment::observe(&proof.root, sizes.log_committed, &mut challenger)?;
     let (alpha, beta) = (draw(&mut challenger), draw(&mut challenger));
     let leaves = fractions::verify(&proof.levels, &mut challenger)?;
-    let claim =
+    let mut claim =
         Claim::new(&circuit, sizes, alpha, beta, &leaves, &proof.inputs, &proof.outputs, &mut challenger);
-    let mut value = claim.value;
     if let Some(weights) = &proof.weights {
         observe(&mut challenger, &[weights.known]);
-        value -= weights.known;
+        claim.value -= weights.known;
     }
-    let point = product::verify(&proof.rounds, &mut value, &mut challenger);
+    match (circuit.products.is_empty(), &proof.products) {
+        (true, None) => {}
+        (false, Some(products)) => {
+            let operands =
+                circuit.products.verify(&claim.products, &claim.batch, products, &mut challenger)?;
+            claim.value -= products.value;
+            claim.join(&circuit, &operands, &proof.inputs, &mut challenger);
+        }
+        _ => {
+            return Err(Error::Rejected("it has products where the model has none, or the other way around"));
+        }
+    }
+    let mut value = claim.value;
+    let point = sumcheck::verify(&proof.rounds, &mut value, &mut challenger);
     let mut weight = claim.weight_at(&circuit, &point);
     match (key, &proof.weights) {
         (None, None) => {}
@@ -112,6 +125,10 @@ pub(crate) struct Claim {
     pub(crate) committed: Vec<Vec<E>>,
     /// The inputs, summed over examples with the weights of the point of the batch.
     pub(crate) inputs: Vec<E>,
+    /// For each product, the weights of its results.
+    pub(crate) products: Vec<Vec<E>>,
+    /// What the operands of products add to the weight of each slot, and the point of the batch that goes with it.
+    pub(crate) operands: Option<(Vec<E>, Vec<E>)>,
 }
 
 impl Claim {
@@ -165,13 +182,13 @@ impl Claim {
 
         let output_table = eq_table(&output_point);
         let output_weights: Vec<E> = output_table[..width].iter().map(|weight| *weight * lambda).collect();
-        let linear = adjoint::pull_back(circuit, rows, beta, &output_weights);
+        let value = {
+            let outputs = batched(outputs, width, &batch_table);
+            keys_and_values + dot(&outputs, &output_weights) + lambda * lambda * multiplicities
+        };
+        let linear = adjoint::pull_back(circuit, rows, beta, vec![(circuit.graph.output(), output_weights)]);
         let inputs = batched(inputs, circuit.graph.inputs().len(), &batch_table);
-        let outputs = batched(outputs, width, &batch_table);
-        let dot = |a: &[E], b: &[E]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<E>();
-        let value = keys_and_values + dot(&outputs, &output_weights) + lambda * lambda * multiplicities
-            - linear.constant
-            - dot(&inputs, &linear.inputs);
+        let value = value - linear.constant - dot(&inputs, &linear.inputs);
         let lambda_2 = lambda * lambda;
         let entries = entry_weights.into_iter().map(|weight| weight * lambda_2).collect();
         Claim {
@@ -182,21 +199,43 @@ impl Claim {
             entries,
             committed: linear.committed,
             inputs,
+            products: linear.products,
+            operands: None,
         }
+    }
+
+    /// Adds the claims about the operands of products, at their own point of the batch, with powers of a challenge.
+    pub(crate) fn join(
+        &mut self,
+        circuit: &Circuit<'_>,
+        operands: &Operands,
+        inputs: &[i32],
+        challenger: &mut Challenger,
+    ) {
+        let mu = draw(challenger);
+        let linear = adjoint::pull_back(circuit, &[], E::ZERO, circuit.products.seeds(operands, mu));
+        let inputs = batched(inputs, circuit.graph.inputs().len(), &eq_table(&operands.batch));
+        let [left, right] = operands.values;
+        self.value += mu * (left + mu * right - linear.constant - dot(&inputs, &linear.inputs));
+        let slots = linear.slots.into_iter().map(|weight| weight * mu).collect();
+        self.operands = Some((slots, operands.batch.clone()));
     }
 
     /// The multilinear extension of the function's weights at a point.
     pub(crate) fn weight_at(&self, circuit: &Circuit<'_>, point: &[E]) -> E {
         let (high, low) = point.split_at(self.sizes.log_committed - self.sizes.log_batch);
         let (high, low_table) = (eq_table(high), eq_table(low));
-        let slots: E = self.slots.iter().zip(&high).map(|(weight, eq)| *weight * *eq).sum();
+        let mut total = dot(&self.slots, &high) * eq(&self.batch, low);
+        if let Some((slots, batch)) = &self.operands {
+            total += dot(slots, &high) * eq(batch, low);
+        }
         let first = circuit.slots << self.sizes.log_batch;
         let mask = low_table.len() - 1;
         let entries: E = (first..)
             .zip(&self.entries)
             .map(|(at, weight)| *weight * high[at >> self.sizes.log_batch] * low_table[at & mask])
             .sum();
-        slots * eq(&self.batch, low) + entries
+        total + entries
     }
 
     /// All weights, in the order of the committed vector.
@@ -209,13 +248,23 @@ impl Claim {
         out[..first].par_chunks_exact_mut(batch.len()).zip(&self.slots).for_each(|(out, slot)| {
             out.iter_mut().zip(&batch).for_each(|(out, batch)| *out = *slot * *batch);
         });
+        if let Some((slots, batch)) = &self.operands {
+            let batch = eq_table(batch);
+            out[..first].par_chunks_exact_mut(batch.len()).zip(slots).for_each(|(out, slot)| {
+                out.iter_mut().zip(&batch).for_each(|(out, batch)| *out += *slot * *batch);
+            });
+        }
         out[first..first + self.entries.len()].copy_from_slice(&self.entries);
         out
     }
 }
 
+fn dot(a: &[E], b: &[E]) -> E {
+    a.iter().zip(b).map(|(a, b)| *a * *b).sum()
+}
+
 /// `Σ_b eq_b · values[b][i]` for each `i`, where the last example stands for all that fill up the batch.
-fn batched(values: &[i32], width: usize, batch: &[E]) -> Vec<E> {
+pub(crate) fn batched(values: &[i32], width: usize, batch: &[E]) -> Vec<E> {
     let count = values.len() / width;
     let mut shares = batch[..count].to_vec();
     if let Some(last) = shares.last_mut() {

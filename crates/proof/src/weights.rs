@@ -14,11 +14,11 @@ use p3_field::PrimeCharacteristicRing as _;
 use crate::adjoint::forward;
 use crate::circuit::{Circuit, LOG_MAX, LOG_MIN};
 use crate::error::Error;
-use crate::field::{Challenger, E, draw, eq, eq_table, observe};
+use crate::field::{Challenger, E, draw, eq, eq_table, observe, select};
 use crate::file::WeightsProof;
 use crate::key::Key;
 use crate::verify::Claim;
-use crate::{commitment, product};
+use crate::{commitment, sumcheck};
 
 /// The block of one map.
 struct Block {
@@ -59,20 +59,25 @@ impl Layout {
     /// Finds the maps with committed weights.
     ///
     /// # Errors
-    /// [`Error::Key`] when there are too many, or one reads what another one makes without a look-up between them.
+    /// [`Error::Key`] when there are too many, or one reads what another one or a product makes, or a product what one makes,
+    /// without a look-up between them.
     pub(crate) fn new(graph: &Graph) -> Result<Layout, Error> {
         let mut blocks = Vec::new();
         let mut total = 0u64;
-        // Whether a tensor depends on committed weights other than through a look-up.
+        // Whether a tensor depends on committed weights or on a product other than through a look-up.
         let mut depends = vec![false];
         for (node, kind) in graph.nodes().iter().enumerate() {
             let reads = kind.operands().iter().any(|operand| depends[operand.index()]);
             depends.push(reads && !matches!(kind, Node::Lookup { .. }));
-            let Node::Committed { map, .. } = kind else { continue };
-            if reads {
-                return Err(Error::Key("a linear map follows another one without a look-up between them"));
+            if matches!(kind, Node::Committed { .. } | Node::Product { .. }) {
+                if reads {
+                    return Err(Error::Key(
+                        "a linear map or product follows another one without a look-up between them",
+                    ));
+                }
+                depends[node + 1] = true;
             }
-            depends[node + 1] = true;
+            let Node::Committed { map, .. } = kind else { continue };
             let (window, dims) = match &**map {
                 Node::Linear { input, rows, .. } => (None, [*rows as usize, graph.width(*input), 1]),
                 Node::Conv { window, .. } => {
@@ -129,12 +134,8 @@ impl Layout {
     fn at(&self, forms: &[(&[E], Vec<E>)], point: &[E]) -> E {
         let mut total = E::ZERO;
         for (block, (out, x)) in self.blocks.iter().zip(forms) {
-            let (select, place) = point.split_at(self.log - block.log());
-            let bits = block.offset >> block.log();
-            let select = select.iter().rev().enumerate().map(|(bit, coordinate)| {
-                if bits >> bit & 1 == 1 { *coordinate } else { E::ONE - *coordinate }
-            });
-            let select: E = select.product();
+            let (high, place) = point.split_at(self.log - block.log());
+            let share = select(high, block.offset >> block.log());
             let [a_log, b_log, _] = block.logs();
             let a = eq_table(&place[..a_log]);
             let b = eq_table(&place[a_log..a_log + b_log]);
@@ -169,7 +170,7 @@ impl Layout {
                     sum
                 }
             };
-            total += select * value;
+            total += share * value;
         }
         total
     }
@@ -194,7 +195,7 @@ impl Layout {
         let tau = draw(challenger);
         let forms = self.forms(circuit, claim, point, tau);
         let mut value = weights.known + tau * weights.at_point;
-        let end = product::verify(&weights.rounds, &mut value, challenger);
+        let end = sumcheck::verify(&weights.rounds, &mut value, challenger);
         let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
         if self.at(&forms, &end) * opened != value {
             return Err(Error::Rejected("the committed weights give other values"));
@@ -281,7 +282,7 @@ pub(crate) mod prover {
             observe(challenger, &[at_point]);
             let tau = draw(challenger);
             let function = self.function(&self.forms(circuit, claim, point, tau));
-            let (rounds, end) = product::prover::prove(vector, function, known + tau * at_point, challenger);
+            let (rounds, end) = sumcheck::prover::prove(vector, function, known + tau * at_point, challenger);
             let opening = commitment::prover::open(committed, &end, challenger)?;
             Ok(WeightsProof { known, at_point, rounds, opening })
         }

@@ -5,7 +5,7 @@ mod common;
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, Window};
 use assay_proof::{Error, Key, Proof, prove, prove_with_key, verify, verify_with_key};
-use common::{convolution, inputs, numbers, perceptron};
+use common::{attention, convolution, inputs, numbers, perceptron};
 use proptest::prelude::*;
 
 /// Two groups, strides, dilations and padding, and values of two layers that meet in a sum.
@@ -73,7 +73,7 @@ fn proved(graph: &Graph, key: &Key, batch: usize) -> Proof {
 
 #[test]
 fn proofs_are_checked_without_weights() {
-    for graph in [perceptron(), convolution(), grouped()] {
+    for graph in [perceptron(), convolution(), grouped(), attention()] {
         let key = Key::commit(&graph).unwrap();
         let bytes = key.to_bytes();
         let key = Key::from_bytes(&bytes).unwrap();
@@ -141,8 +141,15 @@ fn what_cannot_be_committed_to_is_refused() {
     };
     let chain =
         Graph::new(inputs, vec![], vec![linear(0), linear(1)], Tensor(2), Interface::plain(2)).unwrap();
-    let error = Key::commit(&chain).unwrap_err();
-    assert!(error.to_string().contains("without a look-up between them"), "{error}");
+    // A product of what a linear map makes, and a linear map of what a product makes.
+    let product =
+        |input: u32| Node::Product { inputs: [Tensor(input); 2], groups: 2, rows: 1, columns: 1, inner: 1 };
+    let inputs = vec![Range { low: 0, high: 9 }; 2];
+    let build = |nodes| Graph::new(inputs.clone(), vec![], nodes, Tensor(2), Interface::plain(2)).unwrap();
+    for graph in [chain, build(vec![linear(0), product(1)]), build(vec![product(0), linear(1)])] {
+        let error = Key::commit(&graph).unwrap_err();
+        assert!(error.to_string().contains("without a look-up between them"), "{error}");
+    }
 }
 
 #[test]

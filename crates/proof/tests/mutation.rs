@@ -5,7 +5,7 @@
 mod common;
 
 use assay_proof::{Proof, prove, verify};
-use common::{inputs, numbers, perceptron};
+use common::{attention, inputs, numbers, perceptron};
 use proptest::prelude::*;
 
 fn honest() -> (assay_graph::Graph, Vec<u8>) {
@@ -28,6 +28,20 @@ fn every_byte_counts() {
     for at in (0..6_000).chain((6_000..bytes.len()).step_by(7)).filter(|at| *at < bytes.len()) {
         let mut other = bytes.clone();
         other[at] ^= 1 << next(0, 7);
+        assert!(!accepted(&graph, &other), "byte {at} of {}", bytes.len());
+    }
+}
+
+/// As above for products: every byte of their messages, which lie behind those of the look-ups.
+#[test]
+fn every_byte_of_products_counts() {
+    let graph = attention();
+    let proof = prove(&graph, &inputs(&graph, 2, 5)).unwrap();
+    let bytes = proof.to_bytes().unwrap();
+    assert!(accepted(&graph, &bytes));
+    for at in (0..bytes.len().min(9_000)).step_by(3) {
+        let mut other = bytes.clone();
+        other[at] ^= 1 << (at % 8);
         assert!(!accepted(&graph, &other), "byte {at} of {}", bytes.len());
     }
 }
@@ -71,7 +85,7 @@ proptest! {
 
     #[test]
     fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..2000)) {
-        let (magic, graph) = (b"ASSAYPF2", perceptron());
+        let (magic, graph) = (b"ASSAYPF3", perceptron());
         prop_assert!(!accepted(&graph, &noise));
         prop_assert!(!accepted(&graph, &[&magic[..], &graph.id(), &noise].concat()));
     }

@@ -5,7 +5,7 @@ mod common;
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
 use assay_proof::{Error, Proof, prove, verify};
-use common::{convolution, inputs, perceptron};
+use common::{attention, convolution, inputs, perceptron};
 use proptest::prelude::*;
 
 #[test]
@@ -26,6 +26,26 @@ fn every_kind_of_node_is_proved() {
     let graph = convolution();
     let proof = prove(&graph, &inputs(&graph, 3, 2)).unwrap();
     verify(&graph, &proof).unwrap();
+}
+
+#[test]
+fn products_are_proved() {
+    let graph = attention();
+    for batch in [1, 2, 3, 8] {
+        let proof = prove(&graph, &inputs(&graph, batch, 6)).unwrap();
+        verify(&graph, &Proof::from_bytes(&proof.to_bytes().unwrap()).unwrap()).unwrap();
+        let mut other = proof.clone();
+        other.outputs[0] += 1;
+        assert!(matches!(verify(&graph, &other), Err(Error::Rejected(_))));
+    }
+    // A product of inputs alone: nothing is committed that anybody reads.
+    let product = Node::Product { inputs: [Tensor::INPUT; 2], groups: 2, rows: 3, columns: 3, inner: 2 };
+    let inputs = vec![Range { low: -100, high: 100 }; 12];
+    let graph = Graph::new(inputs, vec![], vec![product], Tensor(1), Interface::plain(18)).unwrap();
+    let mut proof = prove(&graph, &common::inputs(&graph, 3, 3)).unwrap();
+    verify(&graph, &proof).unwrap();
+    proof.inputs[5] += 1;
+    assert!(matches!(verify(&graph, &proof), Err(Error::Rejected(_))));
 }
 
 #[test]

@@ -86,3 +86,69 @@ pub fn convolution() -> Graph {
     let tables = vec![Table::clamp(-320, 320, 0, 31), Table::clamp(-31, 31, 0, 31)];
     Graph::new(vec![Range { low: -15, high: 15 }; 72], tables, nodes, Tensor(9), Interface::plain(4)).unwrap()
 }
+
+/// A head of attention over three tokens of five values, with reciprocals and squares: products of every shape.
+pub fn attention() -> Graph {
+    let window = Window {
+        channels: 5,
+        size: [1, 3],
+        filters: 15,
+        groups: 1,
+        kernel: [1, 1],
+        stride: [1, 1],
+        dilation: [1, 1],
+        pad: [0, 0],
+        output: [1, 3],
+    };
+    let mut next = numbers(21);
+    let product = |a: u32, b: u32, groups: u32, [rows, columns, inner]: [u32; 3]| Node::Product {
+        inputs: [Tensor(a), Tensor(b)],
+        groups,
+        rows,
+        columns,
+        inner,
+    };
+    let lookup = |input: u32, shift: u32, table: u32| Node::Lookup { input: Tensor(input), shift, table };
+    let by_token = |first: u32| (0..15).map(|i| first + i % 5 * 3 + i / 5).collect::<Vec<_>>();
+    let wire = |inputs: Vec<u32>, index: Vec<u32>| Node::Gather {
+        inputs: inputs.into_iter().map(Tensor).collect(),
+        index,
+    };
+    let nodes = vec![
+        Node::Conv {
+            input: Tensor::INPUT,
+            window,
+            weights: (0..75).map(|_| next(-9, 9)).collect(),
+            bias: (0..15).map(|_| next(-99, 99)).collect(),
+        },
+        lookup(1, 4, 0),
+        wire(vec![2], by_token(0)),
+        wire(vec![2], by_token(15)),
+        wire(vec![2], (30..45).collect()),
+        product(3, 4, 1, [3, 3, 5]),
+        lookup(6, 6, 1),
+        product(7, 5, 1, [3, 5, 3]),
+        lookup(8, 3, 0),
+        // The sums of the rows of 7, by which those of 9 are divided.
+        Node::Linear {
+            input: Tensor(7),
+            rows: 3,
+            weights: (0..27).map(|i| i32::from(i / 9 == i % 9 / 3)).collect(),
+            bias: vec![0; 3],
+        },
+        lookup(10, 2, 2),
+        product(9, 11, 3, [5, 1, 1]),
+        lookup(12, 4, 0),
+        product(13, 13, 3, [1, 1, 5]),
+        // Results of products that are added, and one that is read without a look-up.
+        Node::Sum { terms: vec![(Tensor(14), 3), (Tensor(10), -1)], bias: vec![7; 3] },
+        wire(vec![15, 0, 14], vec![0, ZERO, 2, 7, 19]),
+    ];
+    let tables = vec![
+        Table::clamp(-800, 800, -30, 31),
+        Table::of(-80, 80, |x| 40 + x / 3),
+        Table::of(0, 64, |x| 100 / (x + 1)),
+    ];
+    let inputs = vec![Range { low: -15, high: 15 }; 15];
+    Graph::new(inputs, tables, nodes, Tensor(16), Interface::plain(5)).unwrap()
+}

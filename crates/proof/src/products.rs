@@ -1,0 +1,326 @@
+//! Products of two computed operands, by two sum-checks (Thaler, "Time-optimal interactive proofs for circuit evaluation",
+//! CRYPTO 2013).
+//!
+//! What the linear claim asks of products is one weighted sum of their results at the point of the batch. All results are laid in one
+//! vector, so a sum-check reduces that sum to the vector's value at a point, whose last coordinates name a group, a row and
+//! a column of every product. There, a result is a sum over groups, inner values and examples of products of what two
+//! vectors hold: the operands with their rows folded. A second sum-check reduces that to one value of each of the two, which are
+//! linear in the committed slots again, at another point of the batch.
+//!
+//! The results of a product fill a block with the dimensions (groups, rows, columns), its operands one with (groups, inner), each rounded
+//! up to a power of two. Behind the operands' index comes the batch.
+
+use assay_graph::{Graph, Node, Tensor};
+use p3_field::PrimeCharacteristicRing as _;
+
+use crate::error::Error;
+use crate::field::{Challenger, E, eq, eq_table, observe, select};
+use crate::sumcheck;
+
+/// What a proof says about products.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProductsProof {
+    /// The weighted sum of all results.
+    pub(crate) value: E,
+    /// The sum-check over results.
+    pub(crate) rounds: Vec<[E; 2]>,
+    /// The vector of results at its point.
+    pub(crate) result: E,
+    /// The sum-check over operands.
+    pub(crate) operand_rounds: Vec<[E; 3]>,
+    /// The two vectors of operands at its point.
+    pub(crate) operands: [E; 2],
+}
+
+/// One product.
+struct Block {
+    inputs: [Tensor; 2],
+    /// Groups, rows, columns, inner values.
+    dims: [usize; 4],
+    /// The first place among the results, and among the operands; multiples of the blocks' sizes.
+    results: usize,
+    operands: usize,
+}
+
+impl Block {
+    fn logs(&self) -> [usize; 4] {
+        self.dims.map(log)
+    }
+
+    fn log_results(&self) -> usize {
+        let [groups, rows, columns, _] = self.logs();
+        groups + rows + columns
+    }
+
+    fn log_operands(&self) -> usize {
+        let [groups, _, _, inner] = self.logs();
+        groups + inner
+    }
+}
+
+fn log(n: usize) -> usize {
+    n.next_power_of_two().trailing_zeros() as usize
+}
+
+/// Where results and operands of all products lie.
+pub(crate) struct Products {
+    /// In the order of the nodes.
+    blocks: Vec<Block>,
+    /// Base-two logarithm of the vector of results.
+    pub(crate) log_results: usize,
+    /// Base-two logarithm of a vector of operands, without the batch.
+    pub(crate) log_operands: usize,
+}
+
+/// What is left of the products: values of the operands at a point.
+pub(crate) struct Operands {
+    /// The point among the results.
+    results: Vec<E>,
+    /// The point among the operands, without the batch.
+    place: Vec<E>,
+    /// The point of the batch.
+    pub(crate) batch: Vec<E>,
+    pub(crate) values: [E; 2],
+}
+
+impl Products {
+    pub(crate) fn new(graph: &Graph) -> Products {
+        let mut blocks = Vec::new();
+        for node in graph.nodes() {
+            if let Node::Product { inputs, groups, rows, columns, inner } = node {
+                let dims = [*groups, *rows, *columns, *inner].map(|size| size as usize);
+                blocks.push(Block { inputs: *inputs, dims, results: 0, operands: 0 });
+            }
+        }
+        let log_results = Products::place(&mut blocks, Block::log_results, |block| &mut block.results);
+        let log_operands = Products::place(&mut blocks, Block::log_operands, |block| &mut block.operands);
+        Products { blocks, log_results, log_operands }
+    }
+
+    /// Lays blocks behind each other, large ones first, so that each lies at a multiple of its size. Returns the logarithm of all.
+    fn place(blocks: &mut [Block], log_of: fn(&Block) -> usize, set: fn(&mut Block) -> &mut usize) -> usize {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|at| std::cmp::Reverse(log_of(&blocks[*at])));
+        // A graph bounds the values of all tensors, and each dimension at most doubles: this does not overflow.
+        let mut next = 0u64;
+        for at in order {
+            *set(&mut blocks[at]) = next as usize;
+            next += 1 << log_of(&blocks[at]);
+        }
+        next.next_power_of_two().trailing_zeros() as usize
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// The share of a block in the vector of results at a point, and the point inside of it: group, row, column.
+    fn at_results<'a>(&self, block: &Block, point: &'a [E]) -> (E, [&'a [E]; 3]) {
+        let (high, place) = point.split_at(self.log_results - block.log_results());
+        let [groups, rows, _, _] = block.logs();
+        let (group, rest) = place.split_at(groups);
+        let (row, column) = rest.split_at(rows);
+        (select(high, block.results >> block.log_results()), [group, row, column])
+    }
+
+    /// As [`at_results`](Self::at_results) among the operands: group and inner value.
+    fn at_operands<'a>(&self, block: &Block, point: &'a [E]) -> (E, [&'a [E]; 2]) {
+        let (high, place) = point.split_at(self.log_operands - block.log_operands());
+        let (group, inner) = place.split_at(block.logs()[0]);
+        (select(high, block.operands >> block.log_operands()), [group, inner])
+    }
+
+    /// The weights of the results at a point: `weights` has those of each product.
+    fn weight_at(&self, weights: &[Vec<E>], point: &[E]) -> E {
+        let share = |(block, weights): (&Block, &Vec<E>)| {
+            let (share, [group, row, column]) = self.at_results(block, point);
+            let [_, rows, columns, _] = block.dims;
+            let (rows_table, columns_table) = (eq_table(row), eq_table(column));
+            let groups = weights.chunks_exact(rows * columns).zip(eq_table(group));
+            let sum: E = groups
+                .map(|(weights, group)| {
+                    let rows = weights.chunks_exact(columns).zip(&rows_table);
+                    let sum: E = rows
+                        .map(|(weights, row)| {
+                            let row_sum: E = weights.iter().zip(&columns_table).map(|(w, eq)| *w * *eq).sum();
+                            row_sum * *row
+                        })
+                        .sum();
+                    sum * group
+                })
+                .sum();
+            share * sum
+        };
+        self.blocks.iter().zip(weights).map(share).sum()
+    }
+
+    /// Follows the weighted sum of results to values of the operands.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`].
+    pub(crate) fn verify(
+        &self,
+        weights: &[Vec<E>],
+        batch: &[E],
+        proof: &ProductsProof,
+        challenger: &mut Challenger,
+    ) -> Result<Operands, Error> {
+        const WRONG: Error = Error::Rejected("a product is wrong");
+        if proof.rounds.len() != self.log_results
+            || proof.operand_rounds.len() != self.log_operands + batch.len()
+        {
+            return Err(Error::Rejected("it is of another size"));
+        }
+        observe(challenger, &[proof.value]);
+        let mut claim = proof.value;
+        let results = sumcheck::verify(&proof.rounds, &mut claim, challenger);
+        if self.weight_at(weights, &results) * proof.result != claim {
+            return Err(WRONG);
+        }
+        observe(challenger, &[proof.result]);
+        let mut claim = proof.result;
+        let point = sumcheck::verify_cubic(&proof.operand_rounds, &mut claim, challenger);
+        let (place, batch_point) = point.split_at(self.log_operands);
+        let share = |block: &Block| {
+            let (result, [result_group, _, _]) = self.at_results(block, &results);
+            let (operand, [group, _]) = self.at_operands(block, place);
+            result * operand * eq(result_group, group)
+        };
+        let weight = self.blocks.iter().map(share).sum::<E>() * eq(batch, batch_point);
+        if weight * proof.operands[0] * proof.operands[1] != claim {
+            return Err(WRONG);
+        }
+        observe(challenger, &proof.operands);
+        let (place, batch) = (place.to_vec(), batch_point.to_vec());
+        Ok(Operands { results, place, batch, values: proof.operands })
+    }
+
+    /// The weights of each operand's values in `left + mu · right` of the values at the point.
+    pub(crate) fn seeds(&self, operands: &Operands, mu: E) -> Vec<(Tensor, Vec<E>)> {
+        let mut out = Vec::new();
+        for block in &self.blocks {
+            let (_, [_, row, column]) = self.at_results(block, &operands.results);
+            let (share, [group, inner]) = self.at_operands(block, &operands.place);
+            let [groups, rows, columns, inners] = block.dims;
+            let (group, inner) = (&eq_table(group)[..groups], &eq_table(inner)[..inners]);
+            for (input, rows, point, factor) in
+                [(block.inputs[0], rows, row, E::ONE), (block.inputs[1], columns, column, mu)]
+            {
+                let table = &eq_table(point)[..rows];
+                let plane: Vec<E> =
+                    table.iter().flat_map(|row| inner.iter().map(|inner| *row * *inner)).collect();
+                let weights = group.iter().flat_map(|group| {
+                    let group = *group * share * factor;
+                    plane.iter().map(move |weight| group * *weight)
+                });
+                out.push((input, weights.collect()));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(feature = "prover")]
+pub(crate) mod prover {
+    use super::*;
+    use crate::adjoint::transposed;
+    use crate::field::int;
+    use crate::verify::batched;
+    use assay_graph::Trace;
+
+    /// The values of one product, example by example.
+    pub(crate) struct Values {
+        pub(crate) results: Vec<i32>,
+        pub(crate) operands: [Vec<i32>; 2],
+    }
+
+    /// The values of all products, in the order of the nodes.
+    pub(crate) fn values(graph: &Graph, trace: &Trace) -> Vec<Values> {
+        let nodes = graph.nodes().iter().zip(1..);
+        nodes
+            .filter_map(|(node, tensor)| {
+                let Node::Product { inputs, .. } = node else { return None };
+                Some(Values {
+                    results: trace.tensor(Tensor(tensor)).to_vec(),
+                    operands: inputs.map(|input| trace.tensor(input).to_vec()),
+                })
+            })
+            .collect()
+    }
+
+    impl Products {
+        /// Proves the weighted sum of these results, whether or not they are true.
+        pub(crate) fn prove(
+            &self,
+            weights: &[Vec<E>],
+            batch: &[E],
+            values: &[Values],
+            challenger: &mut Challenger,
+        ) -> (ProductsProof, Operands) {
+            let batch_table = eq_table(batch);
+            let mut results = vec![E::ZERO; 1 << self.log_results];
+            let mut functional = results.clone();
+            let mut value = E::ZERO;
+            for ((block, values), weights) in self.blocks.iter().zip(values).zip(weights) {
+                let at_batch = batched(&values.results, weights.len(), &batch_table);
+                value += at_batch.iter().zip(weights).map(|(a, b)| *a * *b).sum::<E>();
+                let [_, rows, columns, _] = block.dims;
+                let [_, rows_log, columns_log, _] = block.logs();
+                for (at, (result, weight)) in at_batch.into_iter().zip(weights).enumerate() {
+                    let (row, column) = (at / columns, at % columns);
+                    let (group, row) = (row / rows, row % rows);
+                    let place = block.results + (((group << rows_log) + row) << columns_log) + column;
+                    (results[place], functional[place]) = (result, *weight);
+                }
+            }
+            observe(challenger, &[value]);
+            let (rounds, point, result) =
+                sumcheck::prover::prove_extension(results, functional, value, challenger);
+            observe(challenger, &[result]);
+
+            let len = batch_table.len();
+            let mut vectors = [(); 3].map(|()| vec![E::ZERO; len << self.log_operands]);
+            for (block, values) in self.blocks.iter().zip(values) {
+                let (share, [group, row, column]) = self.at_results(block, &point);
+                let [groups, rows, columns, inner] = block.dims;
+                let inner_log = block.logs()[3];
+                for (group, eq) in eq_table(group).iter().enumerate() {
+                    let eq = share * *eq;
+                    // Also where the operands are padded with zeros: the verifier knows the extension of all.
+                    let first = (block.operands + (group << inner_log)) * len;
+                    for weights in vectors[0][first..first + (len << inner_log)].chunks_exact_mut(len) {
+                        weights.iter_mut().zip(&batch_table).for_each(|(out, batch)| *out = eq * *batch);
+                    }
+                }
+                let folds = [(&values.operands[0], rows, row), (&values.operands[1], columns, column)];
+                for ((values, rows, point), out) in folds.into_iter().zip(&mut vectors[1..]) {
+                    let table = &eq_table(point)[..rows];
+                    let examples = values.len() / (groups * rows * inner);
+                    for (at, matrix) in values.chunks_exact(rows * inner).enumerate() {
+                        let (example, group) = (at / groups, at % groups);
+                        let folded = if rows == 1 {
+                            matrix.iter().map(|x| E::from(int(*x))).collect()
+                        } else {
+                            transposed(matrix, table, inner)
+                        };
+                        // The last example stands for those that are missing.
+                        let copies =
+                            if example + 1 == examples { example..len } else { example..example + 1 };
+                        for (k, value) in folded.into_iter().enumerate() {
+                            let first = (block.operands + (group << inner_log) + k) * len;
+                            out[first + copies.start..first + copies.end].fill(value);
+                        }
+                    }
+                }
+            }
+            let [weights, left, right] = vectors;
+            let (operand_rounds, end, operands) =
+                sumcheck::prover::prove_cubic(weights, [left, right], result, challenger);
+            observe(challenger, &operands);
+            let (place, batch) = end.split_at(self.log_operands);
+            let (place, batch) = (place.to_vec(), batch.to_vec());
+            let reduced = Operands { results: point, place, batch, values: operands };
+            (ProductsProof { value, rounds, result, operand_rounds, operands }, reduced)
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Sum-checks over products of multilinear polynomials: of two, as of a committed vector and public weights, and of three.
+
+use p3_field::PrimeCharacteristicRing as _;
+
+use crate::field::{Challenger, E, draw, observe, quadratic};
+
+/// Follows `claim = Σ_x weights(x) · vector(x)` to a point; the claim becomes that of the product there.
+pub(crate) fn verify(rounds: &[[E; 2]], claim: &mut E, challenger: &mut Challenger) -> Vec<E> {
+    rounds.iter().map(|round| round_claim(*round, claim, challenger)).collect()
+}
+
+/// One round: from the claim `h(0) + h(1)` to `h(r)`; returns `r`.
+fn round_claim(round: [E; 2], claim: &mut E, challenger: &mut Challenger) -> E {
+    observe(challenger, &round);
+    let r = draw(challenger);
+    *claim = quadratic(round[0], *claim - round[0], round[1], r);
+    r
+}
+
+/// As [`verify`], for a product of three: a round is the value at 0 and the coefficients of `X²` and `X³`.
+pub(crate) fn verify_cubic(rounds: &[[E; 3]], claim: &mut E, challenger: &mut Challenger) -> Vec<E> {
+    rounds.iter().map(|round| cubic_round_claim(*round, claim, challenger)).collect()
+}
+
+fn cubic_round_claim(round: [E; 3], claim: &mut E, challenger: &mut Challenger) -> E {
+    observe(challenger, &round);
+    let r = draw(challenger);
+    let [at_0, square, cube] = round;
+    // h(0) + h(1) is the claim.
+    let linear = *claim - at_0.double() - square - cube;
+    *claim = at_0 + r * (linear + r * (square + r * cube));
+    r
+}
+
+#[cfg(feature = "prover")]
+pub(crate) mod prover {
+    use super::*;
+    use crate::field::F;
+    use crate::fractions::prover::fold;
+    use rayon::prelude::*;
+
+    const PARALLEL_MIN: usize = 1 << 12;
+
+    /// Proves `claim = Σ_x weights(x) · vector(x)`; returns the rounds and the point.
+    pub(crate) fn prove(
+        vector: &[F],
+        mut weights: Vec<E>,
+        mut claim: E,
+        challenger: &mut Challenger,
+    ) -> (Vec<[E; 2]>, Vec<E>) {
+        // The first round multiplies with the base field, and its fold leaves it.
+        let half = vector.len() / 2;
+        let (low, high) = vector.split_at(half);
+        let round = message(&weights, half, |i| (E::from(low[i]), E::from(high[i] - low[i])));
+        let r = round_claim(round, &mut claim, challenger);
+        let folded: Vec<E> = (0..half)
+            .into_par_iter()
+            .with_min_len(PARALLEL_MIN)
+            .map(|i| r * (high[i] - low[i]) + low[i])
+            .collect();
+        fold(&mut weights, r);
+        let (mut rounds, mut point, _) = prove_extension(folded, weights, claim, challenger);
+        rounds.insert(0, round);
+        point.insert(0, r);
+        (rounds, point)
+    }
+
+    /// As [`prove`] for a vector over the extension; also returns its value at the point.
+    pub(crate) fn prove_extension(
+        mut vector: Vec<E>,
+        mut weights: Vec<E>,
+        mut claim: E,
+        challenger: &mut Challenger,
+    ) -> (Vec<[E; 2]>, Vec<E>, E) {
+        let (mut rounds, mut point) = (Vec::new(), Vec::new());
+        while vector.len() > 1 {
+            let half = vector.len() / 2;
+            let round = message(&weights, half, |i| (vector[i], vector[i + half] - vector[i]));
+            let r = round_claim(round, &mut claim, challenger);
+            rounds.push(round);
+            point.push(r);
+            fold(&mut vector, r);
+            fold(&mut weights, r);
+        }
+        (rounds, point, vector[0])
+    }
+
+    fn message(weights: &[E], half: usize, vector: impl Fn(usize) -> (E, E) + Sync) -> [E; 2] {
+        let term = |i: usize| {
+            let (low, step) = vector(i);
+            [weights[i] * low, (weights[i + half] - weights[i]) * step]
+        };
+        let add = |x: [E; 2], y: [E; 2]| [x[0] + y[0], x[1] + y[1]];
+        (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term).reduce(|| [E::ZERO; 2], add)
+    }
+
+    /// Proves `claim = Σ_x weights(x) · a(x) · b(x)`; returns the rounds, the point, and the values of `a` and `b` there.
+    pub(crate) fn prove_cubic(
+        mut weights: Vec<E>,
+        [mut a, mut b]: [Vec<E>; 2],
+        mut claim: E,
+        challenger: &mut Challenger,
+    ) -> (Vec<[E; 3]>, Vec<E>, [E; 2]) {
+        let (mut rounds, mut point) = (Vec::new(), Vec::new());
+        while weights.len() > 1 {
+            let half = weights.len() / 2;
+            let term = |i: usize| {
+                let at = |list: &[E]| (list[i], list[i + half] - list[i]);
+                let ((w, dw), (a, da), (b, db)) = (at(&weights), at(&a), at(&b));
+                let (ab, cross, dab) = (a * b, a * db + da * b, da * db);
+                [w * ab, w * dab + dw * cross, dw * dab]
+            };
+            let add = |x: [E; 3], y: [E; 3]| [x[0] + y[0], x[1] + y[1], x[2] + y[2]];
+            let terms = (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term);
+            let round = terms.reduce(|| [E::ZERO; 3], add);
+            let r = cubic_round_claim(round, &mut claim, challenger);
+            rounds.push(round);
+            point.push(r);
+            [&mut weights, &mut a, &mut b].into_iter().for_each(|list| fold(list, r));
+        }
+        (rounds, point, [a[0], b[0]])
+    }
+}
