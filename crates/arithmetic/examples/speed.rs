@@ -80,7 +80,9 @@ fn main() {
             let mut out = vec![0; dim];
             let seconds = best(|| {
                 let scoring = Scoring::new(dim as u64, None);
-                attention(kernel, &keys[..dim], query_scale, scoring, &[block], &mut scratch, &mut out);
+                let scales = [query_scale];
+                let query = QuantisedView { cols: dim, values: &keys[..dim], scales: &scales };
+                attention(kernel, query, scoring, &[block], &mut scratch, &mut out);
                 black_box(&out);
             });
             println!(

@@ -1,8 +1,8 @@
-//! Attention of one query head of one token over quantised keys and values.
+//! Attention of query heads of one token over quantised keys and values.
 
 use crate::scale::{Rescale, round_shift, saturate32};
 use crate::tables::{LOG2_E_Q30, sigmoid};
-use crate::{HEAD_DIM_MAX, Kernel, LENGTH_MAX, Scale, kernels};
+use crate::{HEAD_DIM_MAX, Kernel, LENGTH_MAX, QuantisedView, Scale, kernels};
 
 /// Quantised keys and values of consecutive tokens for one key-value head.
 ///
@@ -23,9 +23,15 @@ pub struct KeyValues<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct AttentionScratch {
     scores: Vec<i32>,
+    /// `[queries][tokens]`.
     weights: Vec<u32>,
+    totals: Vec<u64>,
+    /// `[queries][head_dim]`.
     sums: Vec<i64>,
 }
+
+/// Queries whose values are added up together: what a kernel keeps in registers.
+pub(crate) const TOGETHER: usize = 3;
 
 /// How dot products become the exponents of a softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,71 +92,96 @@ fn capped(cap: SoftCap, scores: &mut [i32]) -> i32 {
     max
 }
 
-/// `out = softmax(cap(query · keys · factor)) · values` in Q16, saturating.
+/// For each query `out = softmax(cap(query · keys · factor)) · values` in Q16, saturating. The queries are of one token: those of the heads
+/// that share keys and values. `out` has the shape of the queries.
 ///
-/// The blocks together hold the tokens that the query may see, in any order. The result depends on nothing else: not on the split into blocks, nor on other
-/// queries. Without any token, the output is zero.
+/// The blocks together hold the tokens that the queries may see, in any order. A result depends on nothing else: not on the split into blocks, nor on other
+/// queries. Without any token, it is zero.
 ///
 /// # Panics
-/// If the lengths of the slices of a block disagree, `query` and `out` differ in length, are empty or exceed
+/// If the lengths of the slices of a block disagree, `queries` and `out` differ in length, a query has no values or more than
 /// [`HEAD_DIM_MAX`], or there are more than [`LENGTH_MAX`] tokens.
 pub fn attention(
     kernel: Kernel,
-    query: &[i16],
-    query_scale: Scale,
+    queries: QuantisedView<'_>,
     scoring: Scoring,
     blocks: &[KeyValues<'_>],
     scratch: &mut AttentionScratch,
     out: &mut [i32],
 ) {
-    let dim = query.len();
-    assert!(out.len() == dim && (1..=HEAD_DIM_MAX).contains(&dim), "a head has 1 to {HEAD_DIM_MAX} values");
+    let (dim, count) = (queries.cols, queries.scales.len());
+    assert!((1..=HEAD_DIM_MAX).contains(&dim), "a head has 1 to {HEAD_DIM_MAX} values");
+    assert!(
+        queries.values.len() == count * dim && out.len() == count * dim,
+        "queries and results differ in shape"
+    );
     let tokens = blocks.iter().map(|b| b.key_scales.len()).sum::<usize>();
     assert!(tokens <= LENGTH_MAX, "{tokens} tokens are more than {LENGTH_MAX}");
-    scratch.scores.resize(tokens, 0);
-    scratch.weights.resize(tokens, 0);
-    scratch.sums.clear();
-    scratch.sums.resize(dim, 0);
-
-    // Scores in Q16, base 2, and the largest exponent of the values' scales.
-    let query_scale = query_scale.mul(scoring.factor);
-    let mut rest = &mut scratch.scores[..];
-    let (mut max, mut exponent) = (i32::MIN, None);
+    // The largest exponent of the values' scales.
+    let mut exponent = i32::MIN;
     for block in blocks {
         let n = block.key_scales.len();
         assert!(
             block.value_scales.len() == n && block.keys.len() == n * dim && block.values.len() == n * dim,
             "a block of keys and values does not fit its shape"
         );
-        let (scores, after) = rest.split_at_mut(n);
-        rest = after;
-        let largest = kernels::scores(kernel, query, query_scale, block.keys, block.key_scales, scores);
-        max = max.max(match scoring.cap {
-            None => largest,
-            Some(cap) => capped(cap, scores),
-        });
-        exponent =
-            exponent.max(block.value_scales.iter().filter(|s| s.mantissa != 0).map(|s| s.exponent).max());
+        for scale in block.value_scales {
+            exponent = exponent.max(if scale.mantissa == 0 { i32::MIN } else { scale.exponent });
+        }
     }
-    let Some(exponent) = exponent else {
+    if exponent == i32::MIN {
         out.fill(0);
         return;
-    };
-
-    // Weights in Q22. Each value's scale is folded into its weight, relative to 2^(31 + exponent).
-    let mut total = 0u64;
-    let (mut scores, mut weights) = (&scratch.scores[..], &mut scratch.weights[..]);
-    for block in blocks {
-        let (now, after) = scores.split_at(block.value_scales.len());
-        scores = after;
-        let (out, after) = weights.split_at_mut(now.len());
-        weights = after;
-        total += kernels::weigh(kernel, now, max, block.value_scales, exponent, out);
-        kernels::weighted_sum(kernel, out, block.values, &mut scratch.sums);
     }
-    // The token of the largest score has weight 2^22, so the total is not zero.
-    let rescale = Rescale::one(Scale::from_integer(total).recip(), 31 + exponent);
-    for (out, &sum) in out.iter_mut().zip(&scratch.sums) {
-        *out = rescale.apply_wide(sum);
+    let AttentionScratch { scores, weights, totals, sums } = scratch;
+    scores.resize(tokens, 0);
+    weights.resize(count * tokens, 0);
+    sums.clear();
+    sums.resize(count * dim, 0);
+    totals.clear();
+    for (query, weights) in (0..count).zip(weights.chunks_exact_mut(tokens)) {
+        let scale = queries.scales[query].mul(scoring.factor);
+        let query = &queries.values[query * dim..][..dim];
+        // Scores in Q16, base 2.
+        let (mut max, mut rest) = (i32::MIN, &mut scores[..]);
+        for block in blocks {
+            let (scores, after) = rest.split_at_mut(block.key_scales.len());
+            rest = after;
+            let largest = kernels::scores(kernel, query, scale, block.keys, block.key_scales, scores);
+            max = max.max(match scoring.cap {
+                None => largest,
+                Some(cap) => capped(cap, scores),
+            });
+        }
+        // Weights in Q22. Each value's scale is folded into its weight, relative to 2^(31 + exponent).
+        let (mut total, mut scores, mut weights) = (0, &scores[..], weights);
+        for block in blocks {
+            let (now, after) = scores.split_at(block.value_scales.len());
+            scores = after;
+            let (out, after) = weights.split_at_mut(now.len());
+            weights = after;
+            total += kernels::weigh(kernel, now, max, block.value_scales, exponent, out);
+        }
+        totals.push(total);
+    }
+    let mut first = 0;
+    for block in blocks {
+        let n = block.value_scales.len();
+        for (weights, sums) in weights.chunks(TOGETHER * tokens).zip(sums.chunks_mut(TOGETHER * dim)) {
+            let mut parts: [&[u32]; TOGETHER] = [&[]; TOGETHER];
+            let count = weights.len() / tokens;
+            for (part, weights) in parts.iter_mut().zip(weights.chunks_exact(tokens)) {
+                *part = &weights[first..first + n];
+            }
+            kernels::weighted_sum(kernel, &parts[..count], block.values, sums);
+        }
+        first += n;
+    }
+    for ((out, sums), &total) in out.chunks_exact_mut(dim).zip(sums.chunks_exact(dim)).zip(&*totals) {
+        // The token of the largest score has weight 2^22, so the total is not zero.
+        let rescale = Rescale::one(Scale::from_integer(total).recip(), 31 + exponent);
+        for (out, &sum) in out.iter_mut().zip(sums) {
+            *out = rescale.apply_wide(sum);
+        }
     }
 }

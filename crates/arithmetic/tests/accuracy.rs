@@ -232,8 +232,7 @@ fn attention_agrees_with_floats() {
     let mut out = vec![0; dim];
     attention(
         Kernel::best(),
-        &q,
-        qs,
+        QuantisedView { cols: dim, values: &q, scales: &[qs] },
         Scoring::new(dim as u64, None),
         &[block],
         &mut AttentionScratch::default(),

@@ -175,16 +175,16 @@ proptest! {
 
     #[test]
     fn attention_any(
-        (dim, tokens, query, keys, values, key_scales, value_scales) in
-            (prop_oneof![1usize..40, Just(64), Just(80), Just(128), Just(256)], 0usize..90).prop_flat_map(|(dim, tokens)| (
+        (dim, tokens, queries, query_scales, keys, values, key_scales, value_scales) in
+            (prop_oneof![1usize..40, Just(64), Just(80), Just(128), Just(256)], 0usize..90, 1usize..6).prop_flat_map(|(dim, tokens, queries)| (
                 Just(dim), Just(tokens),
-                prop::collection::vec(value(), dim),
+                prop::collection::vec(value(), queries * dim),
+                prop::collection::vec(scale(), queries),
                 prop::collection::vec(value(), tokens * dim),
                 prop::collection::vec(value(), tokens * dim),
                 prop::collection::vec(scale(), tokens),
                 prop::collection::vec(scale(), tokens),
             )),
-        query_scale in scale(),
         cut in 0usize..90,
         cap in prop::option::of(prop_oneof![Just(50u32 << 16), SoftCap::RANGE]),
     ) {
@@ -197,12 +197,17 @@ proptest! {
         let cut = cut.min(tokens);
         let scoring = Scoring::new(dim as u64, cap.map(SoftCap::new));
         let mut scratch = AttentionScratch::default();
-        let mut expected = vec![0; dim];
-        attention(Kernel::Scalar, &query, query_scale, scoring, &[block(0..tokens)], &mut scratch, &mut expected);
+        let mut expected = vec![0; queries.len()];
+        // One by one, in one block.
+        for (i, out) in expected.chunks_exact_mut(dim).enumerate() {
+            let query = QuantisedView { cols: dim, values: &queries[i * dim..][..dim], scales: &query_scales[i..=i] };
+            attention(Kernel::Scalar, query, scoring, &[block(0..tokens)], &mut scratch, out);
+        }
+        let together = QuantisedView { cols: dim, values: &queries, scales: &query_scales };
         for kernel in Kernel::available() {
-            let mut out = vec![1; dim];
+            let mut out = vec![1; queries.len()];
             let blocks = [block(0..cut), block(cut..tokens)];
-            attention(kernel, &query, query_scale, scoring, &blocks, &mut scratch, &mut out);
+            attention(kernel, together, scoring, &blocks, &mut scratch, &mut out);
             prop_assert_eq!(&out, &expected, "{}", kernel);
         }
     }
@@ -347,8 +352,7 @@ fn attention_extreme() {
         let mut out = vec![0; dim];
         attention(
             kernel,
-            &keys[..dim],
-            scales[0],
+            QuantisedView { cols: dim, values: &keys[..dim], scales: &scales[..1] },
             Scoring::new(dim as u64, None),
             &[block],
             &mut AttentionScratch::default(),

@@ -128,7 +128,8 @@ fn attention_case(
         KeyValues { keys: &keys, key_scales: &key_scales, values: &values, value_scales: &value_scales };
     let mut out = vec![0; dim];
     let scoring = Scoring::new(dim as u64, cap.map(SoftCap::new));
-    attention(kernel, &query, query_scale, scoring, &[block], &mut AttentionScratch::default(), &mut out);
+    let queries = QuantisedView { cols: dim, values: &query, scales: &[query_scale] };
+    attention(kernel, queries, scoring, &[block], &mut AttentionScratch::default(), &mut out);
     let mut case = json!({"head_dim": dim, "query": query, "query_scale": pairs(&[query_scale])[0], "factor": pairs(&[scoring.factor])[0],
         "keys": keys, "key_scales": pairs(&key_scales), "values": values, "value_scales": pairs(&value_scales),
         "out_q16": out});

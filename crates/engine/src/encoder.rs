@@ -200,8 +200,7 @@ impl Encoder {
                 for token in 0..count {
                     attention(
                         self.kernel,
-                        &q[at].values[token * head..][..head],
-                        q[at].scales[token],
+                        q[at].view().tokens(token..token + 1),
                         scoring,
                         &[block],
                         &mut scratch,

@@ -335,6 +335,9 @@ impl Core {
     fn split_weights(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) -> Result<(), Broken> {
         let shape = self.artifact.config();
         let count = plan.rows.len();
+        // Heads that share keys and values go together where every thread still gets enough of them.
+        let group = shape.heads / shape.kv_heads;
+        let together = if count * shape.kv_heads >= 4 * self.threads { group } else { 1 };
         self.embed(&plan.rows, &mut s.x);
         for index in 0..shape.layers {
             let layer = self.artifact.layer(index);
@@ -344,31 +347,29 @@ impl Core {
             }
             self.wait()?;
 
-            for task in phases.next(count * shape.heads) {
-                let (row, head) = (&plan.rows[task / shape.heads], task % shape.heads);
+            for task in phases.next(count * shape.heads / together) {
+                let (token, head) = (task * together / shape.heads, task * together % shape.heads);
+                let row = &plan.rows[token];
+                s.head.resize(together, shape.head_dim);
+                for (i, values) in s.head.values.chunks_exact_mut(shape.head_dim).enumerate() {
+                    let queries = read(&self.queries[head + i]);
+                    values.copy_from_slice(queries.view().tokens(token..token + 1).values);
+                    s.head.scales[i] = queries.scales[token];
+                }
                 let mut out = write(&self.odd[task]);
-                out.resize(shape.head_dim, 0);
-                let queries = read(&self.queries[head]);
-                let kv = self.kv.read(index, head / (shape.heads / shape.kv_heads));
+                out.resize(together * shape.head_dim, 0);
+                let kv = self.kv.read(index, head / group);
                 let mut blocks = Vec::new();
                 kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
                 self.timer.time(Stage::Attention, || {
-                    attention(
-                        self.kernel,
-                        queries.view().tokens(task / shape.heads..task / shape.heads + 1).values,
-                        queries.scales[task / shape.heads],
-                        self.scoring,
-                        &blocks,
-                        &mut s.attention,
-                        &mut out,
-                    )
+                    attention(self.kernel, s.head.view(), self.scoring, &blocks, &mut s.attention, &mut out)
                 });
             }
             self.wait()?;
 
-            // A tile of attention is one head of one row: the concatenation of all is what is needed.
+            // A tile of attention is some heads of one row: the concatenation of all is what is needed.
             s.wide.clear();
-            for tile in &self.odd[..count * shape.heads] {
+            for tile in &self.odd[..count * shape.heads / together] {
                 s.wide.extend_from_slice(&read(tile));
             }
             self.quantise(&s.wide, shape.heads * shape.head_dim, &mut s.quantised);
@@ -598,17 +599,14 @@ impl Core {
                 for (i, row) in rows.iter().enumerate() {
                     kv.blocks(&plan.tables[row.table], self.seen(index, row.position), &mut blocks);
                     let first = i * shape.heads + kv_head * group;
-                    for head in first..first + group {
-                        attention(
-                            self.kernel,
-                            &block.queries.values[head * dim..][..dim],
-                            block.queries.scales[head],
-                            self.scoring,
-                            &blocks,
-                            &mut s.attention,
-                            &mut s.wide[head * dim..][..dim],
-                        );
-                    }
+                    attention(
+                        self.kernel,
+                        block.queries.view().tokens(first..first + group),
+                        self.scoring,
+                        &blocks,
+                        &mut s.attention,
+                        &mut s.wide[first * dim..][..group * dim],
+                    );
                 }
             }
         });

@@ -1,6 +1,5 @@
 //! The commitment to a vector and its opening at a point: WHIR (ePrint 2024/1586) from Plonky3, over BLAKE3 Merkle trees.
 
-use p3_blake3::Blake3;
 use p3_commit::MultilinearPcs;
 use p3_dft::Radix2DFTSmallBatch;
 use p3_merkle_tree::MerkleTreeMmcs;
@@ -13,6 +12,7 @@ use p3_whir::{FoldingFactor, PcsProof, ProtocolParameters, SecurityAssumption, W
 use crate::Error;
 use crate::circuit::{LOG_MAX, LOG_MIN};
 use crate::field::{Challenger, E, F};
+use crate::hash::Blake3;
 
 type Leaf = SerializingHasher<Blake3>;
 type Node = CompressionFunctionFromHasher<Blake3, 2, 32>;

@@ -8,19 +8,21 @@ use p3_field::extension::QuinticTrinomialExtensionField;
 use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
 use p3_koala_bear::KoalaBear;
 
+use crate::hash::Blake3;
+
 /// The base field: integers modulo 2^31 - 2^24 + 1.
 pub(crate) type F = KoalaBear;
 /// The field of challenges: degree 5, 2^154.9 elements.
 pub(crate) type E = QuinticTrinomialExtensionField<F>;
 /// The transcript: BLAKE3 over everything sent so far.
-pub(crate) type Challenger = SerializingChallenger32<F, HashChallenger<u8, p3_blake3::Blake3, 32>>;
+pub(crate) type Challenger = SerializingChallenger32<F, HashChallenger<u8, Blake3, 32>>;
 
 /// The degree of [`E`] over [`F`].
 const DEGREE: usize = 5;
 
 /// A transcript that starts with these bytes.
 pub(crate) fn transcript(statement: Vec<u8>) -> Challenger {
-    Challenger::from_hasher(statement, p3_blake3::Blake3)
+    Challenger::from_hasher(statement, Blake3)
 }
 
 pub(crate) fn observe(challenger: &mut Challenger, values: &[E]) {

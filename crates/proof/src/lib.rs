@@ -42,6 +42,7 @@ mod error;
 mod field;
 mod file;
 mod fractions;
+mod hash;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
 mod key;

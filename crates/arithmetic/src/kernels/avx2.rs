@@ -533,82 +533,143 @@ pub(crate) unsafe fn weigh(
     total + super::scalar::weigh(&scores[whole..], max, &scales[whole..], exponent, &mut out[whole..])
 }
 
-/// Adds `weights[t] · values[t][d]` to `sums[d]`; weights are at most `2^22`.
-///
-/// A weight is split into its high 15 and low 8 bits, so that both parts are 16-bit factors for `vpmaddwd`. The high
-/// parts are at most `2^14` and the values 2047, so 32 tokens sum up to less than `2^30`.
+/// Tokens whose weighted values are added up in 32 bits.
+const STRETCH: usize = 32;
+
+/// The weights of a stretch's tokens, two to a word: the halves of which are factors for `vpmaddwd`. A weight is split into
+/// its high 15 and low 8 bits, since there are no factors of 23.
+struct Pairs {
+    high: [i32; STRETCH / 2],
+    low: [i32; STRETCH / 2],
+}
+
+/// Pairs of up to [`STRETCH`] weights, zeros behind them; and the high parts of all, or'd.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn pairs(weights: &[u32]) -> (Pairs, i32) {
+    let mut whole = [0u32; STRETCH];
+    whole[..weights.len()].copy_from_slice(weights);
+    let mut pairs = Pairs { high: [0; STRETCH / 2], low: [0; STRETCH / 2] };
+    let mut any = _mm_setzero_si128();
+    for (i, eight) in whole.chunks_exact(8).enumerate() {
+        // SAFETY: eight words are read, and twice four of sixteen are written.
+        unsafe {
+            let eight = _mm256_loadu_si256(eight.as_ptr().cast());
+            let (high, low) =
+                (_mm256_srli_epi32::<8>(eight), _mm256_and_si256(eight, _mm256_set1_epi32(255)));
+            let high = low_halves(_mm256_or_si256(high, _mm256_srli_epi64::<16>(high)));
+            let low = low_halves(_mm256_or_si256(low, _mm256_srli_epi64::<16>(low)));
+            any = _mm_or_si128(any, high);
+            _mm_storeu_si128(pairs.high[4 * i..4 * i + 4].as_mut_ptr().cast(), high);
+            _mm_storeu_si128(pairs.low[4 * i..4 * i + 4].as_mut_ptr().cast(), low);
+        }
+    }
+    (pairs, words(any).into_iter().fold(0, |any, word| any | word))
+}
+
+/// Adds `weights[q][t] · values[t][d]` to `sums[q][d]`; weights are at most `2^22`.
 ///
 /// # Safety
-/// The machine has AVX2; `values` holds a row of `sums.len()` for each weight.
+/// The machine has AVX2; there are one to three lists of weights, equally long; `values` holds a row for each weight, and
+/// `sums` one for each list.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
-    let dim = sums.len();
+pub(crate) unsafe fn weighted_sum(weights: &[&[u32]], values: &[i16], sums: &mut [i64]) {
+    // SAFETY: as for this function.
+    unsafe {
+        match *weights {
+            [a, b, c] => weighted_sums([a, b, c], values, sums),
+            [a, b] => weighted_sums([a, b], values, sums),
+            [a] => weighted_sums([a], values, sums),
+            _ => super::scalar::weighted_sum(weights, values, sums),
+        }
+    }
+}
+
+/// As [`weighted_sum`]. Values are loaded and paired once for all lists.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn weighted_sums<const Q: usize>(weights: [&[u32]; Q], values: &[i16], sums: &mut [i64]) {
+    let dim = sums.len() / Q;
     let whole = dim & !15;
-    for (weights, values) in weights.chunks(32).zip(values.chunks(32 * dim)) {
-        if weights.iter().all(|&w| w == 0) {
-            continue;
-        }
-        // Pairs of tokens with their weights as the 16-bit halves of a word; pairs without weight are left out.
-        let mut pairs = [(0usize, 0i32, 0i32); 16];
-        let mut n = 0;
-        let mut any_high = 0;
-        for (i, pair) in weights.chunks(2).enumerate() {
-            let (a, b) = (pair[0], pair.get(1).copied().unwrap_or(0));
-            if a | b != 0 {
-                let high = (a >> 8 | b >> 8 << 16) as i32;
-                pairs[n] = (2 * i, high, (a & 255 | (b & 255) << 16) as i32);
-                any_high |= high;
-                n += 1;
-            }
-        }
-        let pairs = &pairs[..n];
-        let row = |token: usize| {
-            // The last token of an odd number is paired with itself, with weight zero.
-            values[token.min(weights.len() - 1) * dim..].as_ptr()
-        };
+    for (first, values) in (0..weights[0].len()).step_by(STRETCH).zip(values.chunks(STRETCH * dim)) {
+        let count = values.len() / dim;
+        let weights = weights.map(|weights| &weights[first..first + count]);
+        let pairs = weights.map(|weights| pairs(weights));
+        let any_high = pairs.iter().fold(0, |any, (_, high)| any | high);
+        let pairs = pairs.map(|(pairs, _)| pairs);
         for d in (0..whole).step_by(16) {
-            let zero = _mm256_setzero_si256();
-            let (mut high_a, mut high_b, mut low_a, mut low_b) = (zero, zero, zero, zero);
-            for &(token, high, low) in pairs {
-                // SAFETY: both rows have `dim` values, and d + 16 <= dim.
-                let (a, b) = unsafe {
-                    (
-                        _mm256_loadu_si256(row(token).add(d).cast()),
-                        _mm256_loadu_si256(row(token + 1).add(d).cast()),
-                    )
-                };
-                let (first, second) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
-                let low = _mm256_set1_epi32(low);
-                low_a = _mm256_add_epi32(low_a, _mm256_madd_epi16(first, low));
-                low_b = _mm256_add_epi32(low_b, _mm256_madd_epi16(second, low));
-                if any_high != 0 {
-                    let high = _mm256_set1_epi32(high);
-                    high_a = _mm256_add_epi32(high_a, _mm256_madd_epi16(first, high));
-                    high_b = _mm256_add_epi32(high_b, _mm256_madd_epi16(second, high));
-                }
-            }
-            // Unpacking works in halves of a register: `a` has values 0-3 and 8-11, `b` has 4-7 and 12-15.
-            let parts = [
-                (0, _mm256_castsi256_si128(high_a), _mm256_castsi256_si128(low_a)),
-                (4, _mm256_castsi256_si128(high_b), _mm256_castsi256_si128(low_b)),
-                (8, _mm256_extracti128_si256::<1>(high_a), _mm256_extracti128_si256::<1>(low_a)),
-                (12, _mm256_extracti128_si256::<1>(high_b), _mm256_extracti128_si256::<1>(low_b)),
-            ];
-            for (offset, high, low) in parts {
-                let part = _mm256_add_epi64(
-                    _mm256_slli_epi64::<8>(_mm256_cvtepi32_epi64(high)),
-                    _mm256_cvtepi32_epi64(low),
-                );
-                // SAFETY: d + offset + 4 <= dim.
-                unsafe {
-                    let at = sums.as_mut_ptr().add(d + offset).cast::<__m256i>();
-                    _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), part));
+            // SAFETY: `count` rows, which have d + 16 values and more; as many rows of sums as lists.
+            unsafe {
+                let (values, sums) = (values.as_ptr().add(d), sums.as_mut_ptr().add(d));
+                if any_high == 0 {
+                    stretch_sums::<Q, false>(&pairs, values, count, dim, sums);
+                } else {
+                    stretch_sums::<Q, true>(&pairs, values, count, dim, sums);
                 }
             }
         }
-        for (weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
-            for d in whole..dim {
-                sums[d] += i64::from(*weight) * i64::from(values[d]);
+        for (weights, sums) in weights.iter().zip(sums.chunks_exact_mut(dim)) {
+            for (weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
+                for d in whole..dim {
+                    sums[d] += i64::from(*weight) * i64::from(values[d]);
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen values of each of `count` tokens, up to [`STRETCH`], times their weights, added to sixteen of `sums`; without the high
+/// parts of the weights if all are zero. High parts are at most `2^14` and values 2047, so 32 products add up to less than `2^30`.
+///
+/// # Safety
+/// The machine has AVX2; `values` and `sums` point to sixteen numbers in each of `count` and `Q` rows of `dim`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn stretch_sums<const Q: usize, const HIGH: bool>(
+    pairs: &[Pairs; Q],
+    values: *const i16,
+    count: usize,
+    dim: usize,
+    sums: *mut i64,
+) {
+    let mut high = [[_mm256_setzero_si256(); 2]; Q];
+    let mut low = [[_mm256_setzero_si256(); 2]; Q];
+    for pair in 0..count.div_ceil(2) {
+        // SAFETY: tokens below `count`: the last of an odd number is paired with itself, the second with weight zero.
+        let (a, b) = unsafe {
+            let a = values.add(2 * pair * dim);
+            let b = a.add(if 2 * pair + 1 < count { dim } else { 0 });
+            (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()))
+        };
+        let values = [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)];
+        for q in 0..Q {
+            let weight = _mm256_set1_epi32(pairs[q].low[pair]);
+            for (sum, values) in low[q].iter_mut().zip(values) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(values, weight));
+            }
+            if HIGH {
+                let weight = _mm256_set1_epi32(pairs[q].high[pair]);
+                for (sum, values) in high[q].iter_mut().zip(values) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(values, weight));
+                }
+            }
+        }
+    }
+    for q in 0..Q {
+        // Unpacking works in halves of a register: the first has values 0-3 and 8-11, the second 4-7 and 12-15.
+        let parts = [
+            (0, _mm256_castsi256_si128(high[q][0]), _mm256_castsi256_si128(low[q][0])),
+            (4, _mm256_castsi256_si128(high[q][1]), _mm256_castsi256_si128(low[q][1])),
+            (8, _mm256_extracti128_si256::<1>(high[q][0]), _mm256_extracti128_si256::<1>(low[q][0])),
+            (12, _mm256_extracti128_si256::<1>(high[q][1]), _mm256_extracti128_si256::<1>(low[q][1])),
+        ];
+        for (offset, high, low) in parts {
+            let low = _mm256_cvtepi32_epi64(low);
+            let part = _mm256_add_epi64(_mm256_slli_epi64::<8>(_mm256_cvtepi32_epi64(high)), low);
+            // SAFETY: sixteen sums of row `q`.
+            unsafe {
+                let at = sums.add(q * dim + offset).cast::<__m256i>();
+                _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), part));
             }
         }
     }

@@ -83,6 +83,9 @@ macro_rules! blocked_linear {
             out: &mut Output<'_>,
         ) {
             let (rows, tokens) = (out.rows(), out.tokens());
+            if w.cols == 0 {
+                return super::scalar::linear(w, x, bias, out);
+            }
             // Groups that are not wholly asked for are left to the reference.
             let start = rows.start.next_multiple_of(GROUP).min(rows.end);
             let end = start + (rows.end - start) / GROUP * GROUP;
@@ -107,7 +110,7 @@ macro_rules! blocked_linear {
             }
             // Of many tokens, as many at a time as stay in the second-level cache while the weights pass by, and of the
             // weights as many groups as stay in the first-level cache while the tokens pass by.
-            let step = (CACHE / (2 * w.cols.max(1))).max(TOKENS) / TOKENS * TOKENS;
+            let step = (CACHE / (2 * w.cols)).max(TOKENS) / TOKENS * TOKENS;
             let size = GROUP * padded;
             let groups = (WORDS / (2 * size)).max(1);
             // From the start of a cache line on, so that no load meets two of them.

@@ -55,7 +55,7 @@ dispatch! {
     weigh(scores: &[i32], max: i32, scales: &[Scale], exponent: i32, out: &mut [u32]) -> u64;
 
     [x86: avx2, avx2; arm: neon]
-    weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]);
+    weighted_sum(weights: &[&[u32]], values: &[i16], sums: &mut [i64]);
 
     [x86: avx2, avx2; arm: scalar]
     activate(activation: Activation, gate: &mut [i32], up: Option<&[i32]>);

@@ -175,26 +175,28 @@ pub(crate) unsafe fn scores(
 /// # Safety
 /// The machine has NEON; `values` holds a row of `sums.len()` for each weight.
 #[target_feature(enable = "neon")]
-pub(crate) unsafe fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
-    let dim = sums.len();
+pub(crate) unsafe fn weighted_sum(weights: &[&[u32]], values: &[i16], sums: &mut [i64]) {
+    let dim = sums.len() / weights.len();
     let whole = dim & !3;
-    for d in (0..whole).step_by(4) {
-        // SAFETY: d + 4 <= dim, within the sums and every row.
-        unsafe {
-            let (mut a, mut b) = (vld1q_s64(sums.as_ptr().add(d)), vld1q_s64(sums.as_ptr().add(d + 2)));
-            for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
-                let value = vmovl_s16(vld1_s16(row.as_ptr().add(d)));
-                let weight = vdupq_n_s32(weight as i32);
-                a = vmlal_s32(a, vget_low_s32(value), vget_low_s32(weight));
-                b = vmlal_high_s32(b, value, weight);
+    for (weights, sums) in weights.iter().zip(sums.chunks_exact_mut(dim)) {
+        for d in (0..whole).step_by(4) {
+            // SAFETY: d + 4 <= dim, within the sums and every row.
+            unsafe {
+                let (mut a, mut b) = (vld1q_s64(sums.as_ptr().add(d)), vld1q_s64(sums.as_ptr().add(d + 2)));
+                for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
+                    let value = vmovl_s16(vld1_s16(row.as_ptr().add(d)));
+                    let weight = vdupq_n_s32(weight as i32);
+                    a = vmlal_s32(a, vget_low_s32(value), vget_low_s32(weight));
+                    b = vmlal_high_s32(b, value, weight);
+                }
+                vst1q_s64(sums.as_mut_ptr().add(d), a);
+                vst1q_s64(sums.as_mut_ptr().add(d + 2), b);
             }
-            vst1q_s64(sums.as_mut_ptr().add(d), a);
-            vst1q_s64(sums.as_mut_ptr().add(d + 2), b);
         }
-    }
-    for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
-        for d in whole..dim {
-            sums[d] += i64::from(weight) * i64::from(row[d]);
+        for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
+            for d in whole..dim {
+                sums[d] += i64::from(weight) * i64::from(row[d]);
+            }
         }
     }
 }

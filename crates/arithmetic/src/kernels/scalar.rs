@@ -57,11 +57,14 @@ pub(crate) fn weigh(scores: &[i32], max: i32, scales: &[Scale], exponent: i32, o
     total
 }
 
-/// Adds `weights[t] · values[t][d]` to `sums[d]`.
-pub(crate) fn weighted_sum(weights: &[u32], values: &[i16], sums: &mut [i64]) {
-    for (&weight, values) in weights.iter().zip(values.chunks_exact(sums.len())) {
-        for (sum, &value) in sums.iter_mut().zip(values) {
-            *sum = sum.wrapping_add(i64::from(weight) * i64::from(value));
+/// Adds `weights[q][t] · values[t][d]` to `sums[q][d]` for up to [`TOGETHER`](crate::attention::TOGETHER) queries.
+pub(crate) fn weighted_sum(weights: &[&[u32]], values: &[i16], sums: &mut [i64]) {
+    let dim = sums.len() / weights.len();
+    for (weights, sums) in weights.iter().zip(sums.chunks_exact_mut(dim)) {
+        for (&weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum = sum.wrapping_add(i64::from(weight) * i64::from(value));
+            }
         }
     }
 }
