@@ -10,9 +10,11 @@
 
 use assay_graph::{Node, Tensor, ZERO};
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
+#[cfg(feature = "prover")]
+use rayon::prelude::*;
 
 use crate::circuit::Circuit;
-use crate::field::{E, F, LAZY_MAX, Lazy, int, limbs};
+use crate::field::{DEGREE, E, F, LAZY_MAX, Lazy, int, limbs};
 
 /// The weights that [`pull_back`] finds.
 pub(crate) struct Linear {
@@ -94,7 +96,14 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(
                 let width = graph.width(*input);
                 let stride = window.stride[1] as usize;
                 // An input meets each weight at most once.
-                let x = if magnitude(filters) < LAZY_MAX {
+                let pointwise = window.kernel == [1, 1]
+                    && window.stride == [1, 1]
+                    && window.pad == [0, 0]
+                    && window.groups == 1
+                    && window.output == window.size;
+                let x = if pointwise && magnitude(filters) < LAZY_MAX {
+                    shared(filters, &out, plane)
+                } else if magnitude(filters) < LAZY_MAX {
                     let out: Vec<_> = out.iter().map(|weight| limbs(*weight)).collect();
                     let mut x = vec![Lazy::default(); width];
                     window.runs(|at, input, weight, count| {
@@ -233,6 +242,37 @@ pub(crate) fn inner(a: &[i32], b: &[E]) -> E {
     } else {
         a.iter().zip(b).map(|(a, b)| *b * int(*a)).sum()
     }
+}
+
+/// `Mᵀ · out` for a matrix with one row for each `plane` values of `out`, plane by plane: what a linear map that many tokens share pulls back. The
+/// magnitudes of the matrix sum to less than [`LAZY_MAX`].
+fn shared(matrix: &[i32], out: &[E], plane: usize) -> Vec<E> {
+    let rows = out.len() / plane;
+    let columns = matrix.len() / rows;
+    // Limb by limb, so that the inner loop runs over integers side by side.
+    let mut parts = vec![0i32; DEGREE * out.len()];
+    for (row, out) in out.chunks_exact(plane).enumerate() {
+        for (at, element) in out.iter().enumerate() {
+            for (limb, value) in limbs(*element).into_iter().enumerate() {
+                // Below 2^31.
+                parts[(row * DEGREE + limb) * plane + at] = value as i32;
+            }
+        }
+    }
+    let column = |column: usize| {
+        let mut sums = vec![0i64; DEGREE * plane];
+        for (row, parts) in parts.chunks_exact(DEGREE * plane).enumerate() {
+            let weight = i64::from(matrix[row * columns + column]);
+            sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += weight * i64::from(*part));
+        }
+        let element = |at: usize| Lazy(std::array::from_fn(|limb| sums[limb * plane + at])).finish();
+        (0..plane).map(element).collect::<Vec<E>>()
+    };
+    #[cfg(feature = "prover")]
+    let all: Vec<Vec<E>> = (0..columns).into_par_iter().map(column).collect();
+    #[cfg(not(feature = "prover"))]
+    let all: Vec<Vec<E>> = (0..columns).map(column).collect();
+    all.concat()
 }
 
 /// `Mᵀ · out` for a matrix with `columns` columns.

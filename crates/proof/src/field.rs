@@ -18,7 +18,7 @@ pub(crate) type E = QuinticTrinomialExtensionField<F>;
 pub(crate) type Challenger = SerializingChallenger32<F, HashChallenger<u8, Blake3, 32>>;
 
 /// The degree of [`E`] over [`F`].
-const DEGREE: usize = 5;
+pub(crate) const DEGREE: usize = 5;
 
 /// A transcript that starts with these bytes.
 pub(crate) fn transcript(statement: Vec<u8>) -> Challenger {
@@ -80,7 +80,7 @@ pub(crate) fn quadratic(at_0: E, at_1: E, top: E, r: E) -> E {
 
 /// `Σ_i w_i · c_i` over integers `w` below 2^31 in sum of magnitudes and field elements `c`: lazily reduced sums of products.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Lazy([i64; DEGREE]);
+pub(crate) struct Lazy(pub(crate) [i64; DEGREE]);
 
 /// The coefficients of an element as integers below 2^31.
 pub(crate) fn limbs(value: E) -> [i64; DEGREE] {

@@ -81,10 +81,18 @@ pub(crate) fn round_claim(
 #[cfg(feature = "prover")]
 pub(crate) mod prover {
     use super::*;
+    use crate::packed::{Packed, WIDTH, lanes, pack, unpack};
+    use p3_field::Algebra;
     use rayon::prelude::*;
 
     /// Below this many terms a round is not worth splitting over threads.
-    const PARALLEL_MIN: usize = 1 << 12;
+    const PARALLEL_MIN: usize = 1 << 10;
+
+    /// Numerators and denominators of one level: packed as long as both halves are.
+    enum Fractions {
+        Wide([Vec<Packed>; 2]),
+        Narrow([Vec<E>; 2]),
+    }
 
     /// Proves that the fractions sum to zero. `numerators` and `denominators` have one power-of-two length of at least 2.
     ///
@@ -95,42 +103,67 @@ pub(crate) mod prover {
         denominators: Vec<E>,
         challenger: &mut Challenger,
     ) -> Result<(Vec<Level>, Leaves), Error> {
-        let mut tree = vec![(numerators, denominators)];
-        while let Some((p, q)) = tree.last()
-            && p.len() > 2
-        {
-            let half = p.len() / 2;
-            let ((p0, p1), (q0, q1)) = (p.split_at(half), q.split_at(half));
-            let sum = |i: usize| (p0[i] * q1[i] + p1[i] * q0[i], q0[i] * q1[i]);
-            let level = (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(sum).unzip();
-            tree.push(level);
+        let mut tree = Vec::new();
+        let mut next = if numerators.len() >= 2 * WIDTH {
+            Fractions::Wide([pack(&numerators), pack(&denominators)])
+        } else {
+            Fractions::Narrow([numerators, denominators])
+        };
+        loop {
+            let above = match &next {
+                Fractions::Wide(level) => {
+                    let sums = sums(level);
+                    if sums[0].len() > 1 {
+                        Fractions::Wide(sums)
+                    } else {
+                        Fractions::Narrow(sums.map(|list| unpack(&list)))
+                    }
+                }
+                Fractions::Narrow(level) => Fractions::Narrow(sums(level)),
+            };
+            tree.push(std::mem::replace(&mut next, above));
+            if matches!(&next, Fractions::Narrow([p, _]) if p.len() == 1) {
+                break;
+            }
         }
         let mut levels = Vec::with_capacity(tree.len());
         let mut leaves = Leaves { point: Vec::new(), numerator: E::ZERO, denominator: E::ZERO };
-        for (number, (mut p, mut q)) in tree.into_iter().rev().enumerate() {
-            let half = p.len() / 2;
-            let (mut p1, mut q1) = (p.split_off(half), q.split_off(half));
-            let mut level = Level { rounds: Vec::with_capacity(number), ends: [E::ZERO; 4] };
-            let mut point = Vec::with_capacity(number + 1);
-            let mut lambda = E::ZERO;
-            if number > 0 {
-                lambda = draw(challenger);
-                let mut claim = leaves.numerator + lambda * leaves.denominator;
-                // p0 q1 + q0 (p1 + λ q1): two products of two.
-                p1.par_iter_mut()
-                    .with_min_len(PARALLEL_MIN)
-                    .zip(&q1)
-                    .for_each(|(p1, q1)| *p1 += lambda * *q1);
-                let rest = suffixes(&leaves.point);
-                for (coordinate, rest) in leaves.point.iter().zip(rest.iter().rev()) {
-                    let round = message(&p, &q1, &q, &p1, rest);
-                    level.rounds.push(round);
-                    let r = round_claim(*coordinate, round, &mut claim, challenger)?;
-                    point.push(r);
-                    [&mut p, &mut q1, &mut q, &mut p1].into_iter().for_each(|list| fold(list, r));
+        for fractions in tree.into_iter().rev() {
+            let mut level = Level { rounds: Vec::with_capacity(levels.len()), ends: [E::ZERO; 4] };
+            let mut point = Vec::with_capacity(levels.len() + 1);
+            let lambda = if levels.is_empty() { E::ZERO } else { draw(challenger) };
+            let mut claim = leaves.numerator + lambda * leaves.denominator;
+            let (narrow, wide) = suffixes(&leaves.point);
+            let mut coordinates = leaves.point.iter();
+            let mut round = |message: [E; 2]| {
+                level.rounds.push(message);
+                // There are as many coordinates as rounds.
+                let coordinate = coordinates.next().copied().unwrap_or(E::ZERO);
+                let r = round_claim(coordinate, message, &mut claim, challenger)?;
+                point.push(r);
+                Ok::<E, Error>(r)
+            };
+            let rest = match fractions {
+                Fractions::Narrow(level) => halves(level, lambda),
+                Fractions::Wide(level) => {
+                    let mut parts = halves(level, lambda);
+                    for eq in wide.iter().rev() {
+                        let r = round(message(&parts, eq).map(lanes))?;
+                        parts.iter_mut().for_each(|list| fold(list, r));
+                    }
+                    parts.map(|list| unpack(&list))
                 }
+            };
+            let mut parts = rest;
+            for eq in narrow.iter().rev() {
+                if parts[0].len() == 1 {
+                    break;
+                }
+                let r = round(message(&parts, eq))?;
+                parts.iter_mut().for_each(|list| fold(list, r));
             }
-            level.ends = [p[0], p1[0] - lambda * q1[0], q[0], q1[0]];
+            let [p0, q1, q0, p1] = parts.map(|list| list[0]);
+            level.ends = [p0, p1 - lambda * q1, q0, q1];
             observe(challenger, &level.ends);
             let mu = draw(challenger);
             point.insert(0, mu);
@@ -141,22 +174,56 @@ pub(crate) mod prover {
         Ok((levels, leaves))
     }
 
-    /// The tables of `eq` over the last 0, 1, … coordinates, all but the first of the point.
-    fn suffixes(point: &[E]) -> Vec<Vec<E>> {
-        let mut tables = vec![vec![E::ONE]];
-        for coordinate in point[1..].iter().rev() {
-            let last = &tables[tables.len() - 1];
-            let mut next = Vec::with_capacity(2 * last.len());
-            let high: Vec<E> = last.iter().map(|value| *value * *coordinate).collect();
-            next.extend(last.iter().zip(&high).map(|(value, high)| *value - *high));
-            next.extend(high);
-            tables.push(next);
+    /// The level above: fraction `i` plus fraction `i + half`.
+    fn sums<T: Algebra<E> + Copy + Send + Sync>([p, q]: &[Vec<T>; 2]) -> [Vec<T>; 2] {
+        let half = p.len() / 2;
+        let ((p0, p1), (q0, q1)) = (p.split_at(half), q.split_at(half));
+        let sum = |i: usize| (p0[i] * q1[i] + p1[i] * q0[i], q0[i] * q1[i]);
+        let (p, q) = (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(sum).unzip();
+        [p, q]
+    }
+
+    /// `p0, q1, q0, p1 + λ q1`: with these, `p0 q1 + q0 (p1 + λ q1)` is two products of two.
+    fn halves<T: Algebra<E> + Copy + Send + Sync>([mut p, mut q]: [Vec<T>; 2], lambda: E) -> [Vec<T>; 4] {
+        let half = p.len() / 2;
+        let (mut p1, q1) = (p.split_off(half), q.split_off(half));
+        let pairs = p1.par_iter_mut().with_min_len(PARALLEL_MIN).zip(&q1);
+        pairs.for_each(|(p1, q1)| *p1 += *q1 * lambda);
+        [p, q1, q, p1]
+    }
+
+    /// The tables of `eq` over the last 0, 1, … coordinates, all but the first of the point: those shorter than a pack, and the
+    /// others.
+    fn suffixes(point: &[E]) -> (Vec<Vec<E>>, Vec<Vec<Packed>>) {
+        let (mut narrow, mut wide) = (Vec::new(), Vec::new());
+        let mut table = vec![E::ONE];
+        for left in (0..point.len()).rev() {
+            if table.len() >= WIDTH {
+                wide.push(pack(&table));
+                for coordinate in point[1..=left].iter().rev() {
+                    let next = doubled(&wide[wide.len() - 1], *coordinate);
+                    wide.push(next);
+                }
+                break;
+            }
+            narrow.push(table.clone());
+            if left > 0 {
+                table = doubled(&table, point[left]);
+            }
         }
-        tables
+        (narrow, wide)
+    }
+
+    fn doubled<T: Algebra<E> + Copy>(table: &[T], coordinate: E) -> Vec<T> {
+        let mut next = Vec::with_capacity(2 * table.len());
+        let high: Vec<T> = table.iter().map(|value| *value * coordinate).collect();
+        next.extend(table.iter().zip(&high).map(|(value, high)| *value - *high));
+        next.extend(high);
+        next
     }
 
     /// `Σ_x eq(x) · (a b + c d)` in the first variable: value at 0 and leading coefficient.
-    fn message(a: &[E], b: &[E], c: &[E], d: &[E], eq: &[E]) -> [E; 2] {
+    fn message<T: Algebra<E> + Copy + Send + Sync>([a, b, c, d]: &[Vec<T>; 4], eq: &[T]) -> [T; 2] {
         let half = eq.len();
         let term = |i: usize| {
             let j = i + half;
@@ -164,19 +231,20 @@ pub(crate) mod prover {
             let top = (a[j] - a[i]) * (b[j] - b[i]) + (c[j] - c[i]) * (d[j] - d[i]);
             [eq[i] * at_0, eq[i] * top]
         };
-        let add = |x: [E; 2], y: [E; 2]| [x[0] + y[0], x[1] + y[1]];
+        let add = |x: [T; 2], y: [T; 2]| [x[0] + y[0], x[1] + y[1]];
+        let zero = || [T::ZERO; 2];
         if half < PARALLEL_MIN {
-            (0..half).map(term).fold([E::ZERO; 2], add)
+            (0..half).map(term).fold(zero(), add)
         } else {
-            (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term).reduce(|| [E::ZERO; 2], add)
+            (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term).reduce(zero, add)
         }
     }
 
     /// Sets the first variable to `r`.
-    pub(crate) fn fold(values: &mut Vec<E>, r: E) {
+    pub(crate) fn fold<T: Algebra<E> + Copy + Send + Sync>(values: &mut Vec<T>, r: E) {
         let half = values.len() / 2;
         let (low, high) = values.split_at_mut(half);
-        let fold = |(low, high): (&mut E, &mut E)| *low += r * (*high - *low);
+        let fold = |(low, high): (&mut T, &mut T)| *low += (*high - *low) * r;
         if half < PARALLEL_MIN {
             low.iter_mut().zip(high).for_each(fold);
         } else {

@@ -46,6 +46,8 @@ mod hash;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
 mod key;
+#[cfg(feature = "prover")]
+mod packed;
 mod products;
 #[cfg(feature = "prover")]
 mod prove;

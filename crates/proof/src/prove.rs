@@ -31,7 +31,8 @@ impl Stage {
     pub const ALL: [Stage; 5] = [Stage::Run, Stage::Commit, Stage::Lookups, Stage::Linear, Stage::Open];
 }
 
-/// Runs the graph on a batch of inputs and proves its outputs. The same inputs give the same proof.
+/// Runs the graph on a batch of inputs and proves its outputs. The same inputs give the same messages; of the nonces that do the
+/// proof of work in an opening, threads take any that they find.
 ///
 /// # Errors
 /// [`Error::Graph`] when the inputs do not fit, [`Error::Size`] when they are too many for one proof.

@@ -37,61 +37,101 @@ pub(crate) mod prover {
     use super::*;
     use crate::field::F;
     use crate::fractions::prover::fold;
+    use crate::packed::{Packed, WIDTH, lanes, pack, unpack};
+    use p3_field::{Algebra, Field, PackedValue as _};
     use rayon::prelude::*;
 
-    const PARALLEL_MIN: usize = 1 << 12;
+    const PARALLEL_MIN: usize = 1 << 10;
 
     /// Proves `claim = Σ_x weights(x) · vector(x)`; returns the rounds and the point.
     pub(crate) fn prove(
         vector: &[F],
-        mut weights: Vec<E>,
+        weights: Vec<E>,
         mut claim: E,
         challenger: &mut Challenger,
     ) -> (Vec<[E; 2]>, Vec<E>) {
-        // The first round multiplies with the base field, and its fold leaves it.
-        let half = vector.len() / 2;
-        let (low, high) = vector.split_at(half);
-        let round = message(&weights, half, |i| (E::from(low[i]), E::from(high[i] - low[i])));
-        let r = round_claim(round, &mut claim, challenger);
-        let folded: Vec<E> = (0..half)
+        // The first round multiplies with the base field, and its fold leaves it. The vector has at least 2^8 values.
+        let mut packed = pack(&weights);
+        drop(weights);
+        let (low, high) = <F as Field>::Packing::pack_slice(vector).split_at(packed.len() / 2);
+        let round = message(&packed, low.len(), |i| (Packed::from(low[i]), Packed::from(high[i] - low[i])));
+        let r = round_claim(round.map(lanes), &mut claim, challenger);
+        let mut rounds = vec![round.map(lanes)];
+        let mut point = vec![r];
+        let wide = Packed::from(r);
+        let folded = (0..low.len())
             .into_par_iter()
             .with_min_len(PARALLEL_MIN)
-            .map(|i| r * (high[i] - low[i]) + low[i])
+            .map(|i| wide * (high[i] - low[i]) + low[i])
             .collect();
-        fold(&mut weights, r);
-        let (mut rounds, mut point, _) = prove_extension(folded, weights, claim, challenger);
-        rounds.insert(0, round);
-        point.insert(0, r);
+        fold(&mut packed, r);
+        let _end = finish(folded, packed, &mut claim, challenger, &mut rounds, &mut point);
         (rounds, point)
     }
 
     /// As [`prove`] for a vector over the extension; also returns its value at the point.
     pub(crate) fn prove_extension(
-        mut vector: Vec<E>,
+        vector: Vec<E>,
         mut weights: Vec<E>,
         mut claim: E,
         challenger: &mut Challenger,
     ) -> (Vec<[E; 2]>, Vec<E>, E) {
         let (mut rounds, mut point) = (Vec::new(), Vec::new());
+        let end = if vector.len() < WIDTH {
+            fold_out(vector, &mut weights, &mut claim, challenger, &mut rounds, &mut point, |x| x)[0]
+        } else {
+            finish(pack(&vector), pack(&weights), &mut claim, challenger, &mut rounds, &mut point)
+        };
+        (rounds, point, end)
+    }
+
+    /// All rounds on packs, and then on their elements; returns the vector's value at the point.
+    fn finish(
+        vector: Vec<Packed>,
+        mut weights: Vec<Packed>,
+        claim: &mut E,
+        challenger: &mut Challenger,
+        rounds: &mut Vec<[E; 2]>,
+        point: &mut Vec<E>,
+    ) -> E {
+        let left = fold_out(vector, &mut weights, claim, challenger, rounds, point, lanes);
+        let mut weights = unpack(&weights);
+        fold_out(unpack(&left), &mut weights, claim, challenger, rounds, point, |x| x)[0]
+    }
+
+    /// Rounds until one value is left of the vector and of the weights.
+    fn fold_out<T: Algebra<E> + Copy + Send + Sync>(
+        mut vector: Vec<T>,
+        weights: &mut Vec<T>,
+        claim: &mut E,
+        challenger: &mut Challenger,
+        rounds: &mut Vec<[E; 2]>,
+        point: &mut Vec<E>,
+        sum: impl Fn(T) -> E,
+    ) -> Vec<T> {
         while vector.len() > 1 {
             let half = vector.len() / 2;
-            let round = message(&weights, half, |i| (vector[i], vector[i + half] - vector[i]));
-            let r = round_claim(round, &mut claim, challenger);
+            let round = message(weights, half, |i| (vector[i], vector[i + half] - vector[i])).map(&sum);
+            let r = round_claim(round, claim, challenger);
             rounds.push(round);
             point.push(r);
             fold(&mut vector, r);
-            fold(&mut weights, r);
+            fold(weights, r);
         }
-        (rounds, point, vector[0])
+        vector
     }
 
-    fn message(weights: &[E], half: usize, vector: impl Fn(usize) -> (E, E) + Sync) -> [E; 2] {
+    fn message<T: Algebra<E> + Copy + Send + Sync>(
+        weights: &[T],
+        half: usize,
+        vector: impl Fn(usize) -> (T, T) + Sync,
+    ) -> [T; 2] {
         let term = |i: usize| {
             let (low, step) = vector(i);
             [weights[i] * low, (weights[i + half] - weights[i]) * step]
         };
-        let add = |x: [E; 2], y: [E; 2]| [x[0] + y[0], x[1] + y[1]];
-        (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term).reduce(|| [E::ZERO; 2], add)
+        let add = |x: [T; 2], y: [T; 2]| [x[0] + y[0], x[1] + y[1]];
+        (0..half).into_par_iter().with_min_len(PARALLEL_MIN).map(term).reduce(|| [T::ZERO; 2], add)
     }
 
     /// Proves `claim = Σ_x weights(x) · a(x) · b(x)`; returns the rounds, the point, and the values of `a` and `b` there.
