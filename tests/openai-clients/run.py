@@ -71,7 +71,7 @@ def main() -> None:
         try:
             port = free_port()
             url = f"http://127.0.0.1:{port}"
-            up = [assay, "--json", "up", "--workers", "2", "--port", str(port)]
+            up = [assay, "--json", "up", "--workers", "2", "--validators", "0", "--port", str(port)]
             up += [word for model in MODELS for word in ("--model", model)]
             processes.append(start(up, environment, folder / "up.log"))
             ready(url, processes[-1], folder / "up.log")

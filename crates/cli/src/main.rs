@@ -7,17 +7,24 @@
 #![deny(clippy::print_stdout)]
 
 mod bench;
+mod chain;
 mod chat;
 mod client;
 mod config;
 mod doctor;
 mod error;
+mod genesis;
+mod gov;
 mod graphs;
 mod home;
+mod keys;
 mod members;
 mod models;
+mod node;
+mod power;
 mod proofs;
 mod records;
+mod settle;
 mod ui;
 mod up;
 mod verify;
@@ -53,6 +60,29 @@ enum Command {
     Worker(RoleArgs),
     /// Run a gateway
     Gateway(RoleArgs),
+    /// Run a validator of a chain
+    Node(node::NodeArgs),
+    /// Make and check the file that a chain begins with
+    #[command(subcommand)]
+    Genesis(genesis::GenesisCommand),
+    /// Keys of accounts, in encrypted keystores, and of validators
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Bond OPG with your own validator
+    Stake(chain::StakeArgs),
+    /// Bond OPG with another's validator
+    Delegate(chain::DelegateArgs),
+    /// Take bonded OPG out, after its delay
+    Unstake(chain::UnstakeArgs),
+    /// Claim rewards, and OPG whose delay is over
+    Claim(chain::ClaimArgs),
+    /// Bring a gateway's receipts to the chain, and have those paid whose time has come
+    Settle(settle::SettleArgs),
+    /// Propose, vote, and carry out what was decided
+    #[command(subcommand)]
+    Gov(gov::GovCommand),
+    /// Every privileged power, who holds it, how long a change takes; supply, stake and their concentration
+    Power(chain::ChainArgs),
     /// Fetch, import and inspect models
     #[command(subcommand)]
     Model(models::ModelCommand),
@@ -157,6 +187,22 @@ async fn run(cli: Cli) -> Result<()> {
                 .await
                 .map_err(|error| Error::said(error.to_string()))
         }
+        Command::Node(args) => {
+            let supervised = args.supervised;
+            node::run(args, json, until_told(supervised)).await
+        }
+        Command::Genesis(command) => genesis::run(command, json),
+        Command::Keys(command) => keys::run(command, json),
+        Command::Stake(args) => chain::stake(args, json).await,
+        Command::Delegate(args) => chain::delegate(args, json).await,
+        Command::Unstake(args) => chain::unstake(args, json).await,
+        Command::Claim(args) => chain::claim(args, json).await,
+        Command::Settle(args) => {
+            let supervised = args.supervised;
+            Box::pin(settle::run(args, json, until_told(supervised))).await
+        }
+        Command::Gov(command) => gov::run(command, json).await,
+        Command::Power(args) => power::run(args, json).await,
         Command::Model(command) => models::run(command, json),
         Command::Members(command) => members::run(command, json),
         Command::Infer(args) => graphs::infer(&args, json),

@@ -10,7 +10,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::{home, ui};
+use crate::{home, settle, ui};
 
 /// Longest validity of a list, in days: a list that nobody renews for a year is forgotten, not in force.
 const VALID_DAYS_MAX: u64 = 366;
@@ -29,6 +29,9 @@ pub(crate) enum MembersCommand {
         /// Where to write the list; its serial follows that of the list that is there
         #[arg(long, default_value = "members.json")]
         out: PathBuf,
+        /// The chain on which its workers' receipts settle; none when left out
+        #[arg(long)]
+        chain_id: Option<u64>,
         /// Days for which the list counts
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=VALID_DAYS_MAX))]
         days: u64,
@@ -37,21 +40,24 @@ pub(crate) enum MembersCommand {
     Show {
         /// The list
         file: PathBuf,
+        /// The chain that it was signed for; none when left out
+        #[arg(long)]
+        chain_id: Option<u64>,
     },
 }
 
 pub(crate) fn run(command: MembersCommand, json: bool) -> Result<()> {
     match command {
-        MembersCommand::Sign { workers, key, out, days } => {
+        MembersCommand::Sign { workers, key, out, chain_id, days } => {
             let key = key_at(&key)?;
             let members = workers.iter().map(|path| descriptor(path)).collect::<Result<Vec<_>>>()?;
-            let list = sign(&key, members, days * DAY_S, &out)?;
+            let list = sign(&key, &domain(chain_id), members, days * DAY_S, &out)?;
             announce(&list, key.address(), json);
             Ok(())
         }
-        MembersCommand::Show { file } => {
+        MembersCommand::Show { file, chain_id } => {
             let list = read(&file)?;
-            let signer = list.signer(&Domain::default()).map_err(|error| {
+            let signer = list.signer(&domain(chain_id)).map_err(|error| {
                 Error::Rejected(format!("{} is not properly signed: {error}", file.display()))
             })?;
             announce(&list, signer, json);
@@ -79,6 +85,11 @@ fn announce(list: &Signed<Members>, signer: Address, json: bool) {
     ui::say!("{}", ui::dim("A gateway accepts it with members_signer set to that address."));
 }
 
+/// Where statements count: on a chain made by `assay genesis`, or on none.
+fn domain(chain_id: Option<u64>) -> Domain {
+    chain_id.map_or_else(Domain::default, settle::domain)
+}
+
 /// Now, in seconds since 1970 UTC.
 pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -92,14 +103,20 @@ pub(crate) fn descriptor(path: &Path) -> Result<Member> {
 }
 
 /// Signs a list of workers and writes it to `path`, with a serial above that of the list that is there.
-pub(crate) fn sign(key: &Key, members: Vec<Member>, valid_s: u64, path: &Path) -> Result<Signed<Members>> {
+pub(crate) fn sign(
+    key: &Key,
+    domain: &Domain,
+    members: Vec<Member>,
+    valid_s: u64,
+    path: &Path,
+) -> Result<Signed<Members>> {
     let former = if path.is_file() { read(path)?.statement.serial } else { 0 };
     let now_s = now_s();
     let serial = now_s.max(former.saturating_add(1));
     let list = Members { serial, issued_at_s: now_s, expires_at_s: now_s + valid_s, members };
     list.validate()
         .map_err(|error| Error::said(format!("this list of workers cannot be signed: {error}")))?;
-    let list = Signed::sign(key, &Domain::default(), list);
+    let list = Signed::sign(key, domain, list);
     let text = serde_json::to_vec_pretty(&list)
         .map_err(|error| Error::said(format!("the list of workers cannot be written: {error}")))?;
     home::write_atomically(path, &text, 0o644)?;

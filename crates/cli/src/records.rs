@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 
+use crate::chain::ChainArgs;
 use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
-use crate::{home, ui};
+use crate::{home, settle, ui};
 
 #[derive(Args)]
 pub(crate) struct ReceiptsArgs {
@@ -16,6 +17,11 @@ pub(crate) struct ReceiptsArgs {
     /// Where to save it; receipt.json when left out
     #[arg(long, requires = "request_id")]
     out: Option<PathBuf>,
+    /// Show what became of them on the chain
+    #[arg(long, conflicts_with = "request_id")]
+    settled: bool,
+    #[command(flatten)]
+    chain: ChainArgs,
     /// How many of the newest to list
     #[arg(long, default_value_t = 20)]
     limit: u32,
@@ -74,11 +80,14 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
         return save(&bundle, args.out.unwrap_or_else(|| "receipt.json".into()));
     }
     let list = gateway.get(&format!("/assay/receipts?limit={}", args.limit)).await?;
+    let rows = list.get("receipts").and_then(Value::as_array).cloned().unwrap_or_default();
+    if args.settled {
+        return settle::settled(&args.chain.open()?, &rows, json).await;
+    }
     if json {
         ui::print_json(&list);
         return Ok(());
     }
-    let rows = list.get("receipts").and_then(Value::as_array).cloned().unwrap_or_default();
     if rows.is_empty() {
         ui::say!("The gateway holds no receipts yet; `assay chat` makes one.");
         return Ok(());

@@ -1,24 +1,31 @@
-//! `assay up`: a whole network on one machine. A gateway and several workers run as separate processes which this
-//! command starts, supervises and stops; it signs the members file with a key that is made on first use.
+//! `assay up`: a whole network on one machine. Validators of a chain, a gateway and several workers run as separate processes which
+//! this command starts, supervises and stops; it signs the members file with a key that is made on first use.
+
+mod chain;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use assay_model::{Artifact, Tokenizer};
-use assay_receipt::{Bytes32, Member};
+use assay_receipt::{Bytes32, Domain, Member};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use crate::chain::Signer;
 use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
-use crate::{config, home, members, models, ui};
+use crate::{config, genesis, home, members, models, settle, ui};
 
 /// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
 const READY_S: u64 = 60;
 /// How long processes get to finish what they hold when the network stops, in seconds.
 const STOP_S: u64 = 25;
+/// From the gateway's port to that of the chain's JSON-RPC.
+const RPC_OFFSET: u16 = 45;
+/// Seconds between batches of receipts.
+const SETTLE_S: &str = "15";
 /// A signed members file counts for this long, in seconds: 30 days; `assay up` signs a new one at every start.
 const MEMBERS_VALID_S: u64 = 30 * 24 * 3600;
 /// The name of the gateway's process.
@@ -57,8 +64,11 @@ pub(crate) struct UpArgs {
     /// Add a worker that serves a weakened copy of the model under the real one's id, and show it being caught
     #[arg(long)]
     with_cheater: bool,
-    /// Port of the gateway on this machine
-    #[arg(long, default_value_t = 8600, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Validators of the network's chain, for a new one; 0 runs none. A chain that is there goes on as it is
+    #[arg(long, value_parser = clap::value_parser!(u16).range(..=16))]
+    validators: Option<u16>,
+    /// Port of the gateway on this machine; the chain's JSON-RPC has the one that is 45 higher
+    #[arg(long, default_value_t = 8600, value_parser = clap::value_parser!(u16).range(1..=i64::from(u16::MAX - RPC_OFFSET)))]
     port: u16,
     /// Stop by itself once the network has answered one question (and caught the cheater, if there is one)
     #[arg(long)]
@@ -203,13 +213,27 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         workers.push(("cheater".to_owned(), "operator-cheap".to_owned(), weak, Some(model_id)));
     }
 
-    let spinner = ui::spinner(&format!("starting {} workers and a gateway", workers.len()));
+    let wallet = folder.join("wallet.key");
+    let owner = members::key_at(&wallet)?.address().to_string();
+    let rpc = args.port + RPC_OFFSET;
+    let chain = (args.validators != Some(0)).then(|| format!("http://127.0.0.1:{rpc}"));
+    // Receipts count where they settle.
+    let domain = chain.as_ref().map_or_else(Domain::default, |_| settle::domain(genesis::DEVELOPMENT_CHAIN));
+    let spinner = ui::spinner(&format!("starting {} workers, a gateway and a chain", workers.len()));
+    let names: Vec<_> = workers.iter().map(|(name, ..)| name.clone()).collect();
     let mut processes = Vec::new();
+    if chain.is_some() {
+        let accounts = [owner.as_str(), &key.address().to_string()];
+        processes = chain::start(&folder.join("chain"), args.validators, rpc, &accounts).await?;
+    }
     let mut members = Vec::new();
     for (name, operator, artifact, impersonate) in workers {
         let data_dir = folder.join(&name);
         home::create_private(&data_dir)?;
         let mut settings = assay_worker::Config::new(&data_dir);
+        settings.domain = domain;
+        // The registry counts from 1.
+        settings.key_epoch = u64::from(chain.is_some());
         settings.operator = operator;
         // The cheater computes less and undercuts the others, which is why anybody would cheat.
         let discount = if impersonate.is_some() { 2 } else { 1 };
@@ -231,7 +255,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
 
     let members_file = folder.join("members.json");
     keep_former(&members_file, &folder.join("members"))?;
-    let list = members::sign(&key, members, MEMBERS_VALID_S, &members_file)?;
+    let list = members::sign(&key, &domain, members, MEMBERS_VALID_S, &members_file)?;
 
     let state_dir = folder.join(GATEWAY);
     home::create_private(&state_dir)?;
@@ -239,6 +263,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         listen: ([127, 0, 0, 1], args.port).into(),
         members_file: members_file.clone(),
         members_signer: key.address(),
+        domain,
         state_dir: state_dir.clone(),
         graphs_dir: models::folder()?,
         payer: key.address(),
@@ -261,14 +286,57 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         )));
     }
     processes.push(gateway_process);
+    if let Some(rpc) = &chain {
+        chain::ready(&mut processes, rpc).await?;
+        spinner.set_message("registering the workers on the chain");
+        let signer = Signer::new(rpc, members::key_at(&wallet)?)?;
+        for member in &list.statement.members {
+            // Two workers never have one key, so the folder is found by it.
+            let found = names.iter().find_map(|name| {
+                settle::worker_key(&folder.join(name)).ok().filter(|key| key.address() == member.worker)
+            });
+            if let Some(worker) = found {
+                settle::register(&signer, "up", member, &worker).await?;
+            }
+        }
+        settle::deposit(&signer, &key).await?;
+        let log = folder.join("chain").join("settlement.log");
+        let (wallet, payer) =
+            (wallet.display().to_string(), folder.join("members.key").display().to_string());
+        let arguments = [
+            "settle",
+            "--supervised",
+            "--gateway",
+            &url,
+            "--rpc",
+            rpc,
+            "--key",
+            &wallet,
+            "--payer-key",
+            &payer,
+            "--every",
+            SETTLE_S,
+        ];
+        processes.push(Process::start("settlement", arguments.map(str::to_owned).to_vec(), log)?);
+    }
     spinner.finish_and_clear();
 
     if json {
-        ui::print_json(
-            &json!({ "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address() }),
-        );
+        ui::print_json(&json!({
+            "url": url, "model": model, "model_id": model_id, "members_file": members_file, "members_signer": key.address(),
+            "chain": chain, "wallet": wallet,
+        }));
     } else {
         banner(&url, &offered, &model_id, args.workers, &folder);
+        if let Some(rpc) = &chain {
+            ui::say!("  chain       {rpc}  (Ethereum JSON-RPC; coins and OPG: --key {})", wallet.display());
+        }
+        ui::say!(
+            "\n{}",
+            ui::dim(
+                "Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."
+            )
+        );
     }
 
     let work = async {
@@ -312,12 +380,6 @@ fn banner(url: &str, models: &[(String, PathBuf)], model_id: &Bytes32, workers: 
     ui::say!("  terminal    assay chat \"What is the capital of France?\"{gateway}");
     ui::say!("  model id    {model_id}");
     ui::say!("  state       {}", folder.display());
-    ui::say!(
-        "\n{}",
-        ui::dim(
-            "Every answer carries a signed receipt; a share is replayed by another worker. Ctrl-C stops everything."
-        )
-    );
 }
 
 /// One lock file, so that two networks do not share keys and databases.

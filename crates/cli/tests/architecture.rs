@@ -22,6 +22,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify_wasm", &["proof", "receipt", "verify"]),
     ("worker", &["engine", "model", "receipt", "verify"]),
     ("gateway", &["engine", "model", "proof", "receipt", "verify"]),
+    ("node", &["ledger"]),
+    ("wallet", &["ledger", "receipt"]),
     (
         "cli",
         &[
@@ -29,11 +31,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "engine",
             "gateway",
             "graph",
+            "ledger",
             "model",
+            "node",
             "onnx",
             "proof",
             "receipt",
             "verify",
+            "wallet",
             "worker",
         ],
     ),

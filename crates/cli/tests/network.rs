@@ -25,7 +25,7 @@ impl Network {
     /// Starts the network and waits until it has caught its cheater; returns what it printed about that.
     fn with_a_caught_cheater() -> (Self, Value) {
         let model = common::model();
-        Self::start(&["--with-cheater"], |home| {
+        Self::start(&["--with-cheater", "--validators", "0"], |home| {
             let models = home.join("models");
             std::fs::create_dir(&models).unwrap();
             let here = models.join(model.file_name().unwrap());
@@ -58,6 +58,8 @@ impl Network {
             }
             let network = Self { home, url: format!("http://{free}"), up };
             assert_eq!(started["url"], json!(network.url), "{started}");
+            // The chain settles what the workers answer.
+            assert_eq!(started["chain"].is_string(), !flags.contains(&"--validators"), "{started}");
             let caught = flags.contains(&"--with-cheater");
             let caught = caught.then(|| documents.next().expect("it catches the cheater").unwrap());
             return (network, caught.unwrap_or_default());
@@ -314,6 +316,21 @@ fn an_embedding_is_verified_and_replayed_offline() {
     let list = network.json(&["receipts"]);
     let rows = list["receipts"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "{list}");
+
+    // Both settle without being asked, in batches that wait for their window; the payer's deposit has paid for them.
+    let port: u16 = network.url.rsplit(':').next().unwrap().parse().unwrap();
+    let rpc = format!("http://127.0.0.1:{}", port + 45);
+    let began = Instant::now();
+    loop {
+        let settled = network.json(&["receipts", "--settled", "--rpc", &rpc]);
+        let states = settled["receipts"].as_array().unwrap().iter().map(|row| row["settlement"].clone());
+        if states.clone().count() == 2 && states.clone().all(|state| state == "pending") {
+            break;
+        }
+        let log = std::fs::read_to_string(folder.join("up/chain/settlement.log")).unwrap_or_default();
+        assert!(began.elapsed() < PATIENCE, "{settled}\n{log}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
     let mut models = Vec::new();
     for row in rows {
         let id = row["request_id"].as_str().unwrap();

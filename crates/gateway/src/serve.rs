@@ -123,7 +123,9 @@ pub(crate) fn request_id(prefix: &str, nonce: &Bytes32) -> String {
 
 /// Stores the intent and starts to answer. Dropping the receiver of the events cancels the request.
 pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, Error> {
-    let nonce = Bytes32(random()?);
+    // It begins with the time, since nonces settle in ascending order (docs/settlement.md).
+    let mut nonce = Bytes32(random()?);
+    nonce.0[..8].copy_from_slice(&crate::clock::now_ms().to_be_bytes());
     let salt = Bytes32(random()?);
     let entry = Entry {
         request_id: request_id(job.prefix, &nonce),

@@ -1,5 +1,6 @@
 //! `assay bench`: measurements that print a table, with the peer beside us in the same run where there is one.
 
+mod chain;
 mod engine;
 mod proof;
 mod python;
@@ -13,6 +14,8 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
+    /// Transfers a second and time to finality with one and four validators, beside anvil
+    Chain(chain::Args),
     /// Tokens a second, beside llama.cpp on the same weights
     Engine(engine::Args),
     /// Proving models and checking the proofs, beside EZKL on the same files
@@ -27,6 +30,7 @@ pub(crate) enum BenchCommand {
 
 pub(crate) async fn run(command: BenchCommand, json: bool) -> Result<()> {
     match command {
+        BenchCommand::Chain(args) => Box::pin(chain::run(&args, json)).await,
         BenchCommand::Engine(args) => engine::run(&args, json),
         BenchCommand::Proof(args) => proof::run(&args, json),
         BenchCommand::Quality(args) => quality::run(&args, json),

@@ -260,7 +260,7 @@ impl Network {
 
         let key = members::key_at(&folder.join("members.key"))?;
         let members_file = folder.join("members.json");
-        members::sign(&key, vec![member], 24 * 3600, &members_file)?;
+        members::sign(&key, &assay_receipt::Domain::default(), vec![member], 24 * 3600, &members_file)?;
         let mut config = assay_gateway::Config {
             listen: ([127, 0, 0, 1], 0).into(),
             members_file,

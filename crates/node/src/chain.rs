@@ -1,0 +1,267 @@
+//! The chain as this node knows it: the finalized head, blocks that may become final, the states after recent blocks, and the
+//! pool. Consensus feeds it, JSON-RPC reads it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use assay_ledger::types::{Address, B256, hex};
+use assay_ledger::{
+    Added, Attributes, BaseFeeParams, Block, BlockError, Executed, Genesis, GenesisError, Pool, PoolError,
+    PoolLimits, Rules, State, Transaction, Validator, build, verify,
+};
+use thiserror::Error;
+use tokio::sync::{Notify, broadcast};
+
+use crate::history::{History, HistoryError, Stored};
+
+/// For how many finalized blocks the states after them stay in memory. They share what did not change.
+pub const RECENT_STATES: u64 = 256;
+/// How many heads and transactions a slow subscriber may lag behind before it misses some.
+const BACKLOG: usize = 4096;
+
+/// Why the chain could not be opened, or a block not be taken in.
+#[derive(Debug, Error)]
+pub enum ChainError {
+    /// The genesis file.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// The database.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The block is invalid.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The block's parent is not known.
+    #[error("the parent {0} of the block is not known")]
+    Parent(B256),
+    /// The state in the database is not the one that the head's header names.
+    #[error(
+        "the chain's database is damaged (the state's root is not the head's); delete it, and the node builds it again"
+    )]
+    StateRoot,
+    /// Two finalized blocks of one height: this never happens while fewer than a third of the validators are faulty.
+    #[error("block {0} was finalized twice, as {1} and as {2}: stop, and ask the validators")]
+    Conflict(u64, B256, B256),
+}
+
+/// Where a transaction came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client of this node; peers are told.
+    Local,
+    /// A peer, which tells the others itself.
+    Peer,
+}
+
+struct Inner {
+    head: Arc<Executed>,
+    /// By hash: blocks above the head that were executed here, and recent finalized ones.
+    executed: HashMap<B256, Arc<Executed>>,
+    finalized: BTreeMap<u64, B256>,
+    pool: Pool,
+}
+
+/// See the module. Shared by reference; all methods take a short lock.
+pub struct Chain {
+    rules: Rules,
+    genesis: Block,
+    validators: Vec<Validator>,
+    history: History,
+    inner: Mutex<Inner>,
+    heads: broadcast::Sender<Arc<Executed>>,
+    transactions: broadcast::Sender<(Transaction, Origin)>,
+    /// Wakes a proposer that waits for something to put into a block.
+    arrived: Notify,
+}
+
+impl Chain {
+    /// Opens the chain of a genesis on a database made by `open` (see [`History`]).
+    pub fn open(
+        genesis: &Genesis,
+        limits: PoolLimits,
+        open: impl FnOnce(&Executed) -> Result<History, HistoryError>,
+    ) -> Result<Self, ChainError> {
+        let (rules, first) = genesis.execute()?;
+        let history = open(&first)?;
+        let head = history.head()?;
+        let head = if head == 0 {
+            first.clone()
+        } else {
+            let Stored { block, receipts } =
+                history.block(head)?.ok_or(HistoryError::Damaged("the head is missing"))?;
+            let state = history.state()?;
+            if state.root() != block.header.state_root {
+                return Err(ChainError::StateRoot);
+            }
+            Executed { block, state, receipts, changes: Vec::new() }
+        };
+        let head = Arc::new(head);
+        let pool = Pool::new(rules.clone(), limits, head.state.clone());
+        let hash = head.block.hash();
+        let inner = Inner {
+            executed: HashMap::from([(hash, head.clone())]),
+            finalized: BTreeMap::from([(head.block.header.number, hash)]),
+            head,
+            pool,
+        };
+        Ok(Self {
+            rules,
+            genesis: first.block,
+            validators: genesis.validators.clone(),
+            history,
+            inner: Mutex::new(inner),
+            heads: broadcast::channel(BACKLOG).0,
+            transactions: broadcast::channel(BACKLOG).0,
+            arrived: Notify::new(),
+        })
+    }
+
+    /// A panic while the lock was held leaves a state that is still whole: all changes are single assignments or inserts.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Chain id and gas limit.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Block 0.
+    pub fn genesis(&self) -> &Block {
+        &self.genesis
+    }
+
+    /// The validators of consensus.
+    pub fn validators(&self) -> &[Validator] {
+        &self.validators
+    }
+
+    /// Finalized blocks.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The last finalized block.
+    pub fn head(&self) -> Arc<Executed> {
+        self.lock().head.clone()
+    }
+
+    /// The state after a finalized block, if it is recent enough.
+    pub fn state_at(&self, number: u64) -> Option<State> {
+        let inner = self.lock();
+        Some(inner.executed.get(inner.finalized.get(&number)?)?.state.clone())
+    }
+
+    /// Whether a block was executed here and is not yet forgotten.
+    pub fn knows(&self, hash: &B256) -> bool {
+        self.lock().executed.contains_key(hash)
+    }
+
+    fn executed(&self, hash: &B256) -> Option<Arc<Executed>> {
+        self.lock().executed.get(hash).cloned()
+    }
+
+    /// Finalized heads from now on.
+    pub fn subscribe_heads(&self) -> broadcast::Receiver<Arc<Executed>> {
+        self.heads.subscribe()
+    }
+
+    /// Transactions that enter the pool from now on.
+    pub fn subscribe_transactions(&self) -> broadcast::Receiver<(Transaction, Origin)> {
+        self.transactions.subscribe()
+    }
+
+    /// Reads the pool.
+    pub fn pool<T>(&self, read: impl FnOnce(&Pool) -> T) -> T {
+        read(&self.lock().pool)
+    }
+
+    /// Takes a transaction into the pool.
+    pub fn add(&self, transaction: Transaction, origin: Origin) -> Result<Added, PoolError> {
+        let added = self.lock().pool.add(transaction.clone())?;
+        // Nobody listening is not an error.
+        let _ = self.transactions.send((transaction, origin));
+        self.arrived.notify_one();
+        Ok(added)
+    }
+
+    /// Whether the pool has something for a block after `parent`.
+    pub fn has_work(&self, parent: &B256) -> bool {
+        let inner = self.lock();
+        let Some(parent) = inner.executed.get(parent) else { return false };
+        !inner.pool.is_empty() && !inner.pool.best(&parent.state, next_base_fee(parent)).is_empty()
+    }
+
+    /// Resolves when a transaction has entered the pool since the last call.
+    pub async fn work(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Makes a block on a parent that was executed here, from the pool.
+    pub fn propose(&self, parent: &B256, now: u64, beneficiary: Address) -> Result<Block, ChainError> {
+        let parent = self.executed(parent).ok_or(ChainError::Parent(*parent))?;
+        let header = &parent.block.header;
+        let candidates = self.pool(|pool| pool.best(&parent.state, next_base_fee(&parent)));
+        let attributes = Attributes { timestamp: now.max(header.timestamp), beneficiary };
+        let executed = build(&self.rules, header, &parent.state, &attributes, candidates);
+        let block = executed.block.clone();
+        self.lock().executed.insert(block.hash(), Arc::new(executed));
+        Ok(block)
+    }
+
+    /// Executes and checks a block whose parent was executed here.
+    pub fn import(&self, block: &Block) -> Result<(), ChainError> {
+        if self.knows(&block.hash()) {
+            return Ok(());
+        }
+        let parent = block.header.parent_hash;
+        let parent = self.executed(&parent).ok_or(ChainError::Parent(parent))?;
+        let executed = verify(&self.rules, &parent.block.header, &parent.state, block)?;
+        self.lock().executed.insert(block.hash(), Arc::new(executed));
+        Ok(())
+    }
+
+    /// Makes a block the head, on disk first. Blocks come in the order of their numbers; one that is final already is ignored.
+    pub fn finalize(&self, block: &Block) -> Result<(), ChainError> {
+        let (number, hash) = (block.header.number, block.hash());
+        let head = self.head();
+        if number <= head.block.header.number {
+            let known = self.history.header(number)?.map(|header| header.hash_slow());
+            return match known {
+                Some(known) if known != hash => Err(ChainError::Conflict(number, known, hash)),
+                _ => Ok(()),
+            };
+        }
+        if block.header.parent_hash != head.block.hash() {
+            return Err(ChainError::Parent(block.header.parent_hash));
+        }
+        self.import(block)?;
+        let executed = self.executed(&hash).ok_or(ChainError::Parent(hash))?;
+        self.history.push(&executed)?;
+        {
+            let mut inner = self.lock();
+            inner.head = executed.clone();
+            inner.finalized.insert(number, hash);
+            inner.pool.update(executed.state.clone());
+            // Forget forks that lost, and states that are too old.
+            let oldest = number.saturating_sub(RECENT_STATES);
+            inner.finalized.retain(|kept, _| *kept >= oldest);
+            let Inner { executed, finalized, .. } = &mut *inner;
+            executed.retain(|hash, kept| {
+                let kept = kept.block.header.number;
+                kept > number || finalized.get(&kept) == Some(hash)
+            });
+        }
+        let _ = self.heads.send(executed);
+        Ok(())
+    }
+}
+
+fn next_base_fee(parent: &Executed) -> u64 {
+    parent.block.header.next_block_base_fee(BaseFeeParams::ethereum()).unwrap_or_default()
+}
+
+/// `0x` and the digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    format!("0x{}", hex::encode(bytes))
+}

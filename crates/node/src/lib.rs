@@ -1,0 +1,28 @@
+//! The chain's node: a validator that agrees with others on blocks, keeps them, and serves them by Ethereum's JSON-RPC.
+//!
+//! What a block means is in `assay-ledger`. Here is what surrounds it: consensus (commonware's simplex, in [`consensus`] alone),
+//! the database ([`history`]), the chain as one node knows it ([`chain`]), JSON-RPC ([`rpc`]), and a validator made of them ([`node`]).
+//!
+//! Not here yet: validators that change with stake (they are those of the genesis), nodes without a seat, state sync, pruning.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use assay_ledger::{Genesis, PoolLimits};
+//! use assay_node::chain::Chain;
+//! use assay_node::history::History;
+//!
+//! let genesis = Genesis::from_json(r#"{"chainId": 7, "timestamp": 1800000000, "gasLimit": 30000000}"#)?;
+//! let chain = Arc::new(Chain::open(&genesis, PoolLimits::default(), History::in_memory)?);
+//! // What consensus does with one validator that agrees with itself:
+//! let block = chain.propose(&chain.genesis().hash(), 1_800_000_001, Default::default())?;
+//! chain.finalize(&block)?;
+//! assert_eq!(chain.head().block.hash(), block.hash());
+//! # Ok::<(), assay_node::chain::ChainError>(())
+//! ```
+
+pub mod chain;
+pub mod consensus;
+pub mod history;
+pub mod node;
+pub mod rpc;

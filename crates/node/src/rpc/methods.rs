@@ -1,0 +1,465 @@
+//! The methods, by name.
+
+use assay_ledger::types::{Address, B256, U256, keccak256};
+use assay_ledger::{
+    BaseFeeParams, Block, Failure, Header, Outcome, State, Transaction, estimate_gas, simulate, trace_calls,
+    trace_steps,
+};
+use serde_json::{Map, Value, json};
+
+use super::format::{self, LogFilter, data, quantity, small};
+use super::{Answer, Fault, Rpc, Watch};
+use crate::chain::Origin;
+use crate::history::Stored;
+
+type Method = fn(&Rpc, &[Value]) -> Answer;
+
+/// Logs are looked for in so many blocks at most, and so many are given.
+const LOG_BLOCKS: u64 = 10_000;
+const LOGS: usize = 10_000;
+/// EIP-7702's `PER_EMPTY_ACCOUNT_COST`.
+const DELEGATION_GAS: u64 = 25_000;
+/// A trace has so many steps at most.
+const STEPS: usize = 200_000;
+/// In wei, where no recent block has a transaction.
+const LEAST_TIP: u128 = 1_000_000;
+
+/// What takes microseconds.
+pub(super) const QUICK: &[(&str, Method)] = &[
+    ("eth_chainId", |rpc, _| Ok(quantity(rpc.chain.rules().chain_id))),
+    ("eth_blockNumber", |rpc, _| Ok(quantity(rpc.chain.head().block.header.number))),
+    ("eth_syncing", |_, _| Ok(json!(false))),
+    ("eth_accounts", |_, _| Ok(json!([]))),
+    ("eth_blobBaseFee", |_, _| Ok(json!("0x1"))),
+    ("eth_getBalance", |rpc, p| Ok(quantity(rpc.state(p.get(1))?.balance(&format::address(at(p, 0)?)?)))),
+    ("eth_getCode", |rpc, p| {
+        let state = rpc.state(p.get(1))?;
+        Ok(data(
+            state.account(&format::address(at(p, 0)?)?).map(|account| account.code()).unwrap_or_default(),
+        ))
+    }),
+    ("eth_getStorageAt", |rpc, p| {
+        let (state, slot) = (rpc.state(p.get(2))?, format::number(at(p, 1)?)?);
+        let value =
+            state.account(&format::address(at(p, 0)?)?).map_or(U256::ZERO, |account| account.slot(&slot));
+        Ok(data(value.to_be_bytes::<32>()))
+    }),
+    ("eth_getTransactionCount", |rpc, p| {
+        let who = format::address(at(p, 0)?)?;
+        if p.get(1).and_then(Value::as_str) == Some("pending") {
+            return Ok(quantity(rpc.chain.pool(|pool| pool.next_nonce(&who))));
+        }
+        Ok(quantity(rpc.state(p.get(1))?.nonce(&who)))
+    }),
+    ("eth_newFilter", |rpc, p| {
+        let filter = LogFilter::parse(at(p, 0)?)?;
+        rpc.install(Watch::Logs(Box::new(filter), rpc.chain.head().block.header.number + 1))
+    }),
+    ("eth_newBlockFilter", |rpc, _| rpc.install(Watch::Blocks(rpc.chain.head().block.header.number + 1))),
+    ("eth_newPendingTransactionFilter", |rpc, _| {
+        rpc.install(Watch::Transactions(rpc.chain.subscribe_transactions()))
+    }),
+    ("eth_uninstallFilter", |rpc, p| Ok(json!(rpc.uninstall(text(p, 0)?)))),
+    ("assay_getValidators", |rpc, _| Ok(json!(rpc.chain.validators()))),
+    ("net_version", |rpc, _| Ok(json!(rpc.chain.rules().chain_id.to_string()))),
+    ("net_listening", |_, _| Ok(json!(true))),
+    ("net_peerCount", |_, _| Ok(json!("0x0"))),
+    ("web3_clientVersion", |_, _| Ok(json!(concat!("assay/", env!("CARGO_PKG_VERSION"))))),
+    ("web3_sha3", |_, p| Ok(data(keccak256(format::bytes(at(p, 0)?)?)))),
+    ("txpool_status", |rpc, _| {
+        let (pending, queued) = rpc.chain.pool(|pool| pool.content());
+        Ok(json!({"pending": quantity(pending.len() as u64), "queued": quantity(queued.len() as u64)}))
+    }),
+];
+
+/// What reads the database or runs the machine.
+pub(super) const SLOW: &[(&str, Method)] = &[
+    ("eth_sendRawTransaction", |rpc, p| {
+        let transaction =
+            Transaction::decode(&format::bytes(at(p, 0)?)?).map_err(|error| Fault::new(error.to_string()))?;
+        let hash = transaction.hash();
+        rpc.chain.add(transaction, Origin::Local).map_err(|error| Fault::new(error.to_string()))?;
+        Ok(data(hash))
+    }),
+    ("eth_call", |rpc, p| {
+        let (message, header, state) =
+            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
+        no_block_overrides(p.get(3))?;
+        answer(simulate(rpc.chain.rules(), &header, &state, &overrides, &message))
+    }),
+    ("eth_estimateGas", |rpc, p| {
+        let (mut message, header, state) =
+            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
+        no_block_overrides(p.get(3))?;
+        // What a transaction may have at most (EIP-7825).
+        message.gas = message.gas.min(header.gas_limit).min(1 << 24);
+        let most = message.gas;
+        match estimate_gas(rpc.chain.rules(), &header, &state, &overrides, &message) {
+            // Delegations (EIP-7702) are not simulated, but their own cost is part of what a transaction needs.
+            Ok(gas) => {
+                let delegations = at(p, 0)?["authorizationList"].as_array().map_or(0, Vec::len) as u64;
+                Ok(quantity(gas + DELEGATION_GAS * delegations))
+            }
+            Err(Outcome { failure: Some(Failure::Halt(_)), .. }) => {
+                Err(Fault::new(format!("gas required exceeds allowance ({most})")))
+            }
+            Err(outcome) => answer(outcome),
+        }
+    }),
+    ("eth_getProof", |rpc, p| {
+        let who = format::address(at(p, 0)?)?;
+        let keys = at(p, 1)?.as_array().filter(|keys| keys.len() <= 1024);
+        let keys = keys.ok_or_else(|| Fault::params("the keys are no list of at most 1024"))?;
+        let slots = keys.iter().map(format::number).collect::<Result<Vec<_>, _>>()?;
+        let proof = rpc.state(p.get(2))?.prove(&who, &slots);
+        let nodes = |nodes: &[Vec<u8>]| nodes.iter().map(data).collect::<Vec<_>>();
+        let storage: Vec<_> = keys
+            .iter()
+            .zip(&proof.slots)
+            .map(|(key, (value, path))| json!({"key": key, "value": quantity(*value), "proof": nodes(path)}))
+            .collect();
+        Ok(json!({
+            "address": data(who),
+            "balance": quantity(proof.account.balance),
+            "nonce": quantity(proof.account.nonce),
+            "codeHash": data(proof.account.code_hash()),
+            "storageHash": data(proof.account.storage_root()),
+            "accountProof": nodes(&proof.account_proof),
+            "storageProof": storage,
+        }))
+    }),
+    ("eth_gasPrice", |rpc, _| Ok(quantity(u128::from(rpc.next_base_fee()) + rpc.tip()?))),
+    ("eth_maxPriorityFeePerGas", |rpc, _| Ok(quantity(rpc.tip()?))),
+    ("eth_feeHistory", |rpc, p| rpc.fee_history(p)),
+    ("eth_getBlockByNumber", |rpc, p| rpc.block_json(at(p, 0)?, flag(p, 1))),
+    ("eth_getBlockByHash", |rpc, p| rpc.block_json(&json!({"blockHash": at(p, 0)?}), flag(p, 1))),
+    ("eth_getBlockReceipts", |rpc, p| {
+        Ok(rpc.stored(at(p, 0)?)?.map_or(Value::Null, |s| format::receipts(&s.block, &s.receipts).into()))
+    }),
+    ("eth_getBlockTransactionCountByNumber", |rpc, p| rpc.count(at(p, 0)?)),
+    ("eth_getBlockTransactionCountByHash", |rpc, p| rpc.count(&json!({"blockHash": at(p, 0)?}))),
+    ("eth_getUncleCountByBlockNumber", |rpc, p| {
+        Ok(rpc.stored(at(p, 0)?)?.map_or(Value::Null, |_| json!("0x0")))
+    }),
+    ("eth_getUncleCountByBlockHash", |rpc, p| {
+        Ok(rpc.stored(&json!({"blockHash": at(p, 0)?}))?.map_or(Value::Null, |_| json!("0x0")))
+    }),
+    ("eth_getTransactionByBlockNumberAndIndex", |rpc, p| rpc.indexed(at(p, 0)?, at(p, 1)?)),
+    ("eth_getTransactionByBlockHashAndIndex", |rpc, p| {
+        rpc.indexed(&json!({"blockHash": at(p, 0)?}), at(p, 1)?)
+    }),
+    ("eth_getTransactionByHash", |rpc, p| {
+        let hash = format::hash(at(p, 0)?)?;
+        if let Some((stored, index)) = rpc.find(&hash)? {
+            return Ok(format::transaction(&stored.block.transactions[index], Some((&stored.block, index))));
+        }
+        let waiting = rpc.chain.pool(|pool| pool.get(&hash).cloned());
+        Ok(waiting.map_or(Value::Null, |transaction| format::transaction(&transaction, None)))
+    }),
+    ("eth_getTransactionReceipt", |rpc, p| {
+        let Some((stored, index)) = rpc.find(&format::hash(at(p, 0)?)?)? else { return Ok(Value::Null) };
+        let logs = stored.receipts[..index].iter().map(|receipt| receipt.logs.len()).sum();
+        Ok(format::receipt(&stored.block, &stored.receipts, index, logs))
+    }),
+    ("eth_getRawTransactionByHash", |rpc, p| rpc.raw_transaction(at(p, 0)?)),
+    ("debug_getRawTransaction", |rpc, p| rpc.raw_transaction(at(p, 0)?)),
+    ("eth_getLogs", |rpc, p| rpc.get_logs(&LogFilter::parse(at(p, 0)?)?)),
+    ("eth_getFilterChanges", |rpc, p| rpc.changes(text(p, 0)?)),
+    ("eth_getFilterLogs", |rpc, p| rpc.filtered(text(p, 0)?)),
+    ("txpool_content", |rpc, _| Ok(rpc.pool_json(|transaction| format::transaction(transaction, None)))),
+    ("txpool_inspect", |rpc, _| {
+        Ok(rpc.pool_json(|t| {
+            let to = t.to().map_or("contract creation".to_owned(), |to| to.to_string());
+            json!(format!("{to}: {} wei + {} gas × {} wei", t.value(), t.gas_limit(), t.max_fee()))
+        }))
+    }),
+    ("debug_traceTransaction", |rpc, p| rpc.trace(p)),
+];
+
+fn at(params: &[Value], index: usize) -> Result<&Value, Fault> {
+    params.get(index).ok_or_else(|| Fault::params(format!("missing value for required argument {index}")))
+}
+
+fn text(params: &[Value], index: usize) -> Result<&str, Fault> {
+    at(params, index)?.as_str().ok_or_else(|| Fault::params(format!("argument {index} is no string")))
+}
+
+fn flag(params: &[Value], index: usize) -> bool {
+    params.get(index).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn no_block_overrides(value: Option<&Value>) -> Result<(), Fault> {
+    match value {
+        Some(Value::Object(fields)) if !fields.is_empty() => {
+            Err(Fault::params("block overrides are not supported"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn answer(outcome: Outcome) -> Answer {
+    match outcome.failure {
+        None => Ok(data(outcome.output)),
+        Some(Failure::Revert) => Err(Fault::revert(&outcome.output)),
+        Some(Failure::Halt(reason) | Failure::Invalid(reason)) => Err(Fault::new(reason)),
+    }
+}
+
+impl Rpc {
+    /// The number of the block that a tag, a number, a hash or an object of EIP-1898 means; `None` where there is none.
+    fn number(&self, tag: &Value) -> Result<Option<u64>, Fault> {
+        let head = self.chain.head().block.header.number;
+        let number = match tag {
+            Value::Null => head,
+            Value::String(text) => match text.as_str() {
+                "latest" | "safe" | "finalized" | "pending" => head,
+                "earliest" => 0,
+                hash if hash.len() == 66 => return Ok(self.chain.history().number(&format::hash(tag)?)?),
+                _ => small(tag)?,
+            },
+            Value::Object(fields) => match (fields.get("blockHash"), fields.get("blockNumber")) {
+                (Some(hash), None) => return Ok(self.chain.history().number(&format::hash(hash)?)?),
+                (None, Some(number)) => return self.number(number),
+                _ => return Err(Fault::params("a block object has either blockHash or blockNumber")),
+            },
+            _ => small(tag)?,
+        };
+        Ok((number <= head).then_some(number))
+    }
+
+    fn stored(&self, tag: &Value) -> Result<Option<Stored>, Fault> {
+        match self.number(tag)? {
+            Some(number) => Ok(self.chain.history().block(number)?),
+            None => Ok(None),
+        }
+    }
+
+    fn header(&self, tag: Option<&Value>) -> Result<Header, Fault> {
+        let number =
+            self.number(tag.unwrap_or(&Value::Null))?.ok_or_else(|| Fault::new("header not found"))?;
+        self.chain.history().header(number)?.ok_or_else(|| Fault::new("header not found"))
+    }
+
+    fn state(&self, tag: Option<&Value>) -> Result<State, Fault> {
+        let number =
+            self.number(tag.unwrap_or(&Value::Null))?.ok_or_else(|| Fault::new("header not found"))?;
+        self.chain.state_at(number).ok_or_else(|| {
+            Fault::new(format!("missing trie node: the state after block {number} is too old, and not kept"))
+        })
+    }
+
+    fn block_json(&self, tag: &Value, full: bool) -> Answer {
+        Ok(self.stored(tag)?.map_or(Value::Null, |stored| format::block(&stored.block, full)))
+    }
+
+    fn count(&self, tag: &Value) -> Answer {
+        Ok(self.stored(tag)?.map_or(Value::Null, |stored| quantity(stored.block.transactions.len() as u64)))
+    }
+
+    fn indexed(&self, tag: &Value, index: &Value) -> Answer {
+        let (stored, index) = (self.stored(tag)?, small(index)?);
+        let found = stored.and_then(|stored| {
+            let index = usize::try_from(index).ok()?;
+            let transaction = stored.block.transactions.get(index)?;
+            Some(format::transaction(transaction, Some((&stored.block, index))))
+        });
+        Ok(found.unwrap_or(Value::Null))
+    }
+
+    fn find(&self, hash: &B256) -> Result<Option<(Stored, usize)>, Fault> {
+        let Some((number, index)) = self.chain.history().place(hash)? else { return Ok(None) };
+        Ok(self.chain.history().block(number)?.map(|stored| (stored, index)))
+    }
+
+    fn raw_transaction(&self, hash: &Value) -> Answer {
+        let hash = format::hash(hash)?;
+        if let Some((stored, index)) = self.find(&hash)? {
+            return Ok(data(stored.block.transactions[index].bytes()));
+        }
+        Ok(self.chain.pool(|pool| pool.get(&hash).map(|t| data(t.bytes()))).unwrap_or(Value::Null))
+    }
+
+    fn next_base_fee(&self) -> u64 {
+        self.chain.head().block.header.next_block_base_fee(BaseFeeParams::ethereum()).unwrap_or_default()
+    }
+
+    /// The median of the tips in the last blocks.
+    fn tip(&self) -> Result<u128, Fault> {
+        let head = self.chain.head().block.header.number;
+        let mut tips = Vec::new();
+        for number in (head.saturating_sub(9)..=head).rev() {
+            if let Some(Stored { block, .. }) = self.chain.history().block(number)? {
+                tips.extend(block.transactions.iter().filter_map(|t| tip(t, &block)));
+            }
+        }
+        tips.sort_unstable();
+        Ok(tips.get(tips.len() / 2).copied().unwrap_or(LEAST_TIP).max(LEAST_TIP))
+    }
+
+    fn fee_history(&self, p: &[Value]) -> Answer {
+        let count = small(at(p, 0)?)?.min(1024);
+        let newest = self.number(at(p, 1)?)?.ok_or_else(|| Fault::new("request beyond head block"))?;
+        let wanted: Vec<f64> =
+            p.get(2).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).collect();
+        if wanted.len() > 100
+            || wanted.windows(2).any(|w| w[0] > w[1])
+            || wanted.iter().any(|w| !(0.0..=100.0).contains(w))
+        {
+            return Err(Fault::params("invalid reward percentile"));
+        }
+        let count = count.min(newest + 1);
+        let oldest = newest + 1 - count;
+        let (mut fees, mut ratios, mut rewards) = (Vec::new(), Vec::new(), Vec::new());
+        let mut next = Value::Null;
+        for number in oldest..=newest {
+            if count == 0 {
+                break;
+            }
+            let Some(Stored { block, receipts }) = self.chain.history().block(number)? else {
+                return Err(Fault::new("header not found"));
+            };
+            let header = &block.header;
+            fees.push(quantity(header.base_fee_per_gas.unwrap_or_default()));
+            ratios.push(json!(header.gas_used as f64 / header.gas_limit as f64));
+            next = quantity(header.next_block_base_fee(BaseFeeParams::ethereum()).unwrap_or_default());
+            let mut before = 0;
+            let mut tips = Vec::new();
+            for (transaction, receipt) in block.transactions.iter().zip(&receipts) {
+                tips.push((tip(transaction, &block).unwrap_or(0), receipt.cumulative_gas_used - before));
+                before = receipt.cumulative_gas_used;
+            }
+            tips.sort_unstable();
+            let mut row = Vec::new();
+            for percentile in &wanted {
+                let threshold = (header.gas_used as f64 * percentile / 100.0) as u64;
+                let mut sum = 0;
+                let at = tips.iter().find(|(_, gas)| {
+                    sum += gas;
+                    sum >= threshold
+                });
+                row.push(quantity(at.or(tips.last()).map_or(0, |(tip, _)| *tip)));
+            }
+            rewards.push(Value::Array(row));
+        }
+        fees.push(next);
+        let zeros = vec![json!(0.0); ratios.len()];
+        let blob_fees = vec![json!("0x1"); fees.len()];
+        let mut out = json!({
+            "oldestBlock": quantity(oldest), "baseFeePerGas": fees, "gasUsedRatio": ratios,
+            "baseFeePerBlobGas": blob_fees, "blobGasUsedRatio": zeros,
+        });
+        if !wanted.is_empty() {
+            out["reward"] = Value::Array(rewards);
+        }
+        Ok(out)
+    }
+
+    pub(super) fn get_logs(&self, filter: &LogFilter) -> Answer {
+        if let Some(hash) = &filter.block {
+            let number = self.chain.history().number(hash)?.ok_or_else(|| Fault::new("unknown block"))?;
+            return Ok(Value::Array(self.logs(filter, number, number)?));
+        }
+        let head = self.chain.head().block.header.number;
+        let end = |tag: &Value| -> Result<u64, Fault> {
+            Ok(match self.number(tag)? {
+                Some(number) => number,
+                // A range may reach beyond the head.
+                None => small(tag)?,
+            })
+        };
+        let (from, to) = (end(&filter.from)?, end(&filter.to)?);
+        if from > to {
+            return Err(Fault::params("invalid block range params"));
+        }
+        Ok(Value::Array(self.logs(filter, from, to.min(head))?))
+    }
+
+    pub(super) fn logs(&self, filter: &LogFilter, from: u64, to: u64) -> Result<Vec<Value>, Fault> {
+        if to.saturating_sub(from) >= LOG_BLOCKS {
+            return Err(Fault::params(format!(
+                "a range of at most {LOG_BLOCKS} blocks can be searched at once"
+            )));
+        }
+        let mut found = Vec::new();
+        for number in from..=to {
+            let Some(header) = self.chain.history().header(number)? else { continue };
+            if filter.possible(&header)
+                && let Some(stored) = self.chain.history().block(number)?
+            {
+                found.extend(filter.select(&stored.block, &stored.receipts));
+                if found.len() > LOGS {
+                    return Err(Fault {
+                        code: -32005,
+                        ..Fault::new(format!("query returned more than {LOGS} results"))
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn pool_json(&self, show: impl Fn(&Transaction) -> Value) -> Value {
+        let (pending, queued) = self.chain.pool(|pool| pool.content());
+        let group = |list: Vec<Transaction>| {
+            let mut senders = Map::new();
+            for transaction in list {
+                let sender: Address = transaction.sender();
+                let entry = senders.entry(sender.to_string()).or_insert_with(|| json!({}));
+                entry[transaction.nonce().to_string()] = show(&transaction);
+            }
+            Value::Object(senders)
+        };
+        json!({"pending": group(pending), "queued": group(queued)})
+    }
+
+    fn trace(&self, p: &[Value]) -> Answer {
+        let (stored, index) =
+            self.find(&format::hash(at(p, 0)?)?)?.ok_or_else(|| Fault::new("transaction not found"))?;
+        let options = p.get(1).unwrap_or(&Value::Null);
+        let Stored { block, .. } = stored;
+        let missing = || Fault::new("required historical state unavailable: the block is too old");
+        let before = block.header.number.checked_sub(1).ok_or_else(missing)?;
+        let state = self.chain.state_at(before).ok_or_else(missing)?;
+        let parent = self.chain.history().header(before)?.ok_or_else(missing)?;
+        let rules = self.chain.rules();
+        match options["tracer"].as_str() {
+            Some("callTracer") => {
+                let top = trace_calls(rules, &parent, &state, &block, index).ok_or_else(missing)?;
+                Ok(format::frame(&top, options["tracerConfig"]["onlyTopCall"] != true))
+            }
+            Some(other) => Err(Fault::params(format!(
+                "the tracer {other:?} is not known; there are callTracer and struct logs"
+            ))),
+            None => {
+                let memory = options["enableMemory"] == true;
+                let (steps, outcome) =
+                    trace_steps(rules, &parent, &state, &block, index, memory, STEPS).ok_or_else(missing)?;
+                let with_stack = options["disableStack"] != true;
+                let step = |step: &assay_ledger::StructLog| {
+                    let mut fields = json!({
+                        "pc": step.pc, "op": step.op, "gas": step.gas, "gasCost": step.gas_cost, "depth": step.depth,
+                    });
+                    if with_stack {
+                        fields["stack"] = step.stack.iter().map(|word| quantity(*word)).collect();
+                    }
+                    if let Some(memory) = &step.memory {
+                        fields["memory"] = memory.chunks(32).map(data).collect();
+                    }
+                    fields
+                };
+                Ok(json!({
+                    "gas": outcome.gas_used,
+                    "failed": outcome.failure.is_some(),
+                    "returnValue": data(&outcome.output),
+                    "structLogs": steps.iter().map(step).collect::<Vec<_>>(),
+                }))
+            }
+        }
+    }
+}
+
+fn tip(transaction: &Transaction, block: &Block) -> Option<u128> {
+    transaction.effective_tip(block.header.base_fee_per_gas.unwrap_or_default())
+}

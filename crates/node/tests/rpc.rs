@@ -1,0 +1,321 @@
+//! JSON-RPC against a chain that finalizes by itself. Real clients are in `tests/ethereum-clients`; here are the answers and errors that
+//! they do not ask for.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../ledger/tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+
+use assay_ledger::types::{Address, TxKind, U256, hex};
+use assay_ledger::{Genesis, PoolLimits, Transaction};
+use assay_node::chain::{Chain, ChainError, Origin};
+use assay_node::history::History;
+use assay_node::rpc::methods;
+use common::{CHAIN, Wallet};
+use jsonrpsee::core::server::Methods;
+use serde_json::{Value, json};
+
+struct Node {
+    chain: Arc<Chain>,
+    methods: Methods,
+}
+
+fn genesis() -> Genesis {
+    let alloc: Vec<_> = (0..8)
+        .map(|seed| format!("\"{}\": {{\"balance\": \"10000000000000000000\"}}", Wallet::new(seed).address()))
+        .collect();
+    let alloc = alloc.join(",");
+    let text = format!(
+        "{{\"chainId\": {CHAIN}, \"timestamp\": 1800000000, \"gasLimit\": 30000000, \"alloc\": {{{alloc}}}}}"
+    );
+    Genesis::from_json(&text).unwrap()
+}
+
+fn node() -> Node {
+    let chain = Arc::new(Chain::open(&genesis(), PoolLimits::default(), History::in_memory).unwrap());
+    Node { methods: methods(chain.clone(), None), chain }
+}
+
+impl Node {
+    fn mine(&self) {
+        let head = self.chain.head();
+        let time = head.block.header.timestamp + 1;
+        let block = self.chain.propose(&head.block.hash(), time, Address::repeat_byte(0xfe)).unwrap();
+        self.chain.finalize(&block).unwrap();
+    }
+
+    async fn raw(&self, method: &str, params: Value) -> Value {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
+        let (answer, _) = self.methods.raw_json_request(&request, 16).await.unwrap();
+        serde_json::from_str(answer.get()).unwrap()
+    }
+
+    async fn ask(&self, method: &str, params: Value) -> Value {
+        let answer = self.raw(method, params).await;
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+
+    async fn fail(&self, method: &str, params: Value) -> (i64, String) {
+        let answer = self.raw(method, params).await;
+        let error = &answer["error"];
+        (
+            error["code"].as_i64().unwrap_or_else(|| panic!("{method}: {answer}")),
+            error["message"].as_str().unwrap().to_owned(),
+        )
+    }
+
+    async fn send(&self, bytes: &[u8]) -> String {
+        let hash = self.ask("eth_sendRawTransaction", json!([format!("0x{}", hex::encode(bytes))])).await;
+        hash.as_str().unwrap().to_owned()
+    }
+}
+
+/// Stores the input's first word at slot 0, emits it without topics and returns it; reverts with it where it is zero.
+const STORE: [u8; 38] =
+    hex!("600035806000526000556000546015576020" "6000fd5b60206000a060206000f3" "000000000000");
+
+fn deployment() -> Vec<u8> {
+    let mut init = vec![0x60, STORE.len() as u8, 0x60, 0x0a, 0x5f, 0x39, 0x60, STORE.len() as u8, 0x5f, 0xf3];
+    init.extend(STORE);
+    init
+}
+
+fn create(nonce: u64) -> Vec<u8> {
+    Wallet::new(0).dynamic(|t| {
+        t.nonce = nonce;
+        t.to = TxKind::Create;
+        t.value = U256::ZERO;
+        t.input = deployment().into();
+        t.gas_limit = 200_000;
+    })
+}
+
+fn call(nonce: u64, contract: Address, word: u64) -> Vec<u8> {
+    Wallet::new(0).dynamic(|t| {
+        t.nonce = nonce;
+        t.to = TxKind::Call(contract);
+        t.value = U256::ZERO;
+        t.input = U256::from(word).to_be_bytes::<32>().into();
+        t.gas_limit = 100_000;
+    })
+}
+
+fn word(value: u64) -> String {
+    format!("0x{value:064x}")
+}
+
+#[tokio::test]
+async fn transactions_go_from_the_pool_into_a_block() {
+    let node = node();
+    let me = Wallet::new(0).address().to_string();
+    let hash = node.send(&Wallet::new(0).dynamic(|_| {})).await;
+    let waiting = node.ask("eth_getTransactionByHash", json!([hash])).await;
+    assert_eq!((&waiting["blockHash"], &waiting["type"]), (&Value::Null, &json!("0x2")));
+    assert_eq!(node.ask("eth_getTransactionReceipt", json!([hash])).await, Value::Null);
+    assert_eq!(node.ask("eth_getTransactionCount", json!([me, "pending"])).await, "0x1");
+    assert_eq!(node.ask("eth_getTransactionCount", json!([me, "latest"])).await, "0x0");
+    assert_eq!(node.ask("txpool_status", json!([])).await, json!({"pending": "0x1", "queued": "0x0"}));
+    assert_eq!(node.ask("txpool_content", json!([])).await["pending"][&me]["0"]["hash"], hash.as_str());
+    node.mine();
+    let receipt = node.ask("eth_getTransactionReceipt", json!([hash])).await;
+    assert_eq!(
+        (&receipt["status"], &receipt["gasUsed"], &receipt["blockNumber"]),
+        (&json!("0x1"), &json!("0x5208"), &json!("0x1"))
+    );
+    let block = node.ask("eth_getBlockByNumber", json!(["latest", true])).await;
+    assert_eq!(block["transactions"][0]["hash"], hash.as_str());
+    for tag in ["safe", "finalized", "pending", "0x1"] {
+        assert_eq!(node.ask("eth_getBlockByNumber", json!([tag, true])).await, block);
+    }
+    assert_eq!(node.ask("eth_getBlockByHash", json!([block["hash"], true])).await, block);
+    assert_eq!(node.ask("eth_getBlockReceipts", json!([block["hash"]])).await, json!([receipt]));
+    assert_eq!(
+        node.ask("eth_getTransactionByBlockNumberAndIndex", json!(["0x1", "0x0"])).await,
+        block["transactions"][0]
+    );
+    assert_eq!(node.ask("eth_getTransactionByBlockNumberAndIndex", json!(["0x1", "0x1"])).await, Value::Null);
+    assert_eq!(node.ask("eth_getBlockByNumber", json!(["0x2", false])).await, Value::Null);
+    assert_eq!(node.ask("eth_getTransactionCount", json!([me, "latest"])).await, "0x1");
+    assert_eq!(node.ask("eth_getTransactionCount", json!([me, {"blockNumber": "0x0"}])).await, "0x0");
+    let raw = node.ask("debug_getRawTransaction", json!([hash])).await;
+    assert_eq!(raw, format!("0x{}", hex::encode(Wallet::new(0).dynamic(|_| {}))));
+}
+
+#[tokio::test]
+async fn contracts_logs_filters_and_traces() {
+    let node = node();
+    let created_at = Wallet::new(0).address().create(0);
+    let contract = created_at.to_string();
+    let blocks = node.ask("eth_newBlockFilter", json!([])).await;
+    let arrivals = node.ask("eth_newPendingTransactionFilter", json!([])).await;
+    let logs = node.ask("eth_newFilter", json!([{"address": contract}])).await;
+    let created = node.send(&create(0)).await;
+    node.mine();
+    let hash = node.send(&call(1, created_at, 42)).await;
+    let failing = node.send(&call(2, created_at, 0)).await;
+    node.mine();
+    assert_eq!(node.ask("eth_getFilterChanges", json!([blocks])).await.as_array().unwrap().len(), 2);
+    assert_eq!(node.ask("eth_getFilterChanges", json!([arrivals])).await, json!([created, hash, failing]));
+    let found = node.ask("eth_getFilterChanges", json!([logs])).await;
+    assert_eq!((&found[0]["data"], &found[0]["transactionHash"]), (&json!(word(42)), &json!(hash)));
+    assert_eq!(node.ask("eth_getFilterChanges", json!([logs])).await, json!([]));
+    assert_eq!(
+        node.ask("eth_getFilterLogs", json!([logs])).await,
+        found,
+        "the range is the head alone, as no other was given"
+    );
+    assert_eq!(node.ask("eth_getLogs", json!([{"fromBlock": "0x0", "address": [contract]}])).await, found);
+    assert_eq!(node.ask("eth_getLogs", json!([{"fromBlock": "0x0", "toBlock": "0x1"}])).await, json!([]));
+    assert_eq!(node.ask("eth_getLogs", json!([{"fromBlock": "0x0", "topics": [word(1)]}])).await, json!([]));
+    assert_eq!(node.ask("eth_getLogs", json!([{"blockHash": found[0]["blockHash"]}])).await, found);
+    assert_eq!(node.ask("eth_uninstallFilter", json!([logs])).await, true);
+    assert_eq!(node.ask("eth_uninstallFilter", json!([logs])).await, false);
+    assert_eq!(node.fail("eth_getFilterChanges", json!([logs])).await.1, "filter not found");
+
+    assert_eq!(
+        node.ask("eth_getCode", json!([contract, "latest"])).await,
+        format!("0x{}", hex::encode(STORE))
+    );
+    assert_eq!(node.ask("eth_getStorageAt", json!([contract, "0x0", "latest"])).await, word(42));
+    assert_eq!(node.ask("eth_getStorageAt", json!([contract, "0x0", "0x1"])).await, word(0));
+    let proof = node.ask("eth_getProof", json!([contract, ["0x0"], "latest"])).await;
+    assert_eq!(
+        (&proof["storageProof"][0]["value"], &proof["storageProof"][0]["key"]),
+        (&json!("0x2a"), &json!("0x0"))
+    );
+
+    let frame = node.ask("debug_traceTransaction", json!([failing, {"tracer": "callTracer"}])).await;
+    assert_eq!((&frame["type"], &frame["error"]), (&json!("CALL"), &json!("execution reverted")));
+    let steps = node.ask("debug_traceTransaction", json!([hash, {}])).await;
+    assert_eq!((&steps["failed"], &steps["structLogs"][0]["op"]), (&json!(false), &json!("PUSH1")));
+    assert!(
+        node.fail("debug_traceTransaction", json!([hash, {"tracer": "noTracer"}]))
+            .await
+            .1
+            .contains("not known")
+    );
+
+    let data = |value: u64| json!({"to": contract, "data": word(value)});
+    assert_eq!(node.ask("eth_call", json!([data(5), "latest"])).await, word(5));
+    let over = json!({&contract: {"code": "0x6003545f5260205ff3", "stateDiff": {word(3): word(77)}}});
+    assert_eq!(node.ask("eth_call", json!([data(5), "latest", over])).await, word(77));
+    let reverted = node.raw("eth_call", json!([data(0), "latest"])).await;
+    assert_eq!((&reverted["error"]["code"], &reverted["error"]["data"]), (&json!(3), &json!(word(0))));
+    assert_eq!(
+        node.ask("eth_estimateGas", json!([{"to": Address::repeat_byte(9).to_string(), "value": "0x0"}]))
+            .await,
+        "0x5208"
+    );
+    assert_eq!(node.fail("eth_estimateGas", json!([data(0)])).await.0, 3);
+
+    let history = node.ask("eth_feeHistory", json!(["0x3", "latest", [10, 50]])).await;
+    assert_eq!(history["baseFeePerGas"].as_array().unwrap().len(), 4);
+    assert_eq!(history["reward"][2], json!(["0x3b9aca00", "0x3b9aca00"]));
+    assert_eq!(node.ask("eth_maxPriorityFeePerGas", json!([])).await, "0x3b9aca00");
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_the_words_that_libraries_know() {
+    let node = node();
+    let send = |bytes: Vec<u8>| json!([format!("0x{}", hex::encode(bytes))]);
+    let wallet = Wallet::new(0);
+    node.send(&wallet.dynamic(|_| {})).await;
+    let errors = [
+        ("eth_sendRawTransaction", json!(["0x1234"]), "transaction type not supported"),
+        ("eth_sendRawTransaction", json!(["1234"]), "hexadecimal data"),
+        ("eth_sendRawTransaction", json!([]), "missing value for required argument 0"),
+        ("eth_sendRawTransaction", send(wallet.dynamic(|_| {})), "already known"),
+        (
+            "eth_sendRawTransaction",
+            send(wallet.dynamic(|t| t.value = U256::from(2))),
+            "replacement transaction underpriced",
+        ),
+        (
+            "eth_sendRawTransaction",
+            send(Wallet::new(99).dynamic(|_| {})),
+            "insufficient funds for gas * price + value",
+        ),
+        ("eth_sendRawTransaction", send(vec![0x02; 200_000]), "oversized data"),
+        ("eth_getBalance", json!(["0x12", "latest"]), "is no address"),
+        ("eth_getBalance", json!([wallet.address().to_string(), "0x99"]), "header not found"),
+        ("eth_getLogs", json!([{"fromBlock": "0x5", "toBlock": "0x1"}]), "invalid block range"),
+        ("eth_getLogs", json!([{"topics": [[], [], [], [], []]}]), "exceed max topics"),
+        (
+            "eth_call",
+            json!([{"to": wallet.address().to_string(), "gasPrice": "0x1", "maxFeePerGas": "0x1"}]),
+            "both gasPrice and",
+        ),
+        (
+            "eth_call",
+            json!([{"to": wallet.address().to_string()}, "latest", {}, {"number": "0x1"}]),
+            "not supported",
+        ),
+        ("eth_feeHistory", json!(["0x1", "latest", [50, 10]]), "percentile"),
+    ];
+    for (method, params, words) in errors {
+        let (_, message) = node.fail(method, params.clone()).await;
+        assert!(message.contains(words), "{method} {params}: {message}");
+    }
+    node.mine();
+    let again = node.fail("eth_sendRawTransaction", send(wallet.dynamic(|t| t.value = U256::from(3)))).await;
+    assert_eq!(again, (-32000, "nonce too low: next nonce 1, tx nonce 0".to_owned()));
+    let (code, _) = node.fail("eth_noSuchMethod", json!([])).await;
+    assert_eq!(code, -32601);
+}
+
+#[tokio::test]
+async fn old_states_are_gone_and_blocks_are_not() {
+    let node = node();
+    for _ in 0..300 {
+        node.mine();
+    }
+    let who = Wallet::new(0).address().to_string();
+    assert!(node.fail("eth_getBalance", json!([who, "0x1"])).await.1.contains("missing trie node"));
+    assert_eq!(node.ask("eth_getBlockByNumber", json!(["0x1", false])).await["number"], "0x1");
+    node.ask("eth_getBalance", json!([who, "0x64"])).await;
+}
+
+fn created_by(seed: u8) -> Address {
+    Wallet::new(seed).address()
+}
+
+#[test]
+fn a_restart_finds_everything_and_another_chain_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chain.redb");
+    let open =
+        |genesis: &Genesis| Chain::open(genesis, PoolLimits::default(), |first| History::open(&path, first));
+    let contract = Wallet::new(0).address().create(0);
+    let root = {
+        let chain = Arc::new(open(&genesis()).unwrap());
+        let node = Node { methods: methods(chain.clone(), None), chain };
+        for bytes in [create(0), call(1, contract, 7), Wallet::new(1).dynamic(|_| {})] {
+            node.chain.add(Transaction::decode(&bytes).unwrap(), Origin::Local).unwrap();
+            node.mine();
+        }
+        let (kept, known) = (node.chain.history().state().unwrap(), node.chain.head());
+        for address in
+            [created_by(0), created_by(1), Address::repeat_byte(0xfe), Address::repeat_byte(0xbb), contract]
+        {
+            assert_eq!(kept.account(&address), known.state.account(&address), "{address}");
+        }
+        known.block.header.state_root
+    };
+    let chain = open(&genesis()).unwrap();
+    let head = chain.head();
+    assert_eq!((head.block.header.number, head.state.root()), (3, root));
+    assert_eq!(head.state.account(&contract).unwrap().slot(&U256::ZERO), U256::from(7));
+    // It goes on from there, and a finalized block that comes again changes nothing.
+    let block = chain.propose(&head.block.hash(), 1_800_000_100, Address::ZERO).unwrap();
+    chain.finalize(&block).unwrap();
+    chain.finalize(&block).unwrap();
+    let rival = chain.propose(&head.block.hash(), 1_800_000_200, Address::ZERO).unwrap();
+    assert!(matches!(chain.finalize(&rival), Err(ChainError::Conflict(4, ..))));
+    drop(chain);
+    let mut other = genesis();
+    other.timestamp += 1;
+    let error = open(&other).err().unwrap().to_string();
+    assert!(error.contains("belongs to the chain with genesis"), "{error}");
+}
