@@ -74,10 +74,67 @@ def lenet(folder):
     write(folder, "lenet", assemble(nodes, constants, [1, 1, 28, 28]), pictures[:BATCH] / 255)
 
 
-def assemble(nodes, constants, shape):
-    info = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "model", [info("x", shape)], [info("scores", [1, 10])], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+def assemble(nodes, constants, shape, kind=TensorProto.FLOAT, scores=(1, 10)):
+    graph = helper.make_graph(nodes, "model", [helper.make_tensor_value_info("x", kind, shape)],
+                              [helper.make_tensor_value_info("scores", TensorProto.FLOAT, scores)], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def gpt(folder):
+    """A transformer of GPT-2's kind with 0.26M parameters: 4 layers of 72 with 4 heads, 96 words, 64 tokens, all logits; the weights are
+    random, since only its shapes matter here. The nodes are those that PyTorch exports."""
+    words, tokens, width, heads, layers = 96, 64, 72, 4, 4
+    random = np.random.default_rng(2)
+    nodes, constants = [], []
+
+    def constant(name, value):
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    normal = lambda name, *shape, scale=None: constant(
+        name, (random.normal(size=shape) * (scale or 1 / np.sqrt(shape[0]))).astype(np.float32))
+    small = lambda name, size: normal(name, size, scale=0.02)
+
+    def node(operator, inputs, output, **attributes):
+        nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def linear(x, name, rows, columns):
+        product = node("MatMul", [x, normal(f"{name}.w", columns, rows)], f"{name}.product")
+        return node("Add", [product, small(f"{name}.b", rows)], name)
+
+    def norm(x, name):
+        weights = [constant(f"{name}.w", (1 + 0.1 * random.normal(size=width)).astype(np.float32)), small(f"{name}.b", width)]
+        return node("LayerNormalization", [x, *weights], name, axis=-1, epsilon=1e-5)
+
+    table = normal("words", words, width, scale=0.7)
+    x = node("Add", [node("Gather", [table, "x"], "embedding"), normal("places", tokens, width, scale=0.3)], "start")
+    by_head = constant("by_head", np.array([1, tokens, heads, width // heads]))
+    together = constant("together", np.array([1, tokens, width]))
+    thirds = constant("thirds", np.array([width] * 3))
+    mask = constant("mask", np.triu(np.ones((1, 1, tokens, tokens), bool), 1))
+    never, root = constant("never", np.float32(-1e4)), constant("root", np.float32(np.sqrt(width // heads)))
+    half, one, root2 = (constant(n, np.float32(v)) for n, v in (("half", 0.5), ("one", 1), ("root2", np.sqrt(2))))
+    for layer in range(layers):
+        name = lambda part: f"{layer}.{part}"
+        qkv = linear(norm(x, name("first")), name("qkv"), 3 * width, width)
+        parts = [name(part) for part in "qkv"]
+        nodes.append(helper.make_node("Split", [qkv, thirds], parts, axis=2))
+        split = [node("Reshape", [part, by_head], f"{part}.reshaped") for part in parts]
+        turn = lambda x, order: node("Transpose", [x], f"{x}.turned", perm=order)
+        q, k, v = turn(split[0], [0, 2, 1, 3]), turn(split[1], [0, 2, 3, 1]), turn(split[2], [0, 2, 1, 3])
+        scores = node("Div", [node("MatMul", [q, k], name("products")), root], name("scores"))
+        masked = node("Where", [mask, never, scores], name("masked"))
+        mixed = node("MatMul", [node("Softmax", [masked], name("softmax"), axis=-1), v], name("mixed"))
+        flat = node("Reshape", [turn(mixed, [0, 2, 1, 3]), together], name("flat"))
+        x = node("Add", [x, linear(flat, name("projection"), width, width)], name("middle"))
+        up = linear(norm(x, name("second")), name("up"), 4 * width, width)
+        erf = node("Erf", [node("Div", [up, root2], name("scaled"))], name("erf"))
+        gate = node("Mul", [half, node("Add", [erf, one], name("raised"))], name("gate"))
+        x = node("Add", [x, linear(node("Mul", [up, gate], name("gelu")), name("down"), width, 4 * width)], name("end"))
+    node("MatMul", [norm(x, "last"), normal("head", width, words)], "scores")
+    inputs = random.integers(0, words, size=(32, tokens))
+    write(folder, "gpt", assemble(nodes, constants, [1, tokens], TensorProto.INT64, (1, tokens, words)), inputs)
 
 
 def forest(folder):
@@ -129,7 +186,7 @@ for line in sys.stdin:
     request = json.loads(line)
     folder = request["folder"]
     if request["do"] == "models":
-        for make in (perceptron, lenet, forest):
+        for make in (perceptron, lenet, forest, gpt):
             make(folder)
         answer = {}
     else:
