@@ -12,6 +12,11 @@ pub fn numbers(seed: u64) -> impl FnMut(i32, i32) -> i32 {
     }
 }
 
+/// What `work` gives on a single thread: several would take whichever proof of work one of them finds first.
+pub fn single_threaded<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(work)
+}
+
 /// Inputs in range for a batch.
 pub fn inputs(graph: &Graph, batch: usize, seed: u64) -> Vec<i32> {
     let mut next = numbers(seed);
