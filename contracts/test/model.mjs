@@ -257,6 +257,33 @@ export function makeModel(config, seed = 1) {
   return { config, values, tree, manifest, bytes, id: keccak256(bytes), sections };
 }
 
+/** A model from the bytes of its artifact (docs/artifact.md). */
+export function loadModel(file) {
+  const head = new DataView(file.buffer, file.byteOffset);
+  const length = Number(head.getBigUint64(16, true));
+  const bytes = file.subarray(24, 24 + length);
+  const manifest = new TextDecoder().decode(bytes);
+  const { config, sections, data_bytes } = JSON.parse(manifest);
+  const start = Math.ceil((24 + length) / TILE) * TILE;
+  const data = file.subarray(start, start + data_bytes);
+  const values = {};
+  for (const { name, kind, rows, cols, offset, bytes: size } of sections) {
+    const part = data.subarray(offset, offset + size);
+    const view = new DataView(part.buffer, part.byteOffset, part.length);
+    const [, matrix, what] = name.match(/^(.*)\.(weights|scales)$/) ?? [];
+    if (what === "weights") {
+      const bits = Number(kind.slice("weights".length));
+      values[matrix] = { weights: expand(part, bits, rows, cols), cols, bits };
+    } else if (what === "scales") {
+      const at = (i) => ({ m: BigInt(view.getUint32(8 * i, true)), e: BigInt(view.getInt16(8 * i + 4, true)) });
+      values[matrix].scales = Array.from({ length: size / 8 }, (_, i) => at(i));
+    } else if (kind !== "tokenizer") {
+      values[name] = Array.from({ length: size / 4 }, (_, i) => BigInt(view.getInt32(4 * i, true)));
+    }
+  }
+  return { config, values, tree: new Tree(data), manifest, bytes, id: keccak256(bytes), sections };
+}
+
 // ---- the trace ----
 
 const HALF = (n) => Math.ceil(n / SEGMENT);

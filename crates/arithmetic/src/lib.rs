@@ -60,7 +60,7 @@ pub use quantise::{Quantised, QuantisedView, layer_norm, quantise, rms_norm, rms
 pub use rope::{RopeStyle, rope};
 pub use route::{mix, route};
 pub use sample::{BANNED, LogSoftmax, Sampler, SamplerParams, Seen, adjust_logits, argmax, uniform};
-pub use scale::Scale;
+pub use scale::{Scale, rescale, rescale1};
 pub use unit::unit_vector;
 pub use weights::{CHUNK, Encoding, FACTOR_MAX, GROUP, MatrixView, WEIGHT_MAX};
 

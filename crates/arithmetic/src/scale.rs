@@ -177,6 +177,16 @@ impl Rescale {
     }
 }
 
+/// `rescale(A, a, b)` of docs/arithmetic.md, section 2: a sum whose unit is the product of two scales, in Q16.
+pub fn rescale(sum: i64, a: Scale, b: Scale) -> i32 {
+    Rescale::of(a, b).apply_wide(sum)
+}
+
+/// `rescale1(A, a, k)` of docs/arithmetic.md, section 2: a sum whose unit is one scale times `2^k`, in Q16.
+pub fn rescale1(sum: i64, a: Scale, k: i32) -> i32 {
+    Rescale::one(a, k).apply_wide(sum)
+}
+
 /// The nearest `i32`.
 #[inline(always)]
 pub(crate) fn saturate32(value: i64) -> i32 {

@@ -48,6 +48,7 @@ mod schedule;
 mod sequence;
 mod speculate;
 mod timing;
+pub mod trace;
 
 pub use engine::{ALONE, Config, Engine, Event, Finish, Replay, SequenceId, Stats};
 pub use error::Error;

@@ -543,7 +543,7 @@ impl Artifact {
     /// hashes all data unless [`Artifact::verify`] has done so.
     pub fn tile_proof(&self, index: u64) -> Option<Vec<Bytes32>> {
         let leaves = self.leaves.get_or_init(|| merkle::leaves(self.slice(self.data.clone()), &mut |_| {}));
-        merkle::proof(leaves, index)
+        merkle::Tree::new(leaves.clone()).proof(index)
     }
 }
 

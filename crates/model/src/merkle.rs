@@ -71,19 +71,45 @@ pub fn root(leaves: &[Bytes32]) -> Bytes32 {
     level.first().copied().unwrap_or(Bytes32([0; 32]))
 }
 
-/// The siblings on the way from leaf `index` to the root, lowest first; `None` when there is no such leaf.
-pub fn proof(leaves: &[Bytes32], index: u64) -> Option<Vec<Bytes32>> {
-    let mut position = usize::try_from(index).ok().filter(|i| *i < leaves.len())?;
-    let mut level = leaves.to_vec();
-    let mut siblings = Vec::new();
-    while level.len() > 1 {
-        if let Some(sibling) = level.get(position ^ 1) {
-            siblings.push(*sibling);
+/// A tree with all of its nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// From the leaves up; one level at least.
+    levels: Vec<Vec<Bytes32>>,
+}
+
+impl Tree {
+    /// The tree over these leaves.
+    pub fn new(leaves: Vec<Bytes32>) -> Tree {
+        let mut levels = vec![leaves];
+        while let Some(level) = levels.last().filter(|level| level.len() > 1) {
+            let above = parents(level);
+            levels.push(above);
         }
-        level = parents(&level);
-        position /= 2;
+        Tree { levels }
     }
-    Some(siblings)
+
+    /// The root; all zeros when there are no leaves.
+    pub fn root(&self) -> Bytes32 {
+        self.levels.last().and_then(|level| level.first()).copied().unwrap_or(Bytes32([0; 32]))
+    }
+
+    /// The height of the root; leaves are at 0.
+    pub fn height(&self) -> usize {
+        self.levels.len() - 1
+    }
+
+    /// The nodes at a height from left to right; none above the root.
+    pub fn level(&self, height: usize) -> &[Bytes32] {
+        self.levels.get(height).map_or(&[], Vec::as_slice)
+    }
+
+    /// The siblings on the way from leaf `index` to the root, lowest first; `None` when there is no such leaf.
+    pub fn proof(&self, index: u64) -> Option<Vec<Bytes32>> {
+        let index = usize::try_from(index).ok().filter(|index| *index < self.levels[0].len())?;
+        let sibling = |(height, level): (usize, &Vec<Bytes32>)| level.get((index >> height) ^ 1).copied();
+        Some(self.levels.iter().enumerate().filter_map(sibling).collect())
+    }
 }
 
 /// Whether `tile` is tile number `index` of the data with `data_bytes` bytes and the Merkle root `root`.
@@ -117,9 +143,12 @@ mod tests {
         for bytes in [1, 4095, 4096, 4097, 5 * TILE, 7 * TILE + 1, 8 * TILE] {
             let data: Vec<u8> = (0..bytes).map(|i| (i * 7 % 251) as u8).collect();
             let leaves = leaves(&data, &mut |_| {});
+            let tree = Tree::new(leaves.clone());
             let root = root(&leaves);
+            assert_eq!(tree.root(), root);
+            assert_eq!(tree.level(tree.height()), [root]);
             for (i, tile) in data.chunks(TILE).enumerate() {
-                let proof = proof(&leaves, i as u64).unwrap();
+                let proof = tree.proof(i as u64).unwrap();
                 assert!(verify_tile(&root, bytes as u64, i as u64, tile, &proof));
                 let mut changed = tile.to_vec();
                 changed[0] ^= 1;
@@ -133,7 +162,7 @@ mod tests {
                     assert!(!verify_tile(&root, bytes as u64, i as u64, tile, short));
                 }
             }
-            assert!(proof(&leaves, leaves.len() as u64).is_none());
+            assert!(tree.proof(leaves.len() as u64).is_none());
         }
     }
 
