@@ -3,14 +3,14 @@
 use assay_ledger::types::{Address, U256};
 use assay_receipt::Key;
 use assay_wallet::abi::text;
-use assay_wallet::client::{Client, ClientError, Included, address_of};
-use assay_wallet::system::System;
+use assay_wallet::chain::Chain;
+use assay_wallet::client::{Call, ClientError, Included, address_of};
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::ui::say;
-use crate::{home, keys, ui};
+use crate::{home, keys, settle, ui};
 
 /// 10^18: the units of an OPG, and of a coin.
 const ONE: u128 = 1_000_000_000_000_000_000;
@@ -77,10 +77,15 @@ pub(crate) struct ClaimArgs {
     signer: SignerArgs,
 }
 
-/// A chain to read, or to sign for.
-pub(crate) struct Chain {
-    pub(crate) client: Client,
-    pub(crate) system: System,
+#[derive(Args)]
+pub(crate) struct DepositArgs {
+    /// OPG, like 1000 or 0.5
+    amount: String,
+    /// Whose deposit; the signer's own when left out
+    #[arg(long)]
+    payer: Option<Address>,
+    #[command(flatten)]
+    signer: SignerArgs,
 }
 
 /// A chain and who signs.
@@ -101,20 +106,7 @@ impl From<ClientError> for Error {
 
 impl ChainArgs {
     pub(crate) fn open(&self) -> Result<Chain> {
-        Ok(Chain { client: Client::new(&self.rpc)?, system: System::of_genesis() })
-    }
-}
-
-impl Chain {
-    /// Reads a contract.
-    pub(crate) async fn view(&self, name: &str, function: &str, arguments: &[Value]) -> Result<Value> {
-        Ok(self.system.view(&self.client, name, function, arguments).await?)
-    }
-
-    /// Reads a number of a contract.
-    pub(crate) async fn number(&self, name: &str, function: &str, arguments: &[Value]) -> Result<U256> {
-        let value = self.view(name, function, arguments).await?;
-        number(&value)
+        Ok(Chain::at(&self.rpc)?)
     }
 }
 
@@ -134,7 +126,7 @@ impl SignerArgs {
 impl Signer {
     /// On the chain of a node, with a key.
     pub(crate) fn new(rpc: &str, key: Key) -> Result<Self> {
-        Ok(Self { chain: ChainArgs { rpc: rpc.to_owned() }.open()?, key })
+        Ok(Self { chain: Chain::at(rpc)?, key })
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -144,7 +136,7 @@ impl Signer {
     /// Calls a contract by a transaction, and waits until it is final.
     pub(crate) async fn send(&self, name: &str, function: &str, arguments: &[Value]) -> Result<Included> {
         let spinner = ui::spinner(&format!("{name}.{function}"));
-        let done = self.chain.system.transact(&self.chain.client, &self.key, name, function, arguments).await;
+        let done = self.chain.transact(&self.key, name, function, arguments).await;
         spinner.finish_and_clear();
         Ok(done?)
     }
@@ -159,8 +151,15 @@ impl Signer {
         Ok(())
     }
 
+    /// Sends native coins, in 10^-18.
+    pub(crate) async fn pay(&self, to: Address, value: U256) -> Result<()> {
+        let call = Call { to: Some(to), value, data: Vec::new() };
+        self.chain.client.transact(&self.key, &call).await?;
+        Ok(())
+    }
+
     async fn own_stake(&self, validator: Address) -> Result<U256> {
-        self.chain.number("Staking", "stakeOf", &[text(validator), text(self.address())]).await
+        Ok(self.chain.number("Staking", "stakeOf", &[text(validator), text(self.address())]).await?)
     }
 
     async fn report(&self, what: &str, validator: Address, done: &Included, json: bool) -> Result<()> {
@@ -234,6 +233,22 @@ pub(crate) async fn stake(args: StakeArgs, json: bool) -> Result<()> {
         }
     };
     signer.report("staked", me, &done, json).await
+}
+
+pub(crate) async fn deposit(args: DepositArgs, json: bool) -> Result<()> {
+    let (amount, signer) = (parse_opg(&args.amount)?, args.signer.open()?);
+    let payer = args.payer.unwrap_or_else(|| signer.address());
+    let done = settle::deposit(&signer, payer, amount).await?;
+    let balance = settle::deposit_of(&signer.chain, payer).await?;
+    if json {
+        ui::print_json(&json!({
+            "transaction": done.hash, "block": done.block, "gas": done.gas,
+            "payer": payer.to_string(), "deposit": balance.to_string(),
+        }));
+    } else {
+        say!("deposited in block {}; {payer} has {} OPG free for answers", done.block, opg(balance));
+    }
+    Ok(())
 }
 
 pub(crate) async fn delegate(args: DelegateArgs, json: bool) -> Result<()> {

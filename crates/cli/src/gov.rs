@@ -1,20 +1,19 @@
 //! `assay gov`: proposals, votes, and carrying out what was decided. Nothing here has power of its own: the governor and the timelock
 //! of the chain decide.
 
-use assay_ledger::types::{Address, B256, U256, hex, keccak256};
+use assay_ledger::types::{Address, U256, hex, keccak256};
 use assay_wallet::abi::text;
+use assay_wallet::chain::{Chain, Event};
 use assay_wallet::client::ClientError;
-use assay_wallet::system::{self, contract};
+use assay_wallet::system;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use crate::chain::{Chain, ChainArgs, Signer, SignerArgs, number, opg};
+use crate::chain::{ChainArgs, Signer, SignerArgs, number, opg};
 use crate::error::{Error, Result};
 use crate::ui;
 use crate::ui::say;
 
-/// A node looks for logs in so many blocks at once.
-const BLOCKS: u64 = 10_000;
 /// OpenZeppelin's `ProposalState`, in its order.
 const STATES: [&str; 8] =
     ["pending", "active", "canceled", "defeated", "succeeded", "queued", "expired", "executed"];
@@ -114,27 +113,12 @@ impl Proposal {
 
 /// All proposals, the newest last.
 async fn proposals(chain: &Chain) -> Result<Vec<Proposal>> {
-    let governor = chain.system.address("AssayGovernor").map_err(ClientError::from)?;
-    let event = contract("AssayGovernor").and_then(|contract| contract.event("ProposalCreated"));
-    let event = event.ok_or_else(|| Error::said("the governor has no event ProposalCreated"))?;
-    let head = chain.client.request("eth_blockNumber", json!([])).await?;
-    let head = number(&head)?.saturating_to::<u64>();
-    let mut found = Vec::new();
-    for from in (0..=head).step_by(BLOCKS as usize) {
-        let to = head.min(from + BLOCKS - 1);
-        let filter = json!({
-            "fromBlock": format!("{from:#x}"), "toBlock": format!("{to:#x}"),
-            "address": governor.to_string(), "topics": [B256::from(event.hash()).to_string()],
-        });
-        for log in
-            chain.client.request("eth_getLogs", json!([filter])).await?.as_array().into_iter().flatten()
-        {
-            let data = hex::decode(log["data"].as_str().unwrap_or_default()).unwrap_or_default();
-            let event = event.output(&data).map_err(ClientError::from)?;
-            found.push(Proposal { id: event["proposalId"].as_str().unwrap_or_default().to_owned(), event });
-        }
-    }
-    Ok(found)
+    let events = chain.events("AssayGovernor", "ProposalCreated", &[], 0..=chain.head().await?).await?;
+    let proposal = |Event { fields: event, .. }| Proposal {
+        id: event["proposalId"].as_str().unwrap_or_default().to_owned(),
+        event,
+    };
+    Ok(events.into_iter().map(proposal).collect())
 }
 
 async fn find(chain: &Chain, digits: &str) -> Result<Proposal> {

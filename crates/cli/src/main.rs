@@ -76,8 +76,8 @@ enum Command {
     Unstake(chain::UnstakeArgs),
     /// Claim rewards, and OPG whose delay is over
     Claim(chain::ClaimArgs),
-    /// Bring a gateway's receipts to the chain, and have those paid whose time has come
-    Settle(settle::SettleArgs),
+    /// Put OPG into a payer's deposit, from which workers are paid
+    Deposit(chain::DepositArgs),
     /// Propose, vote, and carry out what was decided
     #[command(subcommand)]
     Gov(gov::GovCommand),
@@ -197,10 +197,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Delegate(args) => chain::delegate(args, json).await,
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
-        Command::Settle(args) => {
-            let supervised = args.supervised;
-            Box::pin(settle::run(args, json, until_told(supervised))).await
-        }
+        Command::Deposit(args) => chain::deposit(args, json).await,
         Command::Gov(command) => gov::run(command, json).await,
         Command::Power(args) => power::run(args, json).await,
         Command::Model(command) => models::run(command, json),

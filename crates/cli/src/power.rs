@@ -3,9 +3,10 @@
 
 use assay_ledger::types::{Address, B256, U256, keccak256};
 use assay_wallet::abi;
+use assay_wallet::chain::Chain;
 use serde_json::{Value, json};
 
-use crate::chain::{Chain, ChainArgs, number, opg};
+use crate::chain::{ChainArgs, number, opg};
 use crate::error::Result;
 use crate::gov::when;
 use crate::ui;
@@ -109,25 +110,13 @@ async fn powers(chain: &Chain) -> Result<Vec<Power>> {
 
 /// Accounts that got a role of the timelock after genesis.
 async fn granted(chain: &Chain) -> Result<Vec<Address>> {
-    let topic = keccak256("RoleGranted(bytes32,address,address)");
-    let head = number(&chain.client.request("eth_blockNumber", json!([])).await?)?.saturating_to::<u64>();
-    let timelock = chain.system.address("TimelockController").unwrap_or_default();
-    let known = [timelock, chain.system.address("AssayGovernor").unwrap_or_default()];
+    let known =
+        ["TimelockController", "AssayGovernor"].map(|name| chain.system.address(name).unwrap_or_default());
     let mut found = Vec::new();
-    for from in (0..=head).step_by(10_000) {
-        let filter = json!({
-            "fromBlock": format!("{from:#x}"), "toBlock": format!("{:#x}", head.min(from + 9_999)),
-            "address": timelock.to_string(), "topics": [topic.to_string()],
-        });
-        let logs = chain.client.request("eth_getLogs", json!([filter])).await?;
-        for log in logs.as_array().into_iter().flatten() {
-            let who = log["topics"][2]
-                .as_str()
-                .and_then(|topic| topic.parse::<B256>().ok())
-                .map(Address::from_word);
-            if let Some(who) = who.filter(|who| !known.contains(who) && !found.contains(who)) {
-                found.push(who);
-            }
+    for event in chain.events("TimelockController", "RoleGranted", &[], 0..=chain.head().await?).await? {
+        let who = event.address(2);
+        if !known.contains(&who) && !found.contains(&who) {
+            found.push(who);
         }
     }
     Ok(found)

@@ -1,53 +1,25 @@
-//! `assay settle`: brings the receipts that a gateway keeps to the settlement contract, in batches, and has batches paid whose window is
-//! over. And `assay receipts --settled`: what became of each receipt there.
-//!
-//! It speaks for an operator whose workers answered, and for the payer, whose vouchers it signs: on one machine, both are its owner's.
+//! What a network on one machine needs on its chain, so that its workers can be paid, and `assay receipts --settled`: what became of each
+//! receipt there. Workers bring their receipts to the chain themselves (`assay_worker`).
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
-use assay_ledger::types::{Address, B256, U256, hex};
-use assay_receipt::{Bundle, Domain, Key, Level, Member, Offer};
+use assay_ledger::types::{Address, U256};
+use assay_receipt::{Domain, Key, Level, Member, Offer};
 use assay_wallet::abi::text;
-use assay_wallet::client::{ClientError, address_of};
+use assay_wallet::chain::Chain;
+use assay_wallet::client::{ClientError, Included, address_of};
 use assay_wallet::registry::sign_worker_key;
-use assay_wallet::settlement::{Line, Payable};
-use assay_wallet::system::contract;
-use clap::Args;
 use serde_json::{Value, json};
 
-use crate::chain::{Chain, Signer, SignerArgs, number, opg};
-use crate::client::{self, Gateway};
+use crate::chain::{Signer, number, opg};
 use crate::error::{Error, Result};
+use crate::ui;
 use crate::ui::say;
-use crate::{keys, members, ui};
 
-/// Most receipts of one round.
-const ROUND: usize = 1_000;
-/// A node looks for logs in so many blocks at once.
-const BLOCKS: u64 = 10_000;
+/// Coins that a worker's address gets, in 10^-18: one pays for some thousand batches.
+const GAS: u128 = 1_000_000_000_000_000_000;
 /// What a payer deposits where it has less: 100 OPG.
 const DEPOSIT: u128 = 100_000_000_000_000_000_000;
-
-#[derive(Args)]
-pub(crate) struct SettleArgs {
-    /// The gateway's address
-    #[arg(long, default_value = client::DEFAULT_URL)]
-    gateway: String,
-    /// The payer's key: a name of `assay keys list`, or a key file
-    #[arg(long)]
-    payer_key: String,
-    /// Seconds between rounds; one round when left out
-    #[arg(long)]
-    every: Option<u64>,
-    /// The operator's key and the chain
-    #[command(flatten)]
-    signer: SignerArgs,
-    /// End when standard input closes, as `assay up` wants of its processes
-    #[arg(long, hide = true)]
-    pub(crate) supervised: bool,
-}
 
 /// A batch on the chain.
 struct Batch {
@@ -73,39 +45,23 @@ impl Batch {
 
 /// All batches, the oldest first.
 async fn batches(chain: &Chain) -> Result<Vec<Batch>> {
-    let event = contract("Settlement").and_then(|contract| contract.event("Submitted"));
-    let event = event.ok_or_else(|| Error::said("the settlement contract has no event Submitted"))?;
-    let settlement = chain.system.address("Settlement").map_err(ClientError::from)?;
-    let head = number(&chain.client.request("eth_blockNumber", json!([])).await?)?.saturating_to::<u64>();
     let mut found = Vec::new();
-    for from in (0..=head).step_by(BLOCKS as usize) {
-        let filter = json!({
-            "fromBlock": format!("{from:#x}"), "toBlock": format!("{:#x}", head.min(from + BLOCKS - 1)),
-            "address": settlement.to_string(), "topics": [B256::from(event.hash()).to_string()],
+    for event in chain.events("Settlement", "Submitted", &[], 0..=chain.head().await?).await? {
+        let id = event.number(1).unwrap_or_default().saturating_to::<u64>();
+        let batch = chain.view("Settlement", "batchOf", &[json!(id)]).await?;
+        let state = match batch["state"].as_u64() {
+            Some(1) => "pending",
+            Some(2) => "paid",
+            Some(3) => "void",
+            _ => "unknown",
+        };
+        found.push(Batch {
+            id,
+            worker: event.address(2).to_string(),
+            lines: event.fields["lines"].clone(),
+            state,
+            final_at: batch["finalAt"].as_u64().unwrap_or_default(),
         });
-        for log in
-            chain.client.request("eth_getLogs", json!([filter])).await?.as_array().into_iter().flatten()
-        {
-            let data = hex::decode(log["data"].as_str().unwrap_or_default()).unwrap_or_default();
-            let data = event.output(&data).map_err(ClientError::from)?;
-            let id = number(&log["topics"][1])?.saturating_to::<u64>();
-            let worker =
-                log["topics"][2].as_str().and_then(|topic| topic.parse::<B256>().ok()).unwrap_or_default();
-            let batch = chain.view("Settlement", "batchOf", &[json!(id)]).await?;
-            let state = match batch["state"].as_u64() {
-                Some(1) => "pending",
-                Some(2) => "paid",
-                Some(3) => "void",
-                _ => "unknown",
-            };
-            found.push(Batch {
-                id,
-                worker: Address::from_word(worker).to_string(),
-                lines: data["lines"].clone(),
-                state,
-                final_at: batch["finalAt"].as_u64().unwrap_or_default(),
-            });
-        }
     }
     Ok(found)
 }
@@ -113,150 +69,6 @@ async fn batches(chain: &Chain) -> Result<Vec<Batch>> {
 /// The digits of a request id that are the first half of its nonce.
 fn digits(row: &Value) -> &str {
     row["request_id"].as_str().and_then(|id| id.rsplit(['-', '_']).next()).unwrap_or_default()
-}
-
-struct Settler {
-    gateway: Gateway,
-    signer: Signer,
-    payer: Key,
-    domain: Domain,
-}
-
-impl Settler {
-    async fn open(args: &SettleArgs) -> Result<Self> {
-        let signer = args.signer.open()?;
-        let contract = signer.chain.system.address("Settlement").map_err(ClientError::from)?;
-        let chain_id = signer.chain.client.chain_id().await?;
-        Ok(Self {
-            gateway: Gateway::new(&args.gateway)?,
-            payer: keys::named(&args.payer_key)?,
-            domain: Domain { chain_id, contract: assay_receipt::Address(contract.0.0) },
-            signer,
-        })
-    }
-
-    /// Submits what can be; how many receipts of which workers.
-    async fn submit(&self) -> Result<Vec<Value>> {
-        let list = self.gateway.get(&format!("/assay/receipts?limit={ROUND}")).await?;
-        let rows = list["receipts"].as_array().cloned().unwrap_or_default();
-        // Nonces settle in ascending order, so nothing is settled beyond a request that is under way.
-        let held = rows.iter().filter(|row| row["settled_at_ms"].is_null()).map(digits).min();
-        let mut groups: BTreeMap<(String, String), Vec<&Value>> = BTreeMap::new();
-        for row in &rows {
-            let open = held.is_none_or(|held| digits(row) < held);
-            if let (true, Some(worker), Some(model), Some(_)) =
-                (open, row["worker"].as_str(), row["model_id"].as_str(), row["receipt_hash"].as_str())
-            {
-                groups.entry((worker.to_owned(), model.to_owned())).or_default().push(row);
-            }
-        }
-        let mut lines: BTreeMap<String, Vec<Line>> = BTreeMap::new();
-        for ((worker, model), rows) in groups {
-            let who = [text(self.payer.address()), json!(worker), json!(model)];
-            let settled = self.signer.chain.view("Settlement", "settledUpTo", &who).await?;
-            let settled = settled.as_str().and_then(|nonce| nonce.get(2..34)).unwrap_or_default().to_owned();
-            let offer = self.signer.chain.view("Registry", "offerOf", &who[1..]).await?;
-            let (prompt, completion) = (number(&offer["promptPrice"])?, number(&offer["completionPrice"])?);
-            let mut payable = Vec::new();
-            for row in rows.into_iter().filter(|row| digits(row) > settled.as_str()) {
-                let id = row["request_id"].as_str().unwrap_or_default();
-                let bundle = self.gateway.get(&format!("/assay/receipts/{id}")).await?;
-                let bundle: Bundle = serde_json::from_value(bundle)
-                    .map_err(|error| Error::said(format!("the bundle of {id} cannot be read: {error}")))?;
-                let receipt = bundle.receipt;
-                if bundle.domain != self.domain || receipt.statement.payer != self.payer.address() {
-                    continue;
-                }
-                let one = Payable::sign(
-                    &self.payer,
-                    &self.domain,
-                    receipt,
-                    prompt.saturating_to(),
-                    completion.saturating_to(),
-                );
-                match self.fault(&one).await? {
-                    None => payable.push(one),
-                    Some(fault) => {
-                        tracing::warn!(request = id, fault, "a receipt is not payable and is left out")
-                    }
-                }
-            }
-            if !payable.is_empty() {
-                lines.entry(worker).or_default().push(Line::new(payable).map_err(ClientError::from)?);
-            }
-        }
-        let mut done = Vec::new();
-        for (worker, lines) in lines {
-            let count: usize = lines.iter().map(|line| line.receipts.len()).sum();
-            let sum: u128 =
-                lines.iter().flat_map(|line| &line.receipts).map(|one| one.receipt.statement.price).sum();
-            let lines: Vec<_> = lines.iter().map(Line::json).collect();
-            let sent = self.signer.send("Settlement", "submit", &[json!(worker), json!(lines)]).await?;
-            done.push(json!({
-                "worker": worker, "receipts": count, "sum": sum.to_string(), "transaction": sent.hash,
-                "block": sent.block, "gas": sent.gas,
-            }));
-        }
-        Ok(done)
-    }
-
-    /// Why the contract would not pay a receipt.
-    async fn fault(&self, one: &Payable) -> Result<Option<String>> {
-        let now = members::now_s();
-        let line = Line::new(vec![one.clone()]).map_err(ClientError::from)?.json();
-        let r = &one.receipt.statement;
-        let arguments = [text(r.worker), json!(now), line, json!(r.price.to_string()), one.leaf()];
-        let fault = self.signer.chain.view("Rules", "fault", &arguments).await?;
-        Ok(fault.as_str().filter(|fault| !fault.is_empty()).map(str::to_owned))
-    }
-
-    /// Has batches paid whose window is over.
-    async fn pay(&self) -> Result<Vec<u64>> {
-        let mut paid = Vec::new();
-        for batch in batches(&self.signer.chain).await? {
-            if batch.state == "pending" && batch.final_at < members::now_s() {
-                match self.signer.send("Settlement", "pay", &[json!(batch.id), batch.lines]).await {
-                    Ok(_) => paid.push(batch.id),
-                    // The chain's clock is a little behind, or a demand is open.
-                    Err(Error::Rejected(why)) => tracing::info!(batch = batch.id, why, "not paid yet"),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(paid)
-    }
-}
-
-pub(crate) async fn run(args: SettleArgs, json: bool, told: impl Future<Output = ()>) -> Result<()> {
-    let settler = Settler::open(&args).await?;
-    let mut told = std::pin::pin!(told);
-    loop {
-        let round = async { Ok::<_, Error>((settler.submit().await?, settler.pay().await?)) };
-        match round.await {
-            Ok((submitted, paid)) if json => ui::print_json(&json!({ "submitted": submitted, "paid": paid })),
-            Ok((submitted, paid)) => {
-                for batch in &submitted {
-                    let worker = batch["worker"].as_str().unwrap_or_default();
-                    say!(
-                        "{} receipts of {worker} in block {}, {} gas",
-                        batch["receipts"],
-                        batch["block"],
-                        batch["gas"]
-                    );
-                }
-                for batch in &paid {
-                    say!("batch {batch} is paid");
-                }
-            }
-            Err(error) if args.every.is_none() => return Err(error),
-            Err(error) => eprintln!("{error}; trying again"),
-        }
-        let Some(seconds) = args.every else { return Ok(()) };
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
-            () = &mut told => return Ok(()),
-        }
-    }
 }
 
 /// Says of each receipt of a gateway where it is on the chain.
@@ -299,22 +111,32 @@ pub(crate) async fn settled(chain: &Chain, rows: &[Value], json: bool) -> Result
     Ok(())
 }
 
-/// Registers a worker under the signer, which becomes an operator with the least bond if it is none; a worker that is there is kept.
-pub(crate) async fn register(signer: &Signer, name: &str, member: &Member, worker: &Key) -> Result<()> {
+/// Brings a worker into the registry, with what it offers. The signer becomes an operator with the least bond if it is none, and pays
+/// the worker's address some coins, with which it settles.
+pub(crate) async fn register(signer: &Signer, member: &Member, worker: &Key) -> Result<()> {
     let (me, chain) = (text(signer.address()), &signer.chain);
     if chain.view("Registry", "operatorOf", std::slice::from_ref(&me)).await?["name"] == "" {
         let bond = chain.number("Registry", "leastBond", &[]).await?;
         signer.approve("Registry", bond).await?;
-        signer.send("Registry", "registerOperator", &[json!(name), text(bond)]).await?;
+        signer.send("Registry", "registerOperator", &[json!(member.operator), text(bond)]).await?;
     }
     let address = text(address_of(worker));
     let known = chain.view("Registry", "keyOf", std::slice::from_ref(&address)).await?;
+    let endpoint = [address.clone(), json!(member.url), json!(member.tls_sha256)];
     if known["operator"] == text(Address::ZERO) {
         let registry = chain.system.address("Registry").map_err(ClientError::from)?;
         let chain_id = chain.client.chain_id().await?;
         let signature = sign_worker_key(worker, chain_id, registry, signer.address(), 1);
-        let arguments = [address.clone(), json!(member.url), json!(member.tls_sha256), json!(signature)];
+        let arguments = [&endpoint[..], &[json!(signature)]].concat();
         signer.send("Registry", "addWorker", &arguments).await?;
+    } else if known["operator"] != me {
+        return Err(Error::Rejected(format!(
+            "worker {} is registered by operator {}; sign with that operator's key",
+            member.worker,
+            known["operator"].as_str().unwrap_or_default()
+        )));
+    } else {
+        signer.send("Registry", "setEndpoint", &endpoint).await?;
     }
     for Offer { model, name, prompt_price, completion_price, arithmetic, context } in &member.models {
         let levels = if *arithmetic == 0 { 1 } else { 1 | 1 << Level::Replayed as u8 };
@@ -326,19 +148,44 @@ pub(crate) async fn register(signer: &Signer, name: &str, member: &Member, worke
             signer.send("Registry", "setOffer", &[address.clone(), json!(model), offer]).await?;
         }
     }
+    if chain.client.balance(address_of(worker)).await? < U256::from(GAS / 2) {
+        signer.pay(address_of(worker), U256::from(GAS)).await?;
+    }
+    Ok(())
+}
+
+/// Gives an account what it needs to become an operator, from the signer's own.
+pub(crate) async fn fund(signer: &Signer, operator: Address) -> Result<()> {
+    let chain = &signer.chain;
+    if chain.client.balance(operator).await? < U256::from(10 * GAS) {
+        signer.pay(operator, U256::from(100 * GAS)).await?;
+    }
+    let bond = chain.number("Registry", "leastBond", &[]).await?;
+    let known = chain.view("Registry", "operatorOf", &[text(operator)]).await?;
+    if known["name"] == "" && chain.number("Opg", "balanceOf", &[text(operator)]).await? < bond {
+        signer.send("Opg", "transfer", &[text(operator), text(bond)]).await?;
+    }
     Ok(())
 }
 
 /// Fills up a payer's deposit from the signer's OPG.
-pub(crate) async fn deposit(signer: &Signer, payer: &Key) -> Result<()> {
-    let payer = text(payer.address());
-    let found = signer.chain.view("Deposits", "depositOf", std::slice::from_ref(&payer)).await?;
-    let missing = DEPOSIT.saturating_sub(number(&found["balance"])?.saturating_to());
+pub(crate) async fn fill(signer: &Signer, payer: Address) -> Result<()> {
+    let missing = DEPOSIT.saturating_sub(deposit_of(&signer.chain, payer).await?.saturating_to());
     if missing > DEPOSIT / 2 {
-        signer.approve("Deposits", U256::from(missing)).await?;
-        signer.send("Deposits", "deposit", &[payer, text(missing)]).await?;
+        deposit(signer, payer, U256::from(missing)).await?;
     }
     Ok(())
+}
+
+/// What a payer has deposited and no batch has reserved, in 10^-18 OPG.
+pub(crate) async fn deposit_of(chain: &Chain, payer: Address) -> Result<U256> {
+    number(&chain.view("Deposits", "depositOf", &[text(payer)]).await?["balance"])
+}
+
+/// Adds to a payer's deposit from the signer's OPG.
+pub(crate) async fn deposit(signer: &Signer, payer: Address, amount: U256) -> Result<Included> {
+    signer.approve("Deposits", amount).await?;
+    signer.send("Deposits", "deposit", &[text(payer), text(amount)]).await
 }
 
 /// A worker's own key, in its data folder.

@@ -8,7 +8,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use assay_model::{Artifact, Tokenizer};
-use assay_receipt::{Bytes32, Domain, Member};
+use assay_receipt::{Address, Bytes32, Domain, Key, Member};
+use assay_wallet::abi::text;
+use assay_wallet::client::address_of;
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
@@ -25,7 +27,7 @@ const STOP_S: u64 = 25;
 /// From the gateway's port to that of the chain's JSON-RPC.
 const RPC_OFFSET: u16 = 45;
 /// Seconds between batches of receipts.
-const SETTLE_S: &str = "15";
+const SETTLE_S: u64 = 15;
 /// A signed members file counts for this long, in seconds: 30 days; `assay up` signs a new one at every start.
 const MEMBERS_VALID_S: u64 = 30 * 24 * 3600;
 /// The name of the gateway's process.
@@ -188,12 +190,14 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     std::net::TcpListener::bind(("127.0.0.1", args.port)).map_err(|error| {
         Error::said(format!("port {} cannot be used: {error}; choose another with --port", args.port))
     })?;
-    let key = members::key_at(&folder.join("members.key"))?;
+    let members_key = folder.join("members.key");
+    let key = members::key_at(&members_key)?;
 
     let mut workers = Vec::new();
     for number in 1..=args.workers {
         workers.push((format!("worker-{number}"), format!("operator-{number}"), artifact.clone(), None));
     }
+    let mut retired = None;
     if args.with_cheater {
         let weak = folder.join(format!("{model}.weakened.assay"));
         if !weak.is_file() {
@@ -208,6 +212,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         // A new identity each time: what a former one did is known, and it would get no requests.
         let former = folder.join("cheater");
         if former.is_dir() {
+            retired = former_keys(&former);
             std::fs::remove_dir_all(&former).map_err(Error::file("remove", &former))?;
         }
         workers.push(("cheater".to_owned(), "operator-cheap".to_owned(), weak, Some(model_id)));
@@ -232,8 +237,11 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         home::create_private(&data_dir)?;
         let mut settings = assay_worker::Config::new(&data_dir);
         settings.domain = domain;
-        // The registry counts from 1.
-        settings.key_epoch = u64::from(chain.is_some());
+        if let Some(rpc) = &chain {
+            // The registry counts from 1.
+            settings.key_epoch = 1;
+            settings.chain = Some(assay_worker::Chain { rpc: rpc.clone(), settle_every_s: SETTLE_S });
+        }
         settings.operator = operator;
         // The cheater computes less and undercuts the others, which is why anybody would cheat.
         let discount = if impersonate.is_some() { 2 } else { 1 };
@@ -255,11 +263,9 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
 
     let members_file = folder.join("members.json");
     keep_former(&members_file, &folder.join("members"))?;
-    let list = members::sign(&key, &domain, members, MEMBERS_VALID_S, &members_file)?;
-
     let state_dir = folder.join(GATEWAY);
     home::create_private(&state_dir)?;
-    let settings = assay_gateway::Config {
+    let mut settings = assay_gateway::Config {
         listen: ([127, 0, 0, 1], args.port).into(),
         members_file: members_file.clone(),
         members_signer: key.address(),
@@ -269,6 +275,25 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         payer: key.address(),
         ..assay_gateway::Config::default()
     };
+    if let Some(rpc) = &chain {
+        chain::ready(&mut processes, rpc).await?;
+        spinner.set_message("registering the workers on the chain");
+        let owner = Signer::new(rpc, members::key_at(&wallet)?)?;
+        if let Some((operator, worker)) = retired {
+            // It may never have got into the registry.
+            let _ = Signer::new(rpc, operator)?.send("Registry", "retireWorker", &[text(worker)]).await;
+        }
+        for (name, member) in names.iter().zip(&members) {
+            let data = folder.join(name);
+            let operator = Signer::new(rpc, members::key_at(&data.join("operator.key"))?)?;
+            settle::fund(&owner, operator.address()).await?;
+            settle::register(&operator, member, &settle::worker_key(&data)?).await?;
+        }
+        settle::fill(&owner, address_of(&key)).await?;
+        settings.chain = Some(assay_gateway::Chain { rpc: rpc.clone(), key: members_key });
+    } else {
+        members::sign(&key, &domain, members.clone(), MEMBERS_VALID_S, &members_file)?;
+    }
     let path = state_dir.join("config.toml");
     config::write(&path, &config::File { worker: None, gateway: Some(settings) })?;
     let mut gateway_process = Process::start(
@@ -280,45 +305,14 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     let gateway = Gateway::new(&url)?;
     gateway_ready(&mut gateway_process, &gateway).await?;
     let served = gateway.get("/assay/members").await?;
-    if served.pointer("/members/statement/serial") != Some(&json!(list.statement.serial)) {
+    if served.pointer("/members/statement/serial")
+        != Some(&json!(members::read(&members_file)?.statement.serial))
+    {
         return Err(Error::said(format!(
             "something else than this network's gateway answers at {url}; choose another --port"
         )));
     }
     processes.push(gateway_process);
-    if let Some(rpc) = &chain {
-        chain::ready(&mut processes, rpc).await?;
-        spinner.set_message("registering the workers on the chain");
-        let signer = Signer::new(rpc, members::key_at(&wallet)?)?;
-        for member in &list.statement.members {
-            // Two workers never have one key, so the folder is found by it.
-            let found = names.iter().find_map(|name| {
-                settle::worker_key(&folder.join(name)).ok().filter(|key| key.address() == member.worker)
-            });
-            if let Some(worker) = found {
-                settle::register(&signer, "up", member, &worker).await?;
-            }
-        }
-        settle::deposit(&signer, &key).await?;
-        let log = folder.join("chain").join("settlement.log");
-        let (wallet, payer) =
-            (wallet.display().to_string(), folder.join("members.key").display().to_string());
-        let arguments = [
-            "settle",
-            "--supervised",
-            "--gateway",
-            &url,
-            "--rpc",
-            rpc,
-            "--key",
-            &wallet,
-            "--payer-key",
-            &payer,
-            "--every",
-            SETTLE_S,
-        ];
-        processes.push(Process::start("settlement", arguments.map(str::to_owned).to_vec(), log)?);
-    }
     spinner.finish_and_clear();
 
     if json {
@@ -380,6 +374,13 @@ fn banner(url: &str, models: &[(String, PathBuf)], model_id: &Bytes32, workers: 
     ui::say!("  terminal    assay chat \"What is the capital of France?\"{gateway}");
     ui::say!("  model id    {model_id}");
     ui::say!("  state       {}", folder.display());
+}
+
+/// The keys of a worker of an earlier start: its operator's, and its own address.
+fn former_keys(folder: &Path) -> Option<(Key, Address)> {
+    let operator = folder.join("operator.key");
+    let operator = operator.is_file().then(|| members::key_at(&operator).ok())??;
+    Some((operator, settle::worker_key(folder).ok()?.address()))
 }
 
 /// One lock file, so that two networks do not share keys and databases.

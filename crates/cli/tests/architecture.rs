@@ -20,8 +20,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "receipt"]),
     ("verify_wasm", &["proof", "receipt", "verify"]),
-    ("worker", &["engine", "model", "receipt", "verify"]),
-    ("gateway", &["engine", "model", "proof", "receipt", "verify"]),
+    ("worker", &["engine", "model", "receipt", "verify", "wallet"]),
+    ("gateway", &["engine", "model", "proof", "receipt", "verify", "wallet"]),
     ("node", &["ledger"]),
     ("wallet", &["ledger", "receipt"]),
     (

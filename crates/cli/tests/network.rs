@@ -317,7 +317,7 @@ fn an_embedding_is_verified_and_replayed_offline() {
     let rows = list["receipts"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "{list}");
 
-    // Both settle without being asked, in batches that wait for their window; the payer's deposit has paid for them.
+    // The workers settle both without being asked, in batches that wait for their window; the payer's deposit has paid for them.
     let port: u16 = network.url.rsplit(':').next().unwrap().parse().unwrap();
     let rpc = format!("http://127.0.0.1:{}", port + 45);
     let began = Instant::now();
@@ -327,7 +327,7 @@ fn an_embedding_is_verified_and_replayed_offline() {
         if states.clone().count() == 2 && states.clone().all(|state| state == "pending") {
             break;
         }
-        let log = std::fs::read_to_string(folder.join("up/chain/settlement.log")).unwrap_or_default();
+        let log = std::fs::read_to_string(folder.join("up/worker-1/log")).unwrap_or_default();
         assert!(began.elapsed() < PATIENCE, "{settled}\n{log}");
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -30,7 +30,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Folder with models that were imported from ONNX, which `/v2` serves; empty: none.
     pub graphs_dir: PathBuf,
-    /// Address that pays the workers; it stands in every receipt.
+    /// The chain on which answers are paid and whose registry names the workers; none: no answer is paid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
+    /// Address that pays the workers; it stands in every receipt. With `chain`, it is that of the key.
     pub payer: Address,
     /// Most that one request may cost, in 10^-18 OPG, as a decimal string; 0: no limit but the price list.
     #[serde(with = "decimal_u128")]
@@ -57,6 +60,16 @@ pub struct Config {
     pub sampling: Sampling,
     /// Deadlines and retries towards the workers.
     pub workers: Workers,
+}
+
+/// Where a gateway pays. The list of workers is then read from the registry, signed with `key`, and kept in `members_file`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// JSON-RPC of a node that the gateway's owner trusts, `http://…`.
+    pub rpc: String,
+    /// File with the payer's key: 64 hexadecimal digits, or a keystore whose password is in `ASSAY_PASSWORD`.
+    pub key: PathBuf,
 }
 
 /// A key that lets a caller in.
@@ -164,6 +177,7 @@ impl Default for Config {
             domain: Domain::default(),
             state_dir: PathBuf::from("gateway"),
             graphs_dir: PathBuf::new(),
+            chain: None,
             payer: Address::default(),
             cap_per_request: 0,
             api_keys: Vec::new(),
@@ -227,7 +241,7 @@ impl Config {
             return Err(Error::OpenWithoutKeys(self.listen));
         }
         let refuse = |key: &'static str, reason: &str| Err(Error::Config { key, reason: reason.to_owned() });
-        if self.members_signer == Address::default() {
+        if self.members_signer == Address::default() && self.chain.is_none() {
             return refuse("members_signer", "set it to the address whose key signs the members file");
         }
         for key in &self.api_keys {

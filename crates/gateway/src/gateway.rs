@@ -6,6 +6,7 @@ use crate::config::{Config, Level, Moment, Policy};
 use crate::error::{ApiError, Error};
 use crate::inference::Graphs;
 use crate::metrics::Metrics;
+use crate::payer::Payer;
 use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
@@ -25,6 +26,8 @@ pub(crate) struct Gateway {
     pub(crate) members: watch::Receiver<Arc<Members>>,
     /// The signed form of the same list, for those who want to check it themselves.
     pub(crate) members_signed: watch::Receiver<Arc<Signed<Members>>>,
+    /// Who pays, if answers are paid on a chain.
+    pub(crate) payer: Option<Arc<Payer>>,
     pub(crate) access: Access,
     pub(crate) metrics: Metrics,
     pub(crate) vocabularies: Vocabularies,

@@ -36,6 +36,7 @@ mod openai;
 mod own;
 mod page;
 mod params;
+mod payer;
 mod record;
 mod recovery;
 mod responses;
@@ -44,6 +45,6 @@ mod server;
 mod store;
 mod vocabulary;
 
-pub use config::{ApiKey, Config, Level, Moment, Policy, Sampling, Workers};
+pub use config::{ApiKey, Chain, Config, Level, Moment, Policy, Sampling, Workers};
 pub use error::{ApiError, Error};
 pub use server::run;

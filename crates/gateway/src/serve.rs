@@ -433,7 +433,7 @@ impl Drive {
         };
         let stored = self.gateway.store.attempt(self.nonce, attempt).await;
         stored.map_err(|error| End::Error(error.into()))?;
-        let call = GenerateCall {
+        let mut call = GenerateCall {
             domain: self.domain(),
             nonce: self.nonce,
             salt: self.salt,
@@ -442,7 +442,11 @@ impl Drive {
             request: request.clone(),
             resume,
             tenant: Some(self.gateway.tenant(&worker, &self.job.key)),
+            voucher: None,
         };
+        if let Some(payer) = &self.gateway.payer {
+            call.voucher = Some(payer.voucher(&call, self.commitment, &choice.member, &choice.offer));
+        }
         let client = self.gateway.clients.of(&choice.member).map_err(|error| End::Error(error.into()))?;
         let in_flight = self.gateway.records.enter(worker);
         let patience = Duration::from_millis(self.gateway.config.workers.first_token_ms);

@@ -7,6 +7,7 @@ use crate::connections::Bounded;
 use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
+use crate::payer::Payer;
 use crate::record::Records;
 use crate::store::Store;
 use crate::{embeddings, inference, members, openai, own, page, recovery, responses};
@@ -30,12 +31,22 @@ use tower_http::cors::CorsLayer;
 /// # Errors
 /// Every [`Error`], before `ready` is called or when the server stops by itself.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Error> {
     config.check()?;
     let (store, closed) = Store::open(&config.state_dir)?;
+    let payer = Payer::open(&mut config)?.map(Arc::new);
+    if let Some(payer) = &payer
+        && let Err(error) = payer.renew(&config).await
+    {
+        // With a list from before, all else can begin.
+        if !config.members_file.is_file() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the registry could not be read; the list of members from before counts");
+    }
     let members::Followed { members, signed: members_signed, reader } =
         members::follow(&config, store.clone()).await?;
     let records = Records::new(store.records().await?, store.clone(), config.workers);
@@ -44,6 +55,7 @@ pub async fn run(
         clients: Clients::new(Duration::from_millis(config.workers.connect_ms)),
         members,
         members_signed,
+        payer,
         access: Access::new(&config),
         metrics: Metrics::new(),
         vocabularies: Default::default(),
@@ -76,6 +88,14 @@ pub async fn run(
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     gateway.spawn(reader);
+    if gateway.payer.is_some() {
+        let gateway_ = Arc::clone(&gateway);
+        gateway.spawn(async move {
+            if let Some(payer) = &gateway_.payer {
+                payer.follow(&gateway_.config).await;
+            }
+        });
+    }
     gateway.spawn(recovery::recover(Arc::clone(&gateway), left));
     tracing::info!(%address, "the gateway listens");
     ready(address);

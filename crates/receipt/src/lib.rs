@@ -36,6 +36,7 @@ mod output;
 mod request;
 mod sign;
 mod statement;
+mod voucher;
 mod wire;
 
 pub use bundle::{BUNDLE_VERSION, Bundle};
@@ -48,4 +49,5 @@ pub use output::{FinishReason, Output, TokenLogprob, output_commitment};
 pub use request::{Constraint, Message, Prompt, Request, Sampling, request_commitment};
 pub use sign::{Key, Signature, Signed};
 pub use statement::{AnyStatement, Audit, Failure, FailureCode, Level, Receipt, Verdict};
+pub use voucher::Voucher;
 pub use wire::{Frame, GenerateCall};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::decimal;
 use crate::request::tokens;
 use crate::{
-    Address, Bytes32, Domain, Error, Failure, Output, Receipt, Request, Signed, SignedChunk, limits,
+    Address, Bytes32, Domain, Error, Failure, Output, Receipt, Request, Signed, SignedChunk, Voucher, limits,
 };
 
 pub(crate) fn decode<T: DeserializeOwned>(
@@ -45,6 +45,9 @@ pub struct GenerateCall {
     /// Neither signed nor part of any commitment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Bytes32>,
+    /// The payer's word that the answer may be charged, for a worker that settles on a chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voucher: Option<Signed<Voucher>>,
 }
 
 impl GenerateCall {

@@ -381,6 +381,7 @@ fn json_round_trips() {
         request: full_request(),
         resume: vec![1, 2],
         tenant: Some(keccak256("tenant")),
+        voucher: None,
     };
     assert_eq!(GenerateCall::from_json(&serde_json::to_vec(&call).unwrap()).unwrap(), call);
     let call = GenerateCall { tenant: None, ..call };

@@ -125,6 +125,8 @@ pub struct Client {
 impl Client {
     /// A client of the node at an `http://` URL. Nothing is sent yet.
     pub fn new(url: &str) -> Result<Self> {
+        // Only the first in a process counts, and all of ours are the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .timeout(REQUEST)

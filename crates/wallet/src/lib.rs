@@ -18,6 +18,7 @@
 //! ```
 
 pub mod abi;
+pub mod chain;
 pub mod client;
 pub mod keystore;
 pub mod registry;

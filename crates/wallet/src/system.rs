@@ -9,13 +9,12 @@ use std::sync::LazyLock;
 
 use assay_ledger::types::{Address, B256, hex, keccak256};
 use assay_ledger::{Genesis, GenesisAccount, Step, System as Deployment, Validator};
-use assay_receipt::Key;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::abi::{AbiError, Contract, text};
-use crate::client::{Call, Client, ClientError, Included};
+use crate::client::Call;
 
 /// The account that deploys the contracts of a genesis. Nobody has a key for it.
 pub const DEPLOYER: Address =
@@ -169,38 +168,6 @@ impl System {
         let to = self.address(name)?;
         let contract = contract(name).ok_or_else(|| AbiError::NoFunction(name.to_owned(), 0))?;
         Ok(Call { to: Some(to), value: Default::default(), data: contract.call(function, arguments)? })
-    }
-
-    /// Reads a contract.
-    pub async fn view(
-        &self,
-        client: &Client,
-        name: &str,
-        function: &str,
-        arguments: &[Value],
-    ) -> Result<Value, ClientError> {
-        let call = self.prepare(name, function, arguments)?;
-        let output = client.call(None, self.address(name)?, &call.data).await?;
-        let contract = contract(name).ok_or_else(|| AbiError::NoFunction(name.to_owned(), 0))?;
-        if output.is_empty() {
-            return Err(ClientError::Answer(format!(
-                "there is no contract at {}: the chain was made without the system contracts, or by another account",
-                self.address(name)?
-            )));
-        }
-        Ok(contract.function(function, arguments.len())?.output(&output)?)
-    }
-
-    /// Calls a contract by a transaction.
-    pub async fn transact(
-        &self,
-        client: &Client,
-        key: &Key,
-        name: &str,
-        function: &str,
-        arguments: &[Value],
-    ) -> Result<Included, ClientError> {
-        client.transact(key, &self.prepare(name, function, arguments)?).await
     }
 }
 

@@ -7,7 +7,7 @@ use assay_ledger::{
     Attributes, Genesis, Header, Message, Overrides, Rules, State, Transaction, TxReceipt as _, build,
     simulate,
 };
-use assay_receipt::{Bytes32, Domain, Key, Level, Receipt, Signed};
+use assay_receipt::{Bytes32, Domain, Key, Level, Receipt, Signed, Voucher};
 use assay_wallet::abi::text;
 use assay_wallet::client::{Call, Fees, address_of, sign};
 use assay_wallet::registry::sign_worker_key;
@@ -152,7 +152,22 @@ fn a_batch_settles_and_every_receipt_of_it_can_be_opened() {
     assert!(world.send(&payer, "Deposits", "deposit", &[text(payer.address()), json!(1_000_000)]));
     world.header.timestamp = NOW + 200;
 
-    let payable = |receipt| Payable::sign(&payer, &domain, receipt, PRICES.0, PRICES.1);
+    let signed_by = |key: &Key, receipt: Signed<Receipt>| {
+        let r = &receipt.statement;
+        let voucher = Voucher {
+            payer: r.payer,
+            worker: r.worker,
+            model: r.model,
+            request: r.request,
+            nonce: r.nonce,
+            prompt_price: PRICES.0,
+            completion_price: PRICES.1,
+            cap: r.cap,
+            expires_at_ms: r.received_at_ms,
+        };
+        Payable { voucher: Signed::sign(key, &domain, voucher), receipt }
+    };
+    let payable = |receipt| signed_by(&payer, receipt);
     let fault = |world: &World, payable: Payable| {
         let amount = json!(payable.receipt.statement.price.to_string());
         let leaf = payable.leaf();
@@ -175,7 +190,7 @@ fn a_batch_settles_and_every_receipt_of_it_can_be_opened() {
     for (name, change) in cases {
         assert_eq!(fault(&world, payable(receipt(&worker, &domain, &payer, 1, change))), json!(name));
     }
-    let by_another = Payable::sign(&operator, &domain, good(1).receipt, PRICES.0, PRICES.1);
+    let by_another = signed_by(&operator, good(1).receipt);
     assert_eq!(fault(&world, by_another), json!("voucher signature"));
     let elsewhere = Domain { chain_id: 8, ..domain };
     assert_eq!(fault(&world, payable(receipt(&worker, &elsewhere, &payer, 1, |_| {}))), json!("signature"));

@@ -245,7 +245,8 @@ impl Answer {
         self.metrics.total.observe(self.arrived.elapsed().as_secs_f64());
         self.held.served(self.arrived.elapsed());
         let split = std::mem::take(&mut self.split);
-        self.end(Draft::Receipt(Box::new(receipt), Box::new(output), split)).await;
+        let voucher = crate::settle::kept(&self.call, price).map(Box::new);
+        self.end(Draft::Receipt(Box::new(receipt), Box::new(output), split, voucher)).await;
     }
 
     /// Ends the answer with a signed failure.

@@ -33,6 +33,9 @@ pub struct Config {
     /// Default: chain 31337 and a fixed address, for a deployment without a chain.
     #[serde(default = "defaults::domain")]
     pub domain: Domain,
+    /// The chain on which answers are paid. Default: none, so payers are asked for no vouchers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
     /// Models that this worker runs itself.
     #[serde(default)]
     pub models: Vec<Model>,
@@ -101,6 +104,7 @@ impl Config {
             operator: defaults::operator(),
             key_epoch: 0,
             domain: defaults::domain(),
+            chain: None,
             models: Vec::new(),
             forward: Vec::new(),
             threads: 0,
@@ -156,6 +160,17 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Where a worker is paid. Its own key signs the batches, so its address needs a few coins for gas.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// JSON-RPC of a node that the operator trusts, `http://…`.
+    pub rpc: String,
+    /// Seconds between two batches, 1 or more. Default 15.
+    #[serde(default = "defaults::settle_every_s")]
+    pub settle_every_s: u64,
 }
 
 /// A model that the worker runs itself.
@@ -287,6 +302,9 @@ mod defaults {
     }
     pub(super) fn keep_outputs_hours() -> u64 {
         720
+    }
+    pub(super) fn settle_every_s() -> u64 {
+        15
     }
     pub(super) fn body_limit() -> usize {
         8 << 20

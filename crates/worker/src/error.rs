@@ -77,6 +77,9 @@ pub enum Error {
         /// The variable.
         name: String,
     },
+    /// The chain could not be asked, or refused.
+    #[error("{0}")]
+    Chain(#[from] assay_wallet::client::ClientError),
     /// An HTTP client or thread could not be made.
     #[error("The worker could not start: {fault}. Try again, and report it if it stays.")]
     Start {

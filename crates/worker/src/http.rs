@@ -32,6 +32,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/generate", post(generate))
         .route("/v1/audit", post(crate::audit::audit))
         .route("/v1/receipts/{nonce}", get(receipt))
+        .route("/v1/lines/{root}", get(line))
         .route("/v1/models/{model}/manifest", get(manifest))
         .route("/v1/models/{model}/tokenizer", get(tokenizer))
         .route("/v1/worker", get(describe))
@@ -308,6 +309,9 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
     if shared.log.is_spent(&call.nonce, &commitment)? {
         return Err(duplicate());
     }
+    if let Some(settlement) = &shared.settlement {
+        settlement.check(shared, call, commitment, &host.offer).await?;
+    }
     let prepared = match &host.backend {
         Backend::Local(local) => {
             let prepared = local.prepare(call, &host.offer).await?;
@@ -363,6 +367,20 @@ async fn receipt(
                 plain(StatusCode::NOT_FOUND, "not_found", "No statement was signed for this nonce.")
             }
         },
+    }
+}
+
+/// What a line commits to that this worker brought to the chain, by the root of its sum tree.
+async fn line(State(shared): State<Arc<Shared>>, Path(root): Path<String>) -> Response {
+    let Ok(root) = root.parse::<Bytes32>() else {
+        return plain(StatusCode::BAD_REQUEST, "bad_request", "A root is 0x and 64 hex digits.");
+    };
+    match shared.log.line(root).await {
+        Err(error) => error.into_response(),
+        Ok(receipts) if receipts.is_empty() => {
+            plain(StatusCode::NOT_FOUND, "not_found", "This worker has settled no line with that root.")
+        }
+        Ok(receipts) => axum::Json(crate::settle::leaves(&receipts)).into_response(),
     }
 }
 

@@ -39,8 +39,9 @@ mod log;
 mod memory;
 mod metrics;
 mod server;
+mod settle;
 
-pub use config::{Config, Forward, Model};
+pub use config::{Chain, Config, Forward, Model};
 pub use error::Error;
 pub use log::statements;
 pub use server::{Ready, run};

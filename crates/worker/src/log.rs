@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use assay_receipt::{AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Signed};
+use assay_receipt::{AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Signed, Voucher};
+use assay_wallet::settlement::Payable;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,11 @@ const AUDITS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("audits"
 
 /// Sequence number below which the outputs are dropped already, under the one key `()`.
 const DROPPED: TableDefinition<'_, (), u64> = TableDefinition::new("dropped");
+
+/// Root of a line that was brought to the chain -> JSON of the sequence numbers of its receipts.
+const LINES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("lines");
+/// Sequence number below which no receipt waits to be brought to the chain, under the one key `()`.
+const SETTLED: TableDefinition<'_, (), u64> = TableDefinition::new("settled");
 
 /// Name of the log in the data folder.
 pub(crate) const FILE: &str = "statements.redb";
@@ -50,11 +56,29 @@ pub(crate) struct Entry {
     /// deterministic, so the signed chunks follow from this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) split: Vec<(usize, usize, usize)>,
+    /// The payer's word for a receipt that is charged on a chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) voucher: Option<Signed<Voucher>>,
+}
+
+/// A receipt that can be charged.
+pub(crate) struct Earned {
+    pub(crate) sequence: u64,
+    pub(crate) payable: Payable,
+}
+
+impl Entry {
+    fn payable(self) -> Option<Payable> {
+        match (self.statement, self.voucher) {
+            (AnyStatement::Receipt(receipt), Some(voucher)) => Some(Payable { receipt, voucher }),
+            _ => None,
+        }
+    }
 }
 
 /// A statement without its place in the sequence, which the log fills in (`sequence` and `previous`).
 pub(crate) enum Draft {
-    Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>),
+    Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>, Option<Box<Signed<Voucher>>>),
     Failure(Box<Failure>),
     /// A refusal to audit somebody's receipt. It is no answer to the receipt's nonce.
     NoAudit(Box<Failure>),
@@ -90,6 +114,8 @@ impl Opened {
         transaction.open_table(ANSWERS).map_err(fault)?;
         transaction.open_table(AUDITS).map_err(fault)?;
         transaction.open_table(DROPPED).map_err(fault)?;
+        transaction.open_table(LINES).map_err(fault)?;
+        transaction.open_table(SETTLED).map_err(fault)?;
         let (next, previous) =
             match transaction.open_table(STATEMENTS).map_err(fault)?.last().map_err(fault)? {
                 None => (0, Bytes32::ZERO),
@@ -179,6 +205,71 @@ impl Log {
         let transaction = self.database.begin_read().map_err(fault)?;
         let sequence = transaction.open_table(AUDITS).map_err(fault)?.get(receipt.0).map_err(fault)?;
         entry(&transaction, sequence.map(|row| row.value()))
+    }
+
+    /// Receipts with vouchers that may not be settled yet, `limit` statements on at most, and the sequence number after the
+    /// last statement that was looked at.
+    pub(crate) async fn earned(&self, limit: usize) -> Result<(Vec<Earned>, u64), Error> {
+        self.beside(move |database| {
+            let transaction = database.begin_read().map_err(fault)?;
+            let settled = transaction.open_table(SETTLED).map_err(fault)?.get(()).map_err(fault)?;
+            let mut mark = settled.map_or(0, |row| row.value());
+            let mut earned = Vec::new();
+            let statements = transaction.open_table(STATEMENTS).map_err(fault)?;
+            for row in statements.range(mark..).map_err(fault)?.take(limit) {
+                let (sequence, bytes) = row.map_err(fault)?;
+                let entry: Entry = serde_json::from_slice(bytes.value()).map_err(fault)?;
+                mark = sequence.value() + 1;
+                if let Some(payable) = entry.payable() {
+                    earned.push(Earned { sequence: sequence.value(), payable });
+                }
+            }
+            Ok((earned, mark))
+        })
+        .await
+    }
+
+    /// Keeps which receipts lines have, and that nothing before `mark` waits.
+    pub(crate) async fn keep_lines(&self, lines: Vec<(Bytes32, Vec<u64>)>, mark: u64) -> Result<(), Error> {
+        self.beside(move |database| {
+            let known = database.begin_read().map_err(fault)?.open_table(SETTLED).map_err(fault)?;
+            if lines.is_empty() && known.get(()).map_err(fault)?.map_or(0, |row| row.value()) == mark {
+                return Ok(());
+            }
+            let transaction = database.begin_write().map_err(fault)?;
+            let mut kept = transaction.open_table(LINES).map_err(fault)?;
+            for (root, sequences) in lines {
+                let bytes = serde_json::to_vec(&sequences).map_err(fault)?;
+                kept.insert(root.0, bytes.as_slice()).map_err(fault)?;
+            }
+            drop(kept);
+            transaction.open_table(SETTLED).map_err(fault)?.insert((), mark).map_err(fault)?;
+            transaction.commit().map_err(fault)
+        })
+        .await
+    }
+
+    /// The receipts of a line, by the root of its sum tree; none when it is not one of this worker's.
+    pub(crate) async fn line(&self, root: Bytes32) -> Result<Vec<Payable>, Error> {
+        self.beside(move |database| {
+            let transaction = database.begin_read().map_err(fault)?;
+            let lines = transaction.open_table(LINES).map_err(fault)?;
+            let Some(bytes) = lines.get(root.0).map_err(fault)? else { return Ok(Vec::new()) };
+            let sequences: Vec<u64> = serde_json::from_slice(bytes.value()).map_err(fault)?;
+            let entries = sequences.into_iter().map(|sequence| entry(&transaction, Some(sequence)));
+            let found: Vec<_> = entries.collect::<Result<_, _>>()?;
+            Ok(found.into_iter().flatten().filter_map(Entry::payable).collect())
+        })
+        .await
+    }
+
+    /// Works on the database beside the async threads.
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let database = self.database.clone();
+        tokio::task::spawn_blocking(move || work(&database)).await.map_err(fault)?
     }
 
     /// Whether a request was answered under this nonce by a receipt, or by a failure after something had been streamed.
@@ -355,10 +446,10 @@ impl Signer {
     }
 
     fn place(&self, draft: Draft, sequence: u64, previous: Bytes32) -> Entry {
-        let mut split = Vec::new();
+        let (mut split, mut voucher) = (Vec::new(), None);
         let (statement, output) = match draft {
-            Draft::Receipt(receipt, output, parts) => {
-                split = parts;
+            Draft::Receipt(receipt, output, parts, paid) => {
+                (split, voucher) = (parts, paid.map(|paid| *paid));
                 let receipt = Receipt { sequence, previous, ..*receipt };
                 (AnyStatement::Receipt(Signed::sign(&self.key, &self.domain, receipt)), Some(*output))
             }
@@ -371,7 +462,7 @@ impl Signer {
                 (AnyStatement::Audit(Signed::sign(&self.key, &self.domain, audit)), None)
             }
         };
-        Entry { domain: self.domain, statement, output, split }
+        Entry { domain: self.domain, statement, output, split, voucher }
     }
 }
 
@@ -450,7 +541,7 @@ mod tests {
             first_token_at_ms: 0,
             finished_at_ms,
         };
-        Draft::Receipt(Box::new(receipt), Box::new(output), vec![(4, 1, 0)])
+        Draft::Receipt(Box::new(receipt), Box::new(output), vec![(4, 1, 0)], None)
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -479,6 +570,48 @@ mod tests {
         let entries = statements(folder.path(), 0, 10).unwrap();
         assert_eq!(entries.len(), 5);
         assert!(entries.iter().all(|entry| entry.is_by_author(&DOMAIN)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_earned_waits_until_it_is_settled_and_its_line_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let (log, thread) = start(&path);
+        let paid = |nonce: u8| {
+            let Draft::Receipt(receipt, output, split, _) = receipt(nonce, now_ms()) else { unreachable!() };
+            let voucher = Voucher {
+                payer: receipt.payer,
+                worker: receipt.worker,
+                model: receipt.model,
+                request: receipt.request,
+                nonce: receipt.nonce,
+                prompt_price: 1,
+                completion_price: 0,
+                cap: 1,
+                expires_at_ms: 9,
+            };
+            let voucher = Signed::sign(&key(), &DOMAIN, voucher);
+            Draft::Receipt(receipt, output, split, Some(Box::new(voucher)))
+        };
+        for draft in [paid(1), failure(2, 0), receipt(3, now_ms()), paid(4)] {
+            log.sign(draft).await.unwrap();
+        }
+        let sequences = async |log: &Log, limit| {
+            let (earned, mark) = log.earned(limit).await.unwrap();
+            (earned.iter().map(|one| one.sequence).collect::<Vec<_>>(), mark)
+        };
+        assert_eq!(sequences(&log, 10).await, (vec![0, 3], 4));
+        assert_eq!(sequences(&log, 2).await, (vec![0], 2));
+        log.keep_lines(vec![(Bytes32([9; 32]), vec![0, 3])], 3).await.unwrap();
+        drop(log);
+        thread.join().unwrap();
+
+        let (log, _thread) = start(&path);
+        assert_eq!(sequences(&log, 10).await, (vec![3], 4));
+        let line = log.line(Bytes32([9; 32])).await.unwrap();
+        assert_eq!(line.iter().map(|one| one.voucher.statement.nonce.0[0]).collect::<Vec<_>>(), [1, 4]);
+        assert!(line.iter().all(|one| one.receipt.is_by_author(&DOMAIN)));
+        assert!(log.line(Bytes32([8; 32])).await.unwrap().is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread")]

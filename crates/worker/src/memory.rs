@@ -231,7 +231,7 @@ impl Memory {
                 .map_err(|fault| Error::Start { fault: fault.to_string() })?;
             slot.metrics.loaded.set(1);
             tracing::info!(model = %slot.file.id, "model loaded");
-            Ok((jobs, thread))
+            Ok::<_, Error>((jobs, thread))
         });
         let (jobs, thread) = opened.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
         self.set_alive(number, Some(jobs.downgrade()));

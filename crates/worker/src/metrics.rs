@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     failures: Family<CodeLabel, Counter>,
     audits: Family<VerdictLabel, Counter>,
+    /// Receipts that were brought to a chain.
+    pub(crate) settled: Counter,
     /// Seconds that one signed statement waited for the disk.
     pub(crate) commit: Histogram,
     answers: Family<ModelLabel, Counter>,
@@ -136,6 +138,7 @@ impl Metrics {
             registry: Registry::with_prefix("assay_worker"),
             failures: Family::default(),
             audits: Family::default(),
+            settled: Counter::default(),
             commit: histogram(),
             answers: Family::default(),
             prompt_tokens: Family::default(),
@@ -165,6 +168,7 @@ impl Metrics {
         let r = &mut self.registry;
         r.register("failures", "Signed refusals and failures by code", self.failures.clone());
         r.register("audits", "Audits by verdict", self.audits.clone());
+        r.register("settled_receipts", "Receipts brought to a chain", self.settled.clone());
         r.register("commit_seconds", "Time to sign a statement and have it on disk", self.commit.clone());
         r.register("answers", "Complete answers", self.answers.clone());
         r.register("prompt_tokens", "Prompt tokens of complete answers", self.prompt_tokens.clone());

@@ -20,6 +20,7 @@ use crate::local::{Local, ModelFile};
 use crate::log::{Log, Opened};
 use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
+use crate::settle::{self, Settlement};
 use crate::{Config, Error, Model, files, http};
 
 /// A worker that answers requests.
@@ -97,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) metrics: Metrics,
     pub(crate) hosts: Vec<Arc<Host>>,
+    /// Where answers are paid, if anywhere.
+    pub(crate) settlement: Option<Settlement>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Memory for request bodies, a permit a MiB.
     pub(crate) bodies: Arc<Semaphore>,
@@ -143,6 +146,12 @@ impl Shared {
         Ok(Held { shared: self.clone(), host: host.clone(), key, _alive: alive })
     }
 
+    /// The least nonce of the requests that have not ended.
+    pub(crate) fn earliest_running(&self) -> Option<Bytes32> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().map(|(nonce, _)| *nonce).min()
+    }
+
     /// Whether a request with this nonce, and this commitment if one is given, has not ended.
     pub(crate) fn is_running(&self, nonce: &Bytes32, request: Option<&Bytes32>) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,6 +176,9 @@ impl Drop for Held {
         self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
+
+/// How long the end waits for a last batch.
+const LAST_ROUND: Duration = Duration::from_secs(5);
 
 fn hours(hours: u64) -> Duration {
     Duration::from_secs(hours.saturating_mul(3_600))
@@ -203,6 +215,7 @@ pub async fn run(
         return Err(io("remove the old worker.json", source));
     }
 
+    let settlement = Settlement::new(&config)?;
     let asked = config.listen;
     let listen = |source| Error::Listen { address: asked, source };
     let listener = TcpListener::bind(config.listen).map_err(listen)?;
@@ -236,6 +249,7 @@ pub async fn run(
         log,
         metrics,
         hosts,
+        settlement,
         phase: watch::Sender::new(Phase::Serving),
         bodies: Arc::new(Semaphore::new(http::BODY_MEMORY_MIB)),
         running: Mutex::default(),
@@ -263,6 +277,7 @@ pub async fn run(
     let service = http::router(shared.clone()).into_make_service();
     let serving = tokio::spawn(server.serve(service));
 
+    let settling = tokio::spawn(settle::run(shared.clone()));
     let json =
         serde_json::to_vec_pretty(&member).map_err(|fault| Error::Config { fault: fault.to_string() })?;
     write_new(&description, &json, 0o644)?;
@@ -280,6 +295,7 @@ pub async fn run(
         let _ = ended.recv().await; // bounded: a stopped request only waits for the log and, shortly, for its reader
     }
     shared.phase.send_replace(Phase::Stopping);
+    let _ = tokio::time::timeout(LAST_ROUND, settling).await; // what is left is settled after the next start
     handle.graceful_shutdown(Some(Duration::from_secs(5)));
     let served = serving.await;
     let _ = std::fs::remove_file(&description); // absent again: the worker is gone

@@ -261,6 +261,7 @@ pub fn call(request: Request) -> GenerateCall {
         request,
         resume: Vec::new(),
         tenant: None,
+        voucher: None,
     }
 }
 

@@ -1,0 +1,144 @@
+//! A worker that is paid on a chain: which vouchers it takes. The node is a stand-in that knows one payer's deposit.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use assay_receipt::{Address, Bytes32, Domain, GenerateCall, Key, Signed, Voucher, request_commitment};
+use assay_wallet::system::{System, contract};
+use assay_worker::Chain;
+use common::{End, Worker, call, endless};
+use serde_json::{Value, json};
+
+/// What the stand-in says of every payer and signer.
+#[derive(Default)]
+struct Node {
+    deposit: AtomicU64,
+    signer_until: AtomicU64,
+}
+
+async fn node() -> (String, Arc<Node>) {
+    let known = Arc::new(Node::default());
+    let selector = |function: &str, arguments: usize| {
+        let signature = contract("Deposits").unwrap().function(function, arguments).unwrap();
+        format!("0x{}", signature.hash()[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    let (deposit_of, signer_until) = (selector("depositOf", 1), selector("signerUntil", 2));
+    let shared = known.clone();
+    let answer = move |axum::Json(asked): axum::Json<Value>| async move {
+        let data = asked["params"][0]["data"].as_str().unwrap_or_default().to_owned();
+        let word = |number: &AtomicU64| format!("{:064x}", number.load(Ordering::Relaxed));
+        let zero = "0".repeat(64);
+        let result = if data.starts_with(&deposit_of) {
+            format!("0x{}{zero}{zero}", word(&shared.deposit))
+        } else if data.starts_with(&signer_until) {
+            format!("0x{}", word(&shared.signer_until))
+        } else {
+            return axum::Json(
+                json!({"jsonrpc": "2.0", "id": 1, "error": {"code": -1, "message": "unknown"}}),
+            );
+        };
+        axum::Json(json!({"jsonrpc": "2.0", "id": 1, "result": result}))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let app = axum::Router::new().fallback(axum::routing::post(answer));
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    (url, known)
+}
+
+fn domain() -> Domain {
+    let contract = System::of_genesis().address("Settlement").unwrap();
+    Domain { chain_id: 31415, contract: Address(contract.0.0) }
+}
+
+/// A call of the payer with a voucher that `change` has changed.
+fn paid(worker: &Worker, payer: &Key, signer: &Key, change: impl FnOnce(&mut Voucher)) -> GenerateCall {
+    let mut asked = call(endless(worker.model(), 2));
+    (asked.domain, asked.payer) = (domain(), payer.address());
+    let commitment = request_commitment(&asked.request, &asked.salt);
+    let member = &worker.ready.member;
+    let mut voucher = Voucher::new(&asked, commitment, member.worker, &member.models[0], u64::MAX >> 1);
+    change(&mut voucher);
+    asked.voucher = Some(Signed::sign(signer, &domain(), voucher));
+    asked
+}
+
+#[tokio::test]
+async fn only_a_voucher_for_this_very_call_is_taken() {
+    let (rpc, known) = node().await;
+    let worker = Worker::tiny(|config| {
+        config.domain = domain();
+        config.chain = Some(Chain { rpc, settle_every_s: 3_600 });
+    })
+    .await;
+    let (payer, other) = (Key::from_bytes([6; 32]).unwrap(), Key::from_bytes([8; 32]).unwrap());
+    known.deposit.store(u64::MAX, Ordering::Relaxed);
+
+    let good = paid(&worker, &payer, &payer, |_| {});
+    assert!(matches!(worker.generate(&good).await.unwrap().end, End::Receipt(..)));
+    let refused = async |call: &GenerateCall, word: &str| {
+        let refusal = worker.generate(call).await.unwrap_err();
+        let message = refusal.body["failure"]["statement"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(word), "{message}");
+        refusal.status
+    };
+    let without = GenerateCall { voucher: None, ..paid(&worker, &payer, &payer, |_| {}) };
+    assert_eq!(refused(&without, "voucher").await, 400);
+    type Change = fn(&mut Voucher);
+    let changes: [Change; 9] = [
+        |v| v.payer = Address([1; 20]),
+        |v| v.worker = Address([1; 20]),
+        |v| v.model = Bytes32([1; 32]),
+        |v| v.request = Bytes32([1; 32]),
+        |v| v.nonce = Bytes32([1; 32]),
+        |v| v.prompt_price -= 1,
+        |v| v.completion_price += 1,
+        |v| v.cap -= 1,
+        |v| v.expires_at_ms = 1,
+    ];
+    for change in &changes[..8] {
+        assert_eq!(refused(&paid(&worker, &payer, &payer, change), "not for this call").await, 400);
+    }
+    assert_eq!(refused(&paid(&worker, &payer, &payer, changes[8]), "expired").await, 400);
+
+    let mut early = call(endless(worker.model(), 2));
+    (early.domain, early.payer, early.nonce) = (domain(), payer.address(), Bytes32([0x7f; 32]));
+    let commitment = request_commitment(&early.request, &early.salt);
+    let offer = &worker.ready.member.models[0];
+    let voucher = Voucher::new(&early, commitment, worker.ready.member.worker, offer, u64::MAX >> 1);
+    early.voucher = Some(Signed::sign(&payer, &domain(), voucher));
+    assert_eq!(refused(&early, "future").await, 400);
+
+    // Another key may sign when the payer has said so on the chain, and for long enough.
+    let by_another = paid(&worker, &payer, &other, |_| {});
+    assert_eq!(refused(&by_another, "may not sign").await, 400);
+    known.signer_until.store(4_000_000_000, Ordering::Relaxed);
+    assert!(worker.generate(&by_another).await.is_ok());
+    // Signed for another chain, it names a key that nobody knows.
+    known.signer_until.store(0, Ordering::Relaxed);
+    let mut elsewhere = paid(&worker, &payer, &payer, |_| {});
+    let voucher = elsewhere.voucher.take().unwrap().statement;
+    elsewhere.voucher = Some(Signed::sign(&payer, &Domain { chain_id: 1, ..domain() }, voucher));
+    assert_eq!(refused(&elsewhere, "may not sign").await, 400);
+
+    // A payer whose deposit covers one call's cap gets one call's worth, not two.
+    let poor = Key::from_bytes([9; 32]).unwrap();
+    known.deposit.store(u64::try_from(common::CAP).unwrap(), Ordering::Relaxed);
+    assert!(worker.generate(&paid(&worker, &poor, &poor, |_| {})).await.is_ok());
+    assert_eq!(refused(&paid(&worker, &poor, &poor, |_| {}), "deposit more").await, 402);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_chain_with_another_contract_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = assay_worker::Config::new(folder.path());
+    config.models.push(common::model(&common::artifact(&config, 7), 2, 3));
+    config.chain = Some(Chain { rpc: "http://127.0.0.1:1".to_owned(), settle_every_s: 1 });
+    let (ready, _) = tokio::sync::oneshot::channel();
+    let error = Box::pin(assay_worker::run(config, ready, async {})).await.unwrap_err();
+    assert!(error.to_string().contains("domain.contract"), "{error}");
+}
