@@ -76,6 +76,8 @@ enum Command {
     Unstake(chain::UnstakeArgs),
     /// Claim rewards, and OPG whose delay is over
     Claim(chain::ClaimArgs),
+    /// Bring a worker into the chain's registry, under an operator with a bond
+    Join(settle::JoinArgs),
     /// Put OPG into a payer's deposit, from which workers are paid
     Deposit(chain::DepositArgs),
     /// Propose, vote, and carry out what was decided
@@ -197,6 +199,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Delegate(args) => chain::delegate(args, json).await,
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
+        Command::Join(args) => settle::join(args, json).await,
         Command::Deposit(args) => chain::deposit(args, json).await,
         Command::Gov(command) => gov::run(command, json).await,
         Command::Power(args) => power::run(args, json).await,

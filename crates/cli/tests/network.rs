@@ -331,6 +331,19 @@ fn an_embedding_is_verified_and_replayed_offline() {
         assert!(began.elapsed() < PATIENCE, "{settled}\n{log}");
         std::thread::sleep(Duration::from_millis(500));
     }
+    // A worker joins again under its operator, and under nobody else's; anybody adds to a payer's deposit.
+    let join =
+        |worker: &'static str, key: &'static str| ["join", worker, "--key", key, "--rpc", &rpc].to_vec();
+    let joined = network.json(&join("up/worker-1", "up/worker-1/operator.key"));
+    assert_eq!((&joined["name"], &joined["bond"]), (&json!("operator-1"), &json!("1000000000000000000000")));
+    let refused = network.run(&join("up/worker-1", "up/worker-2/operator.key"));
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    let payer = format!("0x{}", "12".repeat(20));
+    for sum in ["1500000000000000000", "3000000000000000000"] {
+        let deposited = network.json(&["deposit", "1.5", "--payer", &payer, "--rpc", &rpc]);
+        assert_eq!(deposited["deposit"], json!(sum));
+    }
+
     let mut models = Vec::new();
     for row in rows {
         let id = row["request_id"].as_str().unwrap();
