@@ -47,6 +47,7 @@ struct OutputParts {
 /// @param arithmetic Version of the arithmetic, which names the referee.
 /// @param size Length of the trace in bytes.
 /// @param index Number of the present node on its level.
+/// @param worker The worker, which moves for its operator.
 /// @param challengerBond What the challenger put up, in 10^-18 OPG.
 /// @param workerBond What was taken of the operator's bond.
 /// @param receipt EIP-712 digest of the receipt.
@@ -63,6 +64,7 @@ struct Dispute {
     uint32 arithmetic;
     uint64 size;
     uint64 index;
+    address worker;
     uint128 challengerBond;
     uint128 workerBond;
     bytes32 receipt;
@@ -124,8 +126,11 @@ contract Disputes is System {
     event Committed(uint256 indexed dispute, bytes32 root, uint64 size);
     /// @notice The challenger descended to a node.
     event Chosen(uint256 indexed dispute, uint256 level, uint256 index);
-    /// @notice The worker revealed what is below the present node; the hashes or bytes are in the transaction's input.
-    event Revealed(uint256 indexed dispute, uint256 level, uint256 index);
+    /// @notice The worker revealed the nodes below the present one. They are in the log and not only in a transaction's input, so that
+    /// an operator that is a contract cannot hide them.
+    event Revealed(uint256 indexed dispute, uint256 level, uint256 index, bytes32[] children);
+    /// @notice The worker revealed a tile.
+    event TileRevealed(uint256 indexed dispute, uint256 index, bytes tile);
     /// @notice A dispute ended.
     event Ended(uint256 indexed dispute, bytes32 indexed receipt, bool workerWon, string how);
     /// @notice No dispute of a receipt is left and none refuted it: the worker has its price.
@@ -235,6 +240,7 @@ contract Disputes is System {
         id = ++disputeCount;
         Dispute storage d = _disputes[id];
         d.challenger = msg.sender;
+        d.worker = r.worker;
         d.operator = _REGISTRY.keyOf(r.worker).operator;
         d.arithmetic = r.arithmetic;
         d.receipt = receipt;
@@ -275,12 +281,12 @@ contract Disputes is System {
         _SETTLEMENT.hold(batch, lines, o);
     }
 
-    /// @notice The worker commits to its trace. When the receipt names a root, it must be that one.
+    /// @notice The worker commits to its trace; this and its other moves can be sent by its own key or its operator's. When the receipt names a root, it must be that one.
     /// @param id Number of the dispute.
     /// @param root Merkle root of the trace.
     /// @param size Length of the trace in bytes.
     function commit(uint256 id, bytes32 root, uint64 size) external {
-        Dispute storage d = _move(id, 1, _disputes[id].operator);
+        Dispute storage d = _move(id, 1);
         if (size == 0 || size > 1 << 48 || (d.root != 0 && d.root != root)) revert WrongTrace();
         d.root = root;
         d.node = root;
@@ -306,7 +312,7 @@ contract Disputes is System {
     /// @param child Which of them, from 0; after `commit` there is one, the root.
     /// @param children What was revealed.
     function choose(uint256 id, uint64 child, bytes32[] calldata children) external {
-        Dispute storage d = _move(id, 2, _disputes[id].challenger);
+        Dispute storage d = _move(id, 2);
         if (keccak256(abi.encode(children)) != d.children) revert WrongReveal();
         if (child >= children.length) revert NoSuchChild(child);
         uint256 down = d.level < STEP ? d.level : STEP;
@@ -321,18 +327,18 @@ contract Disputes is System {
     /// @param id Number of the dispute.
     /// @param children Their hashes, from left to right.
     function reveal(uint256 id, bytes32[] calldata children) external {
-        Dispute storage d = _move(id, 3, _disputes[id].operator);
+        Dispute storage d = _move(id, 3);
         if (d.level == 0 || fold(d.level, d.index, d.size, children) != d.node) revert WrongReveal();
         d.children = keccak256(abi.encode(children));
         _turn(d, 2);
-        emit Revealed(id, d.level, d.index);
+        emit Revealed(id, d.level, d.index, children);
     }
 
     /// @notice The worker reveals the tile that the challenger chose. The challenger must accuse an entry next.
     /// @param id Number of the dispute.
     /// @param tile The tile's bytes.
     function revealTile(uint256 id, bytes calldata tile) external {
-        Dispute storage d = _move(id, 3, _disputes[id].operator);
+        Dispute storage d = _move(id, 3);
         // A tile of another length has a hash too, and no opening that the challenger could use.
         if (d.level != 0) revert WrongReveal();
         uint256 length = d.size - d.index * Tiles.TILE;
@@ -340,7 +346,7 @@ contract Disputes is System {
         if (Tiles.leaf(d.index, tile) != d.node) revert WrongReveal();
         d.children = 0;
         _turn(d, 2);
-        emit Revealed(id, 0, d.index);
+        emit TileRevealed(id, d.index, tile);
     }
 
     /// @notice The challenger accuses one entry of the trace. If the referee finds that the operation gives something else,
@@ -349,7 +355,7 @@ contract Disputes is System {
     /// @param judge Which of the arithmetic's referees is to judge, from 0.
     /// @param k The case.
     function accuse(uint256 id, uint256 judge, Case calldata k) external {
-        Dispute storage d = _move(id, 2, _disputes[id].challenger);
+        Dispute storage d = _move(id, 2);
         if (keccak256(abi.encode(k.subject)) != d.subject) revert WrongSubject();
         if (judge >= _referees[d.arithmetic].length) revert NoReferee(d.arithmetic);
         if (!_referees[d.arithmetic][judge].refutes(d.root, d.size, k)) revert NotRefuted();
@@ -414,9 +420,10 @@ contract Disputes is System {
         OPG.burn(amount - share);
     }
 
-    function _move(uint256 id, uint8 turn, address who) private view returns (Dispute storage d) {
+    function _move(uint256 id, uint8 turn) private view returns (Dispute storage d) {
         d = _disputes[id];
-        if (d.turn != turn || msg.sender != who) revert NotYourTurn(id);
+        bool own = turn == 2 ? msg.sender == d.challenger : msg.sender == d.operator || msg.sender == d.worker;
+        if (d.turn != turn || !own) revert NotYourTurn(id);
         if (block.timestamp > d.deadline) revert Deadline(d.deadline);
     }
 

@@ -580,7 +580,9 @@ test("what a game moves, and who may move", { timeout: 300_000 }, async () => {
   assert.equal(await c.failure(asWorker, "commit", dispute, id("root"), 0), "WrongTrace");
   assert.equal(await c.failure(asWorker, "reveal", dispute, []), "NotYourTurn");
   assert.equal(await c.failure(asWorker, "timeout", dispute), "Deadline");
-  await c.tx(asWorker.commit(dispute, ours.tree.root, ours.bytes.length));
+  assert.equal(await c.failure(c.at("Disputes", "disputes", n.auditor), "commit", dispute, ours.tree.root, ours.bytes.length), "NotYourTurn", "another worker");
+  // The worker's own key moves for its operator.
+  await c.tx(c.at("Disputes", "disputes", n.worker).commit(dispute, ours.tree.root, ours.bytes.length));
   assert.equal(await c.failure(asWorker, "choose", dispute, 0, [ours.tree.root]), "NotYourTurn");
   const kase = honestCase(model, ours, subjectOf(model, prompt, output, GREEDY), [6, 0, 1, 3, 0]);
   assert.equal(await c.failure(asWorker, "accuse", dispute, 0, kase), "NotYourTurn");

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "receipt"]),
     ("verify_wasm", &["proof", "receipt", "verify"]),
+    ("dispute", &["engine", "ledger", "model", "receipt", "wallet"]),
     ("worker", &["engine", "model", "receipt", "verify", "wallet"]),
     ("gateway", &["engine", "model", "proof", "receipt", "verify", "wallet"]),
     ("node", &["ledger"]),

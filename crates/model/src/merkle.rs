@@ -58,7 +58,8 @@ pub fn leaves(data: &[u8], progress: &mut dyn FnMut(u64)) -> Vec<Bytes32> {
     out
 }
 
-fn parents(level: &[Bytes32]) -> Vec<Bytes32> {
+/// The level above `level`.
+pub fn parents(level: &[Bytes32]) -> Vec<Bytes32> {
     level.chunks(2).map(|pair| if let [l, r] = pair { node(l, r) } else { pair[0] }).collect()
 }
 
