@@ -1,6 +1,6 @@
 //! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`.
 
-use assay_ledger::types::{Address, U256};
+use assay_ledger::types::{Address, U256, hex};
 use assay_receipt::Key;
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
@@ -40,6 +40,9 @@ pub(crate) struct StakeArgs {
     /// Your validator's public key, as `assay keys validator` prints it: joins the list of validators
     #[arg(long)]
     validator_key: Option<String>,
+    /// Where the other validators reach yours, IP:PORT; without it, yours connects to them
+    #[arg(long, requires = "validator_key")]
+    endpoint: Option<std::net::SocketAddr>,
     /// What the validator keeps of its delegators' rewards, in hundredths of a per cent
     #[arg(long, default_value_t = 500, requires = "validator_key", value_parser = clap::value_parser!(u16).range(..=10_000))]
     commission: u16,
@@ -222,7 +225,15 @@ pub(crate) async fn stake(args: StakeArgs, json: bool) -> Result<()> {
             signer.send("Staking", "delegateStake", &[text(me), text(amount)]).await?
         }
         (Some(key), false) => {
-            let key = format!("0x{}", key.trim_start_matches("0x"));
+            let key = key.trim_start_matches("0x");
+            if key.len() != 64 {
+                return Err(Error::said(format!(
+                    "{key} is no validator's key: that has 64 hexadecimal digits"
+                )));
+            }
+            // The contract keeps one string of bytes: the key, then the endpoint as text.
+            let endpoint = args.endpoint.map_or(String::new(), |endpoint| endpoint.to_string());
+            let key = format!("0x{key}{}", hex::encode(endpoint));
             signer.approve("Staking", amount).await?;
             signer.send("Staking", "join", &[json!(key), json!(args.commission), text(amount)]).await?
         }

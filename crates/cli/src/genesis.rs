@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use assay_ledger::{Genesis, Validator};
+use assay_ledger::{Epochs, Genesis, Validator};
 use assay_node::node;
 use assay_wallet::system::Description;
 use clap::Subcommand;
@@ -134,6 +134,7 @@ fn show(genesis: &Genesis, json: bool) -> Result<()> {
             "stateRoot": first.block.header.state_root.to_string(),
             "accounts": first.state.accounts(),
             "validators": genesis.validators,
+            "epochs": genesis.epochs,
             "contracts": contracts,
         }));
         return Ok(());
@@ -145,6 +146,8 @@ fn show(genesis: &Genesis, json: bool) -> Result<()> {
     for validator in &genesis.validators {
         say!("validator   {} at {}, tips to {}", validator.key, validator.endpoint, validator.beneficiary);
     }
+    let Epochs { blocks, least_stake } = &genesis.epochs;
+    say!("epochs      {blocks} blocks; seats go by stake from {least_stake} bonded (in 10^-18 OPG) on");
     for (name, address) in contracts.into_iter().flatten() {
         say!("contract    {address} {name}");
     }

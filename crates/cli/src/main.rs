@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod doctor;
 mod error;
+mod finality;
 mod genesis;
 mod gov;
 mod graphs;
@@ -207,7 +208,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Members(command) => members::run(command, json),
         Command::Infer(args) => graphs::infer(&args, json),
         Command::Prove(args) => proofs::prove(&args, json),
-        Command::Verify(args) => verify::run(args, json),
+        Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Workers(args) => records::workers(args, json).await,
         Command::Audit(args) => records::audit(args, json).await,

@@ -1,12 +1,15 @@
-//! `assay node`: a validator of a chain.
+//! `assay node`: a full node of a chain, which votes while its key has a seat.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use assay_ledger::{Genesis, Validator};
+use assay_ledger::types::{Address, hex};
+use assay_ledger::{Block, Genesis, Transaction, Validator};
+use assay_node::follow::{Proven, Source};
 use assay_node::node::{self, NodeConfig};
+use assay_wallet::client::Client;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::{genesis, home, keys, ui};
@@ -19,9 +22,15 @@ pub(crate) struct NodeArgs {
     /// The chain's genesis file
     #[arg(long, required_unless_present = "dev")]
     genesis: Option<PathBuf>,
-    /// This validator's key file, as `assay keys validator` makes it
-    #[arg(long, required_unless_present = "dev")]
+    /// A validator's key file, as `assay keys validator` makes it: the node votes while the key has a seat. Without one it only follows
+    #[arg(long)]
     key: Option<PathBuf>,
+    /// JSON-RPC of a node to follow while there is no seat, several times for several; those of the genesis when left out
+    #[arg(long, value_name = "URL")]
+    follow: Vec<String>,
+    /// Who gets the tips of this validator's blocks; what the genesis says when left out
+    #[arg(long, requires = "key")]
+    beneficiary: Option<Address>,
     /// The folder for blocks and state; ~/.assay/node (or ~/.assay/dev-chain) when left out
     #[arg(long)]
     data: Option<PathBuf>,
@@ -46,12 +55,30 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         (None, false) => home::home()?.join("node"),
     };
     home::create_private(&data)?;
-    let (genesis, key) = match (&args.genesis, &args.key) {
-        (Some(genesis), Some(key)) => (genesis::read(genesis)?, keys::validator_secret(key, false)?),
-        _ => development(&data, args.listen)?,
+    let (genesis, key) = match &args.genesis {
+        Some(file) => {
+            let key = args.key.as_deref().map(|key| keys::validator_secret(key, false)).transpose()?;
+            (genesis::read(file)?, key)
+        }
+        None => {
+            let (genesis, key) = development(&data, args.listen)?;
+            (genesis, Some(key))
+        }
     };
-    let config =
-        NodeConfig { genesis, data, key, listen: args.listen, rpc: args.rpc, pace: Default::default() };
+    let follow = if args.follow.is_empty() { &genesis.follow } else { &args.follow };
+    let sources = follow
+        .iter()
+        .map(|url| Client::new(url).map(Upstream).map_err(|error| Error::said(format!("{url}: {error}"))))
+        .collect::<Result<Vec<_>>>()?;
+    let config = NodeConfig {
+        genesis,
+        data,
+        key,
+        beneficiary: args.beneficiary,
+        listen: args.listen,
+        rpc: args.rpc,
+        pace: Default::default(),
+    };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (done, ended) = tokio::sync::oneshot::channel();
     // Consensus has a runtime of its own, so it gets a thread of its own.
@@ -68,7 +95,7 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
             let _ = stopped.await;
         };
         // Nobody waits any more when the process ends.
-        let _ = done.send(node::run(config, ready, stop));
+        let _ = done.send(node::run(config, sources, ready, stop));
     });
     let mut ended = std::pin::pin!(ended);
     let result = tokio::select! {
@@ -83,6 +110,33 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         Err(_) => Err(Error::said(
             "the node ended in a panic; what was finalized is kept: start it again, and report the message above",
         )),
+    }
+}
+
+/// Another node's JSON-RPC.
+struct Upstream(Client);
+
+/// The bytes of `0x…`.
+fn bytes(value: &Value) -> std::result::Result<Vec<u8>, String> {
+    let text = value.as_str().ok_or("a value that is no text")?;
+    hex::decode(text).map_err(|error| error.to_string())
+}
+
+impl Source for Upstream {
+    async fn after(&self, number: u64) -> std::result::Result<Option<Proven>, String> {
+        let params = json!([format!("{number:#x}")]);
+        let answer = self.0.request("assay_getBlocks", params).await.map_err(|error| error.to_string())?;
+        let Some(blocks) = answer["blocks"].as_array() else { return Ok(None) };
+        let decode = |block: &Value| Block::decode(&bytes(block)?).map_err(|error| error.to_string());
+        Ok(Some(Proven {
+            blocks: blocks.iter().map(decode).collect::<std::result::Result<_, _>>()?,
+            finalization: bytes(&answer["finalization"])?,
+        }))
+    }
+
+    async fn send(&self, transaction: &Transaction) -> std::result::Result<(), String> {
+        let params = json!([format!("0x{}", hex::encode(transaction.bytes()))]);
+        self.0.request("eth_sendRawTransaction", params).await.map(drop).map_err(|error| error.to_string())
     }
 }
 

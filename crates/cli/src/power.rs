@@ -146,9 +146,10 @@ pub(crate) async fn run(args: ChainArgs, json: bool) -> Result<()> {
     for member in list(&chain, "Registry", "workerCount", "member").await? {
         bonds.insert(text(&member["operatorName"]), number(&member["bond"])?);
     }
-    let seats = chain.client.request("assay_getValidators", json!([])).await?;
-    let seats = seats.as_array().cloned().unwrap_or_default();
-    let consensus = nakamoto(&vec![U256::from(1); seats.len()]);
+    let committee = chain.client.request("assay_getCommittee", json!([])).await?;
+    let members = committee["members"].as_array().cloned().unwrap_or_default();
+    let seats: Vec<_> = members.iter().map(|member| member["seats"].as_u64().unwrap_or_default()).collect();
+    let consensus = nakamoto(&seats.iter().map(|seats| U256::from(*seats)).collect::<Vec<_>>());
     let staked = nakamoto(&stakes.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>());
     if json {
         let powers: Vec<_> = powers
@@ -162,7 +163,7 @@ pub(crate) async fn run(args: ChainArgs, json: bool) -> Result<()> {
             "powers": powers,
             "supply": {"total": supply.to_string(), "burnt": (minted - supply).to_string(), "classes": classes},
             "stake": shares(stakes), "bonds": shares(bonds.into_iter().collect()),
-            "consensus": {"validators": seats, "nakamoto": consensus}, "stakeNakamoto": staked,
+            "consensus": {"epoch": committee["epoch"], "validators": members, "nakamoto": consensus}, "stakeNakamoto": staked,
         }));
         return Ok(());
     }
@@ -190,8 +191,10 @@ pub(crate) async fn run(args: ChainArgs, json: bool) -> Result<()> {
         None => format!("nobody has {what}"),
     };
     say!(
-        "consensus   {} validators, those of the genesis, one vote each; Nakamoto coefficient: {}",
+        "consensus   epoch {}: {} validators with {} seats; Nakamoto coefficient: {}",
+        committee["epoch"],
         seats.len(),
+        seats.iter().sum::<u64>(),
         coefficient(consensus, "the chain")
     );
     let total: U256 = stakes.iter().map(|(_, tokens)| *tokens).sum();

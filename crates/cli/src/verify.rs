@@ -1,4 +1,4 @@
-//! `assay verify`: checks a receipt or a proof offline and says what is proved and who is still trusted.
+//! `assay verify`: checks a receipt or a proof offline and says what is proved and who is still trusted. See `finality.rs` for blocks.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +13,23 @@ use clap::Args;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::{home, members, models, proofs, ui};
+use crate::{finality, home, members, models, proofs, ui};
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
     /// A receipt or an incident file, as `assay receipts`, `assay incident` or the chat page saved it, or a proof of
     /// `assay prove`
-    receipt: PathBuf,
+    #[arg(required_unless_present = "block")]
+    receipt: Option<PathBuf>,
+    /// Instead of a file, check that this block of a chain is final, by nothing but its validators' signatures
+    #[arg(long, value_name = "NUMBER", requires = "genesis", conflicts_with = "receipt")]
+    block: Option<u64>,
+    /// The chain's genesis file
+    #[arg(long, requires = "block")]
+    genesis: Option<PathBuf>,
+    /// Any node's JSON-RPC; it is not trusted
+    #[arg(long, requires = "block", default_value_t = format!("http://{}", crate::node::DEFAULT_RPC))]
+    rpc: String,
     /// The signed list of workers whose keys count; the local network's when left out
     #[arg(long, requires = "signer")]
     members: Option<PathBuf>,
@@ -40,11 +50,16 @@ pub(crate) struct VerifyArgs {
 /// Largest file that is read: a bundle, or an incident file around one.
 const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
-pub(crate) fn run(args: VerifyArgs, json: bool) -> Result<()> {
-    if proofs::is_proof(&args.receipt) {
-        return proofs::verify(&args.receipt, args.model.as_deref(), args.key.as_deref(), json);
+pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
+    if let (Some(block), Some(genesis)) = (args.block, &args.genesis) {
+        return finality::verify(block, genesis, &args.rpc, json).await;
     }
-    let (bundle, own_list) = read(&args.receipt)?;
+    // The arguments have one or the other.
+    let receipt = args.receipt.unwrap_or_default();
+    if proofs::is_proof(&receipt) {
+        return proofs::verify(&receipt, args.model.as_deref(), args.key.as_deref(), json);
+    }
+    let (bundle, own_list) = read(&receipt)?;
     let signer = match args.signer {
         Some(signer) => signer,
         None => local_signer()?,

@@ -18,6 +18,7 @@ use revm::primitives::hardfork::SpecId;
 use revm::{ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
 
 use crate::block::{Block, BlockError, MAX_BLOCK_BYTES};
+use crate::committee::{COMMITTEE_ADDRESS, elect};
 use crate::state::{AccountChange, Overrides, State, assume, changes};
 use crate::{Receipt, Transaction};
 
@@ -33,6 +34,10 @@ pub struct Rules {
     pub chain_id: u64,
     /// The gas limit of every block.
     pub gas_limit: u64,
+    /// The staking contract, where there is one: it elects committees.
+    pub staking: Option<Address>,
+    /// How much must be bonded for an election to count, in 10^-18 OPG.
+    pub least_stake: U256,
 }
 
 /// What a proposer chooses about a block besides its transactions.
@@ -158,6 +163,7 @@ fn draft(rules: &Rules, parent: &Header, attributes: &Attributes) -> Header {
 /// Runs transactions one after the other on a parent's state.
 pub(crate) struct Executor<'a> {
     pub(crate) evm: Evm<'a>,
+    rules: Rules,
     header: Header,
     transactions: Vec<Transaction>,
     receipts: Vec<Receipt>,
@@ -176,7 +182,14 @@ impl<'a> Executor<'a> {
     /// With a header of one's own, for genesis.
     pub(crate) fn on(rules: &Rules, header: Header, db: Db<'a>) -> Self {
         let evm = context(config(rules), environment(&header), db).build_mainnet();
-        Self { evm, header, transactions: Vec::new(), receipts: Vec::new(), bytes: BLOCK_OVERHEAD }
+        Self {
+            evm,
+            rules: rules.clone(),
+            header,
+            transactions: Vec::new(),
+            receipts: Vec::new(),
+            bytes: BLOCK_OVERHEAD,
+        }
     }
 
     /// Executes a transaction, or says why it cannot come here and leaves everything as it was.
@@ -205,11 +218,19 @@ impl<'a> Executor<'a> {
     }
 
     pub(crate) fn finish(self) -> Executed {
-        let Self { evm, mut header, transactions, receipts, .. } = self;
+        let Self { evm, rules, mut header, transactions, receipts, .. } = self;
         let db = evm.ctx.journaled_state.database;
-        let changes = changes(&db);
+        let mut changes = changes(&db);
         let mut state = db.db.clone();
         state.apply(&changes);
+        if let Some(next) = elect(&rules, &header, &state) {
+            header.extra_data = Bytes::copy_from_slice(next.hash().as_slice());
+            let change = next.change(&state);
+            state.apply(std::slice::from_ref(&change));
+            // Nothing but coins can have changed it in the same block, and the election's change has those too.
+            changes.retain(|other| other.address != COMMITTEE_ADDRESS);
+            changes.push(change);
+        }
         header.state_root = state.root();
         let envelopes: Vec<_> = transactions.iter().map(Transaction::envelope).collect();
         header.transactions_root = proofs::calculate_transaction_root(&envelopes);
@@ -272,6 +293,7 @@ pub fn verify(rules: &Rules, parent: &Header, state: &State, block: &Block) -> R
         ("receipts root", claimed.receipts_root == found.receipts_root),
         ("logs bloom", claimed.logs_bloom == found.logs_bloom),
         ("state root", claimed.state_root == found.state_root),
+        ("next committee", claimed.extra_data == found.extra_data),
         ("random value", claimed.mix_hash == found.mix_hash),
         ("header", claimed == found),
     ];

@@ -6,7 +6,7 @@ use alloy_consensus::Header;
 use alloy_consensus::constants::{EMPTY_OMMER_ROOT_HASH, EMPTY_ROOT_HASH};
 use alloy_eips::eip2935::{HISTORY_STORAGE_ADDRESS, HISTORY_STORAGE_CODE};
 use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
-use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256, hex};
 use revm::context::TxEnv;
 use revm::database::CacheDB;
 use revm::{DatabaseRef, ExecuteCommitEvm, MainBuilder};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::block::Block;
+use crate::committee::{Committee, MAX_MEMBERS, Member};
 use crate::execute::{Executed, Rules, config, context, environment, outcome, sentence};
 use crate::state::{AccountChange, State, changes};
 
@@ -58,12 +59,36 @@ pub struct Genesis {
     /// Who has native coins from the start.
     #[serde(default)]
     pub alloc: BTreeMap<String, GenesisAccount>,
-    /// The validators of consensus.
+    /// The validators of the first epoch, with one seat each.
     #[serde(default)]
     pub validators: Vec<Validator>,
+    /// When the seats are given anew.
+    #[serde(default)]
+    pub epochs: Epochs,
+    /// JSON-RPC of nodes that others may follow, as URLs. No part of block 0: nobody has to trust them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follow: Vec<String>,
     /// The system contracts' deployment, as `contracts/scripts/genesis.mjs plan` prints it. Executed at genesis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<System>,
+}
+
+/// Elections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Epochs {
+    /// How many blocks an epoch has, 2 to 10,000,000.
+    pub blocks: u64,
+    /// Until so much OPG is bonded (in 10^-18, decimal), the committee stays. Whoever has more than a third of what is bonded can
+    /// stop the chain, so this should not be little.
+    pub least_stake: String,
+}
+
+impl Default for Epochs {
+    /// About an hour, and a fiftieth of the largest supply.
+    fn default() -> Self {
+        Self { blocks: 3_600, least_stake: "20000000000000000000000000".to_owned() }
+    }
 }
 
 /// An account of a genesis.
@@ -203,8 +228,36 @@ impl Genesis {
         Ok(changes)
     }
 
-    /// The rules, and block 0 with its state. Its `changes` lead from the empty state to it, and its parent hash is the hash of
-    /// the validators, so that chains which begin with other validators have other hashes.
+    /// The committee of epoch 0: the validators, with one seat each.
+    pub fn committee(&self) -> Result<Committee, GenesisError> {
+        if !(2..=10_000_000).contains(&self.epochs.blocks) {
+            return Err(GenesisError::Invalid("an epoch has 2 to 10,000,000 blocks"));
+        }
+        if self.validators.len() > MAX_MEMBERS {
+            return Err(GenesisError::Invalid("there are more than 128 validators"));
+        }
+        let members = self.validators.iter().map(|validator| {
+            let wrong = || GenesisError::Value(validator.key.chars().take(80).collect(), "a validator's key");
+            let key = hex::decode_to_array(&validator.key).map_err(|_| wrong())?;
+            if validator.endpoint.len() > 96 {
+                return Err(GenesisError::Value(
+                    validator.endpoint.chars().take(80).collect(),
+                    "an endpoint",
+                ));
+            }
+            Ok(Member { key, seats: 1, endpoint: validator.endpoint.clone() })
+        });
+        let members = members.collect::<Result<Vec<_>, GenesisError>>()?;
+        let count = members.len();
+        let committee = Committee::new(0, self.epochs.blocks, members);
+        match committee.members.len() == count {
+            true => Ok(committee),
+            false => Err(GenesisError::Invalid("a validator is named twice")),
+        }
+    }
+
+    /// The rules, and block 0 with its state. Its `changes` lead from the empty state to it, and its extra data is the hash of
+    /// the first committee.
     pub fn execute(&self) -> Result<(Rules, Executed), GenesisError> {
         if self.gas_limit < STEP_GAS {
             return Err(GenesisError::Invalid("a gas limit below 16777216 does not allow every transaction"));
@@ -214,12 +267,15 @@ impl Genesis {
                 "the chain id is zero, or too large for clients in JavaScript",
             ));
         }
-        let rules = Rules { chain_id: self.chain_id, gas_limit: self.gas_limit };
-        let validators: Vec<_> = self.validators.iter().map(|v| (&v.key, &v.beneficiary)).collect();
-        let parent_hash =
-            if validators.is_empty() { B256::ZERO } else { keccak256(serde_json::to_vec(&validators)?) };
+        let staking = self.system.as_ref().and_then(|system| system.addresses.get("staking"));
+        let rules = Rules {
+            chain_id: self.chain_id,
+            gas_limit: self.gas_limit,
+            staking: staking.map(|text| address(text)).transpose()?,
+            least_stake: number(&self.epochs.least_stake)?,
+        };
+        let committee = self.committee()?;
         let mut header = Header {
-            parent_hash,
             ommers_hash: EMPTY_OMMER_ROOT_HASH,
             gas_limit: self.gas_limit,
             timestamp: self.timestamp,
@@ -238,6 +294,12 @@ impl Genesis {
         state.apply(&changes);
         if let Some(system) = &self.system {
             changes.extend(self.deploy(system, &rules, &header, &mut state)?);
+        }
+        if !committee.members.is_empty() {
+            header.extra_data = Bytes::copy_from_slice(committee.hash().as_slice());
+            let change = committee.change(&state);
+            state.apply(std::slice::from_ref(&change));
+            changes.push(change);
         }
         header.state_root = state.root();
         Ok((rules, Executed { block: Block::new(header, Vec::new()), state, receipts: Vec::new(), changes }))

@@ -25,6 +25,7 @@
 //! ```
 
 mod block;
+mod committee;
 mod execute;
 mod genesis;
 mod pool;
@@ -37,10 +38,11 @@ pub use alloy_consensus::{EthereumReceipt, Header, TxReceipt, TxType};
 pub use alloy_eips::eip1559::BaseFeeParams;
 pub use alloy_primitives as types;
 pub use block::{Block, BlockError, MAX_BLOCK_BYTES};
+pub use committee::{COMMITTEE_ADDRESS, Committee, MAX_MEMBERS, MAX_SEATS, Member};
 pub use execute::{
     Attributes, Executed, Failure, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
 };
-pub use genesis::{Genesis, GenesisAccount, GenesisError, Step, System, Validator};
+pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, Validator};
 pub use pool::{Added, Pool, PoolError, PoolLimits};
 pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride};
 pub use trace::{CallFrame, StructLog, trace_calls, trace_steps};

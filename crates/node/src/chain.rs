@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use assay_ledger::types::{Address, B256, hex};
 use assay_ledger::{
-    Added, Attributes, BaseFeeParams, Block, BlockError, Executed, Genesis, GenesisError, Pool, PoolError,
-    PoolLimits, Rules, State, Transaction, Validator, build, verify,
+    Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError, Pool,
+    PoolError, PoolLimits, Rules, State, Transaction, build, verify,
 };
 use thiserror::Error;
 use tokio::sync::{Notify, broadcast};
@@ -65,7 +65,6 @@ struct Inner {
 pub struct Chain {
     rules: Rules,
     genesis: Block,
-    validators: Vec<Validator>,
     history: History,
     inner: Mutex<Inner>,
     heads: broadcast::Sender<Arc<Executed>>,
@@ -107,7 +106,6 @@ impl Chain {
         Ok(Self {
             rules,
             genesis: first.block,
-            validators: genesis.validators.clone(),
             history,
             inner: Mutex::new(inner),
             heads: broadcast::channel(BACKLOG).0,
@@ -131,9 +129,9 @@ impl Chain {
         &self.genesis
     }
 
-    /// The validators of consensus.
-    pub fn validators(&self) -> &[Validator] {
-        &self.validators
+    /// Who decides the block after the head. `None` on a chain without validators.
+    pub fn committee(&self) -> Option<Committee> {
+        Committee::of(&self.head().state)
     }
 
     /// Finalized blocks.

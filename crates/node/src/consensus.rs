@@ -1,17 +1,24 @@
-//! Agreement: simplex with marshal, of commonware. The only file that knows commonware's interface, which changes monthly.
+//! Agreement: simplex with marshal, of commonware, whose interface changes monthly: besides this module only the node's start and the
+//! simulation know it.
 //!
-//! A block that the validators of the genesis agreed on is final; there is no other kind on this chain. Every validator executes a block
-//! before it votes for it. A block is executed on its parent's state whether or not the parent is final yet, so proposing does not wait
+//! A block that the committee of its epoch agreed on is final; there is no other kind on this chain. The last block of an epoch names
+//! the next committee ([`assay_ledger::Committee`]), so whoever executes it knows who decides what follows: when it is final, simplex ends
+//! and begins anew with those. Messages of a later epoch tell a validator that fell behind to ask for the end of its own.
+//!
+//! Every validator executes a block before it votes for it. A block is executed on its parent's state whether or not the parent is final yet, so proposing does not wait
 //! for finality. Votes and blocks are on disk before they count (commonware's journals), so a validator that was killed neither forgets
 //! nor contradicts what it voted.
 
+mod seats;
+
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use assay_ledger::types::{Address, B256};
-use assay_ledger::{Block, MAX_BLOCK_BYTES, MAX_TRANSACTION_BYTES, Transaction};
+use assay_ledger::{Block, Committee, MAX_BLOCK_BYTES, MAX_SEATS, MAX_TRANSACTION_BYTES, Transaction};
 use bytes::BufMut;
 use commonware_actor::Feedback;
 use commonware_broadcast::buffered;
@@ -22,33 +29,30 @@ use commonware_consensus::marshal::resolver::p2p as resolver;
 use commonware_consensus::marshal::standard::{Inline, Standard};
 use commonware_consensus::marshal::{self, Start, Update};
 use commonware_consensus::simplex::config::{Config, Floor, ForwardPolicy, SkipBudget, SkipPolicy};
-use commonware_consensus::simplex::elector::RoundRobin;
-use commonware_consensus::simplex::scheme::ed25519::Scheme;
 use commonware_consensus::simplex::types::{Context, Finalization};
 use commonware_consensus::simplex::{self, Engine};
 use commonware_consensus::types::{Epoch, FixedEpocher, Height, ViewDelta};
 use commonware_consensus::{Application, BoundedBlock, Heightable, Reporter};
-use commonware_cryptography::certificate::{ConstantProvider, Verifier as _};
+use commonware_cryptography::certificate::{self, Scoped, Verifier as _};
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use commonware_cryptography::sha256::Digest;
-use commonware_cryptography::{Digested, Digestible, Sha256, Signer};
-use commonware_p2p::{Blocker, Provider, Receiver, Recipients, Sender};
+use commonware_cryptography::{Digested, Digestible, Signer};
+use commonware_p2p::utils::mux::{self, Builder as _, MuxHandle, Muxer};
+use commonware_p2p::{Blocker, Message, Provider, Receiver, Recipients, Sender};
 use commonware_parallel::Sequential;
 use commonware_runtime::buffer::paged::CacheRef;
 use commonware_runtime::{Clock, Handle, IoBuf, Metrics, Quota, Spawner, Storage};
 use commonware_storage::archive::immutable;
-use commonware_utils::ordered::Set;
+use commonware_utils::vec::NonEmptyVec;
 use commonware_utils::{Acknowledgement, NZDuration, NZU16, NZU32, NZU64, NZUsize};
 use futures_util::StreamExt;
+use futures_util::future::Either;
 use rand_core::CryptoRng;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, error};
 
+use self::seats::{Repeated, Repeater, Scheme, Seats, Turns};
 use crate::chain::{Chain, ChainError, Origin};
-
-/// The validators do not change yet, so there is one epoch, longer than any chain.
-const EPOCH: Epoch = Epoch::zero();
-const EPOCH_LENGTH: NonZeroU64 = NonZeroU64::MAX;
 
 /// How fast blocks come.
 #[derive(Clone, Copy, Debug)]
@@ -267,36 +271,86 @@ impl Reporter for App {
 pub struct Participation {
     /// The chain that follows.
     pub chain: Arc<Chain>,
-    /// This validator's key; it must be among `validators`.
+    /// This validator's key.
     pub key: PrivateKey,
-    /// All validators.
-    pub validators: Set<PublicKey>,
     /// Who gets the tips of this validator's blocks.
     pub beneficiary: Address,
     /// How fast blocks come.
     pub pace: Pace,
     /// What the names of its files begin with.
     pub partition: String,
+    /// Makes the network connect to a committee; called with each new one.
+    pub track: Box<dyn FnMut(&Committee) + Send>,
 }
 
-/// Finalizations by height: the certificates that prove finality.
-pub type Certificates = MarshalMailbox<Scheme, Standard<Payload>>;
+/// Why consensus ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Something failed, and the log says what.
+    Failed,
+    /// The validator has no seat in the epoch that begins.
+    Unseated,
+}
 
 /// Signatures of one chain mean nothing on another.
-fn namespace(chain: &Chain) -> Vec<u8> {
-    [b"assay consensus ".as_slice(), chain.genesis().hash().as_slice()].concat()
+fn namespace(genesis: &B256) -> Vec<u8> {
+    [b"assay consensus ".as_slice(), genesis.as_slice()].concat()
+}
+
+/// The keys of a committee's members that are keys, with their endpoints.
+pub fn peers(committee: &Committee) -> Vec<(PublicKey, String)> {
+    let seats = Seats::new(committee);
+    let keys = seats.iter().flat_map(Seats::keys);
+    keys.map(|(i, key)| (key.clone(), committee.members[i].endpoint.clone())).collect()
+}
+
+/// The schemes of epochs, as far as the chain knows their committees.
+#[derive(Clone)]
+struct Schemes {
+    chain: Arc<Chain>,
+    key: PrivateKey,
+    recent: Arc<Mutex<BTreeMap<u64, Arc<Scheme>>>>,
+}
+
+/// How many epochs' schemes are kept at hand.
+const RECENT_SCHEMES: usize = 8;
+
+impl Schemes {
+    fn of(&self, epoch: Epoch) -> Option<Arc<Scheme>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scheme) = recent.get(&epoch.get()) {
+            return Some(scheme.clone());
+        }
+        let committee = self.chain.history().committee(epoch.get()).ok()??;
+        let seats = Arc::new(Seats::new(&committee)?);
+        let scheme = Arc::new(Scheme::new(&namespace(&self.chain.genesis().hash()), seats, Some(&self.key)));
+        recent.insert(epoch.get(), scheme.clone());
+        if recent.len() > RECENT_SCHEMES {
+            recent.pop_first();
+        }
+        Some(scheme)
+    }
+}
+
+impl certificate::Provider for Schemes {
+    type Scope = Epoch;
+    type Scheme = Scheme;
+
+    fn scoped(&self, epoch: Epoch) -> Option<Scoped<Scheme>> {
+        self.of(epoch).map(Scoped::scheme)
+    }
 }
 
 /// The largest message that any channel carries, in bytes.
-pub fn largest_message(validators: usize) -> u32 {
-    let count = u32::try_from(validators).unwrap_or(u32::MAX);
-    let simplex = simplex::max_payload_size::<Scheme, Digest>(count);
-    let marshal = marshal::max_payload_size::<Standard<Payload>, Scheme>(count, &());
+pub fn largest_message() -> u32 {
+    let simplex = mux::prefixed(simplex::max_payload_size::<Scheme, Digest>(MAX_SEATS));
+    let marshal = marshal::max_payload_size::<Standard<Payload>, Scheme>(MAX_SEATS, &());
     commonware_p2p::max_message_size(&[simplex, marshal, MAX_TRANSACTION_BYTES])
 }
 
 const REPLAY_BUFFER: NonZeroUsize = NZUsize!(1 << 20);
 const WRITE_BUFFER: NonZeroUsize = NZUsize!(1 << 18);
+const MAILBOX: NonZeroUsize = NZUsize!(1024);
 
 fn archive<C>(prefix: &str, name: &str, cache: &CacheRef, codec_config: C) -> immutable::Config<C> {
     let partition = |part: &str| format!("{prefix}-{name}-{part}");
@@ -321,14 +375,14 @@ fn archive<C>(prefix: &str, name: &str, cache: &CacheRef, codec_config: C) -> im
     }
 }
 
-/// Starts consensus over the channels of a network. The handle ends when something failed; everything stops with it.
+/// Starts consensus over the channels of a network. It ends when something failed, or the validator has no seat.
 pub async fn start<E, P, B, S, R>(
     context: E,
     who: Participation,
     peers: P,
     blocker: B,
     channels: Channels<S, R>,
-) -> Result<(Handle<()>, Certificates), String>
+) -> Result<Handle<End>, String>
 where
     E: CryptoRng + Spawner + Metrics + Clock + Storage,
     P: Provider<PublicKey = PublicKey>,
@@ -336,13 +390,14 @@ where
     S: Sender<PublicKey = PublicKey>,
     R: Receiver<PublicKey = PublicKey>,
 {
-    let Participation { chain, key, validators, beneficiary, pace, partition } = who;
+    let Participation { chain, key, beneficiary, pace, partition, track } = who;
     let me = key.public_key();
-    let scheme = Scheme::signer(&namespace(&chain), validators, key)
-        .ok_or("the validator's key is not among the validators of the genesis")?;
+    let schemes = Schemes { chain: chain.clone(), key, recent: Arc::default() };
     let [votes, certificates, resolving, blocks, backfill, transactions] = channels;
     let cache = CacheRef::new(NZU16!(4096), NZUsize!(2048));
-    let mailbox_size = NZUsize!(1024);
+    let first = chain.committee().ok_or("the chain has no validators: its genesis names none")?;
+    let length = NonZeroU64::new(first.blocks).ok_or("an epoch has no blocks")?;
+    let epocher = FixedEpocher::new(length);
 
     let finalizations = immutable::Archive::<_, _, Finalization<Scheme, Digest>>::init(
         context.child("finalizations"),
@@ -357,19 +412,27 @@ where
     .await
     .map_err(|error| format!("the archive of blocks could not be opened: {error}"))?;
 
+    // Whoever followed the chain without a seat has its blocks elsewhere: consensus begins with the end of the epoch before.
+    let before = (first.epoch * first.blocks).checked_sub(1);
+    let floor = before.and_then(|number| chain.history().finalization(number).ok()?).and_then(|bytes| {
+        let config = Scheme::certificate_codec_config_unbounded();
+        Finalization::<Scheme, Digest>::decode_cfg(bytes::Bytes::from(bytes), &config).ok()
+    });
     let genesis = Payload(chain.genesis().clone());
-    let floor = Floor::Genesis(genesis.digest());
-    let epocher = FixedEpocher::new(EPOCH_LENGTH);
+    let begin = floor.map_or_else(
+        || Start::Genesis(Digested::precomputed(genesis.clone(), genesis.digest())),
+        Start::Floor,
+    );
     let (marshal, mailbox, _) = Marshal::<_, Standard<Payload>, _, _, _, _, _>::init(
         context.child("marshal"),
         finalizations,
         finalized,
         marshal::Config {
-            provider: ConstantProvider::new(scheme.clone()),
+            provider: schemes.clone(),
             epocher: epocher.clone(),
-            start: Start::Genesis(Digested::precomputed(genesis.clone(), genesis.digest())),
+            start: begin,
             partition_prefix: partition.clone(),
-            mailbox_size,
+            mailbox_size: MAILBOX,
             view_retention: ViewDelta::new(512),
             prunable_items_per_section: NZU64!(1 << 10),
             page_cache: cache.clone(),
@@ -388,7 +451,7 @@ where
         context.child("buffer"),
         buffered::Config {
             public_key: me.clone(),
-            mailbox_size,
+            mailbox_size: MAILBOX,
             deque_size: 16,
             priority: true,
             codec_config: (),
@@ -402,7 +465,7 @@ where
             public_key: me,
             peer_provider: peers,
             blocker: blocker.clone(),
-            mailbox_size,
+            mailbox_size: MAILBOX,
             fetch_timeout: NZDuration!(Duration::from_secs(2)),
             fetch_retry_delay: Duration::from_millis(100),
             priority_requests: false,
@@ -412,49 +475,231 @@ where
     );
 
     let app = App { chain: chain.clone(), pace, beneficiary };
-    let inline = Inline::new(context.child("application"), app.clone(), mailbox.clone(), epocher);
-    let engine = Engine::new(
-        context.child("simplex"),
-        Config {
-            scheme,
-            elector: RoundRobin::<Sha256>::default(),
-            blocker,
-            automaton: inline.clone(),
-            relay: inline.clone(),
-            reporter: inline,
-            track_historical_votes: false,
-            strategy: Sequential,
-            partition: format!("{partition}-simplex"),
-            mailbox_size,
-            epoch: EPOCH,
-            floor,
-            replay_buffer: REPLAY_BUFFER,
-            write_buffer: WRITE_BUFFER,
-            page_cache: cache,
-            leader_timeout: pace.idle + Duration::from_secs(1),
-            certification_timeout: pace.idle + Duration::from_secs(2),
-            timeout_retry: Duration::from_secs(4),
-            view_retention: ViewDelta::new(256),
-            skip: SkipPolicy::Enabled { timeout: Duration::from_secs(10), budget: SkipBudget::Participants },
-            fetch_timeout: NZDuration!(Duration::from_secs(2)),
-            fetch_retry_delay: Duration::from_millis(100),
-            forward: ForwardPolicy::SilentVoters,
-        },
-    );
-
+    let (votes_mux, votes, later) =
+        Muxer::builder(context.child("votes"), votes.0, votes.1).with_backup().build();
+    let (certificates_mux, certificates) =
+        Muxer::new(context.child("certificates"), certificates.0, certificates.1);
+    let (resolving_mux, resolving) = Muxer::new(context.child("resolving"), resolving.0, resolving.1);
+    votes_mux.start();
+    certificates_mux.start();
+    resolving_mux.start();
     let handles = [
         buffer.start(blocks),
-        marshal.start(app, buffered, resolver),
-        engine.start(votes, certificates, resolving),
-        gossip(context.child("gossip"), chain, transactions),
+        marshal.start(app.clone(), buffered, resolver),
+        gossip(context.child("gossip"), chain.clone(), transactions),
+        keep_certificates(context.child("proofs"), chain, mailbox.clone()),
     ];
+    let epochs = Epochs {
+        app,
+        schemes,
+        mailbox,
+        epocher,
+        blocker,
+        cache,
+        partition,
+        votes,
+        certificates,
+        resolving,
+        later,
+        track,
+    };
+    let epochs = context.child("epochs").spawn(move |context| Box::pin(epochs.run(context)));
     let all = context.child("consensus").spawn(move |_| async move {
         // Whichever ends first takes the others with it: dropping a handle's owner aborts what it spawned.
-        let (first, _, rest) = futures_util::future::select_all(handles).await;
-        debug!(?first, "a part of consensus ended");
-        rest.iter().for_each(Handle::abort);
+        let parts = futures_util::future::select_all(handles);
+        let end = match futures_util::future::select(epochs, parts).await {
+            Either::Left((end, parts)) => {
+                parts.into_inner().iter().for_each(Handle::abort);
+                end.unwrap_or(End::Failed)
+            }
+            Either::Right(((first, _, rest), epochs)) => {
+                debug!(?first, "a part of consensus ended");
+                rest.iter().for_each(Handle::abort);
+                epochs.abort();
+                End::Failed
+            }
+        };
+        debug!(?end, "consensus ended");
+        end
     });
-    Ok((all, mailbox))
+    Ok(all)
+}
+
+/// What simplex needs in every epoch.
+struct Epochs<B, S: Sender<PublicKey = PublicKey>> {
+    app: App,
+    schemes: Schemes,
+    mailbox: MarshalMailbox<Scheme, Standard<Payload>>,
+    epocher: FixedEpocher,
+    blocker: B,
+    cache: CacheRef,
+    partition: String,
+    votes: MuxHandle<S>,
+    certificates: MuxHandle<S>,
+    resolving: MuxHandle<S>,
+    /// Votes of epochs that are not this one.
+    later: tokio::sync::mpsc::Receiver<(u64, Message<PublicKey>)>,
+    track: Box<dyn FnMut(&Committee) + Send>,
+}
+
+impl<B, S> Epochs<B, S>
+where
+    B: Blocker<PublicKey = PublicKey>,
+    S: Sender<PublicKey = PublicKey>,
+{
+    async fn run<E>(mut self, context: E) -> End
+    where
+        E: CryptoRng + Spawner + Metrics + Clock + Storage,
+    {
+        let chain = self.app.chain.clone();
+        let mut heads = chain.subscribe_heads();
+        let mut tracked = None;
+        loop {
+            // There is one from the genesis on, or `start` has failed.
+            let Some(committee) = chain.committee() else { return End::Failed };
+            if tracked.is_none()
+                && let Some(epoch) = committee.epoch.checked_sub(1)
+                && let Ok(Some(before)) = chain.history().committee(epoch)
+            {
+                // Those who are not yet here.
+                (self.track)(&before);
+            }
+            tracked = Some(committee.epoch);
+            (self.track)(&committee);
+            let scheme = self.schemes.of(Epoch::new(committee.epoch)).filter(|scheme| scheme.signs());
+            let Some(scheme) = scheme else { return End::Unseated };
+            let mut engine = match self.engine(&context, &committee, &scheme).await {
+                Ok(engine) => engine,
+                Err(error) => {
+                    error!(error, "consensus could not begin an epoch");
+                    return End::Failed;
+                }
+            };
+            debug!(epoch = committee.epoch, "an epoch begins");
+            let last = committee.last_block();
+            while chain.head().block.header.number < last {
+                tokio::select! {
+                    // In this order always: a simulation follows from its seed.
+                    biased;
+                    head = heads.recv() => {
+                        if matches!(head, Err(RecvError::Closed)) {
+                            return End::Failed;
+                        }
+                    }
+                    _ = &mut engine => return End::Failed,
+                    Some((epoch, (peer, _))) = self.later.recv() => {
+                        if epoch > committee.epoch {
+                            self.mailbox.hint_finalized(Height::new(last), NonEmptyVec::new(peer));
+                        }
+                    }
+                }
+            }
+            engine.abort();
+            // It was aborted, which is no news.
+            let _ = engine.await;
+            // What is left of the epoch's votes is of no use, and not worth stopping for.
+            let _ = context.remove(&self.journal(committee.epoch), None).await;
+        }
+    }
+
+    fn journal(&self, epoch: u64) -> String {
+        format!("{}-simplex-{epoch}", self.partition)
+    }
+
+    async fn engine<E>(
+        &mut self,
+        context: &E,
+        committee: &Committee,
+        scheme: &Scheme,
+    ) -> Result<Handle<()>, String>
+    where
+        E: CryptoRng + Spawner + Metrics + Clock + Storage,
+    {
+        let chain = &self.app.chain;
+        let parent = match (committee.epoch * committee.blocks).checked_sub(1) {
+            None => chain.genesis().hash(),
+            Some(number) => chain
+                .history()
+                .header(number)
+                .map_err(|error| error.to_string())?
+                .ok_or("the last block of the epoch before is missing")?
+                .hash_slow(),
+        };
+        let epoch = committee.epoch;
+        let failed = |error: mux::Error| error.to_string();
+        let (sender, receiver) = self.votes.register(epoch).await.map_err(failed)?;
+        let certificates = self.certificates.register(epoch).await.map_err(failed)?;
+        let resolving = self.resolving.register(epoch).await.map_err(failed)?;
+        let (repeats, repeated) = tokio::sync::mpsc::unbounded_channel();
+        let context = context.child("epoch").with_attribute("epoch", epoch);
+        let inline = Inline::new(
+            context.child("application"),
+            self.app.clone(),
+            self.mailbox.clone(),
+            self.epocher.clone(),
+        );
+        let pace = self.app.pace;
+        let engine = Engine::new(
+            context.child("simplex"),
+            Config {
+                scheme: scheme.clone(),
+                elector: Turns::new(scheme.seats()),
+                blocker: self.blocker.clone(),
+                automaton: inline.clone(),
+                relay: inline.clone(),
+                reporter: Repeater { inner: inline, seats: scheme.seats().clone(), votes: repeats },
+                track_historical_votes: false,
+                strategy: Sequential,
+                partition: self.journal(epoch),
+                mailbox_size: MAILBOX,
+                epoch: Epoch::new(epoch),
+                floor: Floor::Genesis(Digest(parent.0)),
+                replay_buffer: REPLAY_BUFFER,
+                write_buffer: WRITE_BUFFER,
+                page_cache: self.cache.clone(),
+                leader_timeout: pace.idle + Duration::from_secs(1),
+                certification_timeout: pace.idle + Duration::from_secs(2),
+                timeout_retry: Duration::from_secs(4),
+                view_retention: ViewDelta::new(256),
+                skip: SkipPolicy::Enabled {
+                    timeout: Duration::from_secs(10),
+                    budget: SkipBudget::Participants,
+                },
+                fetch_timeout: NZDuration!(Duration::from_secs(2)),
+                fetch_retry_delay: Duration::from_millis(100),
+                forward: ForwardPolicy::SilentVoters,
+            },
+        );
+        Ok(engine.start((sender, Repeated { inner: receiver, votes: repeated }), certificates, resolving))
+    }
+}
+
+/// Puts the certificates of finalized blocks beside the blocks.
+fn keep_certificates<E: Spawner>(
+    context: E,
+    chain: Arc<Chain>,
+    mailbox: MarshalMailbox<Scheme, Standard<Payload>>,
+) -> Handle<()> {
+    context.spawn(move |_| async move {
+        let mut heads = chain.subscribe_heads();
+        // A crash may have lost the last ones: they are not synced by themselves.
+        let head = chain.head().block.header.number;
+        let mut next = head.saturating_sub(32).max(1);
+        loop {
+            let head = chain.head().block.header.number;
+            for number in next..=head {
+                if let Some(finalization) = mailbox.get_finalization(Height::new(number)).await
+                    && let Err(error) = chain.history().keep_finalization(number, &finalization.encode())
+                {
+                    error!(%error, "a certificate could not be kept");
+                }
+            }
+            next = head + 1;
+            if let Err(RecvError::Closed) = heads.recv().await {
+                return;
+            }
+        }
+    })
 }
 
 /// Tells peers of transactions that arrived here, and takes theirs.
@@ -496,24 +741,18 @@ pub fn quota(per_second: u32) -> Quota {
     Quota::per_second(std::num::NonZeroU32::new(per_second).unwrap_or(NZU32!(1)))
 }
 
-/// Checks a finalization's certificate against the validators of a chain, and says which block it makes final: all that a light
-/// client needs.
+/// Checks a finalization's certificate against the committee of its epoch, and says which block it makes final, by its hash.
 pub fn check_finalization<G: CryptoRng>(
-    genesis: B256,
-    validators: Set<PublicKey>,
+    genesis: &B256,
+    committee: &Committee,
     encoded: &[u8],
     random: &mut G,
 ) -> Option<B256> {
-    let namespace = [b"assay consensus ".as_slice(), genesis.as_slice()].concat();
-    let scheme = Scheme::verifier(&namespace, validators);
+    let scheme = Scheme::new(&namespace(genesis), Arc::new(Seats::new(committee)?), None);
     let config = scheme.certificate_codec_config();
     let finalization =
         Finalization::<Scheme, Digest>::decode_cfg(bytes::Bytes::copy_from_slice(encoded), &config).ok()?;
-    finalization.verify(random, &scheme, &Sequential).then(|| B256::from(finalization.proposal.payload.0))
-}
-
-/// The bytes of the certificate for a height, if this node has one: certificates are for the blocks that were voted on, and make
-/// their ancestors final too.
-pub async fn finalization(certificates: &Certificates, number: u64) -> Option<Vec<u8>> {
-    Some(certificates.get_finalization(Height::new(number)).await?.encode().to_vec())
+    let proven = finalization.proposal.round.epoch().get() == committee.epoch
+        && finalization.verify(random, &scheme, &Sequential);
+    proven.then(|| B256::from(finalization.proposal.payload.0))
 }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use alloy_rlp::{Decodable, Encodable, Header as Rlp};
 use assay_ledger::types::{Address, B256, Bytes, U256};
-use assay_ledger::{AccountChange, Block, Executed, Header, Receipt, State, Transaction};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
+use assay_ledger::{AccountChange, Block, Committee, Executed, Header, Receipt, State, Transaction};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend,
+};
 use thiserror::Error;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -19,6 +21,10 @@ const BODIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("bodies");
 const RECEIPTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("receipts");
 const BLOCK_NUMBERS: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("block_numbers");
 const PLACES: TableDefinition<'_, &[u8; 32], (u64, u32)> = TableDefinition::new("transaction_places");
+/// Encoded committees by epoch.
+const COMMITTEES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("committees");
+/// Certificates by number; not every block has one, since one makes all before it final.
+const FINALIZATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("finalizations");
 /// Nonce, balance, code.
 type Account<'a> = (u64, [u8; 32], Option<&'a [u8]>);
 const ACCOUNTS: TableDefinition<'_, &[u8; 20], Account<'_>> = TableDefinition::new("accounts");
@@ -59,7 +65,8 @@ from_redb!(
     redb::TransactionError,
     redb::TableError,
     redb::StorageError,
-    redb::CommitError
+    redb::CommitError,
+    redb::SetDurabilityError
 );
 
 /// A finalized block with its receipts.
@@ -132,6 +139,14 @@ impl History {
             let mut places = write.open_table(PLACES)?;
             for (i, transaction) in executed.block.transactions.iter().enumerate() {
                 places.insert(&transaction.hash().0, (number, i as u32))?;
+            }
+            write.open_table(FINALIZATIONS)?;
+            let mut committees = write.open_table(COMMITTEES)?;
+            // A header with extra data names the committee that follows.
+            if !executed.block.header.extra_data.is_empty()
+                && let Some(committee) = Committee::of(&executed.state)
+            {
+                committees.insert(committee.epoch, committee.encode().as_slice())?;
             }
             let mut accounts = write.open_table(ACCOUNTS)?;
             let mut slots = write.open_table(SLOTS)?;
@@ -218,6 +233,39 @@ impl History {
         let receipts = Vec::<Receipt>::decode(&mut receipts.value()).map_err(damaged("receipts"))?;
         let transactions = parse(bodies.value()).map_err(damaged("transactions"))?;
         Ok(Some(Stored { block: Block::new(header, transactions), receipts }))
+    }
+
+    /// The committee of an epoch that has begun, or begins with the next block.
+    pub fn committee(&self, epoch: u64) -> Result<Option<Committee>, HistoryError> {
+        let read = self.0.begin_read()?;
+        let Some(bytes) = read.open_table(COMMITTEES)?.get(epoch)? else { return Ok(None) };
+        Committee::decode(bytes.value()).map(Some).ok_or(HistoryError::Damaged("a committee"))
+    }
+
+    /// Keeps the certificate of a block. That of an epoch's last block is on disk when this returns, since others and this node's own
+    /// consensus begin with it; any other is on disk with the next block.
+    pub fn keep_finalization(&self, number: u64, certificate: &[u8]) -> Result<(), HistoryError> {
+        let boundary = self.header(number)?.is_some_and(|header| !header.extra_data.is_empty());
+        let mut write = self.0.begin_write()?;
+        if !boundary {
+            write.set_durability(Durability::None)?;
+        }
+        write.open_table(FINALIZATIONS)?.insert(number, certificate)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// The certificate of a block, if there is one.
+    pub fn finalization(&self, number: u64) -> Result<Option<Vec<u8>>, HistoryError> {
+        let read = self.0.begin_read()?;
+        Ok(read.open_table(FINALIZATIONS)?.get(number)?.map(|bytes| bytes.value().to_vec()))
+    }
+
+    /// The number of the first block from `number` on that has a certificate.
+    pub fn finalized_from(&self, number: u64) -> Result<Option<u64>, HistoryError> {
+        let read = self.0.begin_read()?;
+        let found = read.open_table(FINALIZATIONS)?.range(number..)?.next().transpose()?;
+        Ok(found.map(|(number, _)| number.value()))
     }
 
     /// The number of the block with this hash.

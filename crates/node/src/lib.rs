@@ -1,9 +1,11 @@
-//! The chain's node: a validator that agrees with others on blocks, keeps them, and serves them by Ethereum's JSON-RPC.
+//! The chain's node: it agrees with others on blocks while it has a seat, follows them while it has none, keeps blocks, and serves them
+//! by Ethereum's JSON-RPC.
 //!
 //! What a block means is in `assay-ledger`. Here is what surrounds it: consensus (commonware's simplex, in [`consensus`] alone),
-//! the database ([`history`]), the chain as one node knows it ([`chain`]), JSON-RPC ([`rpc`]), and a validator made of them ([`node`]).
+//! the database ([`history`]), the chain as one node knows it ([`chain`]), following it without a seat ([`follow`]), JSON-RPC ([`rpc`]), and
+//! a node made of them ([`node`]).
 //!
-//! Not here yet: validators that change with stake (they are those of the genesis), nodes without a seat, state sync, pruning.
+//! Not here yet: state sync, pruning.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -23,6 +25,7 @@
 
 pub mod chain;
 pub mod consensus;
+pub mod follow;
 pub mod history;
 pub mod node;
 pub mod rpc;

@@ -1,4 +1,4 @@
-//! A validator: the chain on disk, consensus with its peers over authenticated connections, JSON-RPC for clients.
+//! A node: the chain on disk, consensus with its peers over authenticated connections or following others, JSON-RPC for clients.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_ledger::types::{Address, hex};
-use assay_ledger::{Genesis, PoolLimits, Validator};
+use assay_ledger::{Committee, Genesis, MAX_MEMBERS, PoolLimits, Validator};
 use commonware_codec::{DecodeExt, Encode};
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use commonware_cryptography::{ChaCha20Poly1305, Signer};
@@ -19,9 +19,11 @@ use commonware_stream::sake::{self, Sake};
 use commonware_utils::NZUsize;
 use commonware_utils::ordered::{Map, Set};
 use thiserror::Error;
+use tracing::info;
 
 use crate::chain::{Chain, ChainError};
-use crate::consensus::{self, CHANNELS, Pace, Participation};
+use crate::consensus::{self, CHANNELS, End, Pace, Participation};
+use crate::follow::{self, Source};
 use crate::history::History;
 use crate::rpc;
 
@@ -31,8 +33,10 @@ pub struct NodeConfig {
     pub genesis: Genesis,
     /// The folder for everything that it keeps; made where it is missing.
     pub data: PathBuf,
-    /// This validator's secret: 32 bytes as 64 hexadecimal digits. See [`new_key`].
-    pub key: String,
+    /// The secret of a validator: 32 bytes as 64 hexadecimal digits, see [`new_key`]. `None` for a node that only follows.
+    pub key: Option<String>,
+    /// Who gets the tips of this validator's blocks; what the genesis says about its key when `None`, or nobody.
+    pub beneficiary: Option<Address>,
     /// Where peers connect.
     pub listen: SocketAddr,
     /// Where clients connect.
@@ -53,6 +57,11 @@ pub enum NodeError {
     /// Files or sockets.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),
+    /// A validator without a seat, or no validator at all, that knows nobody to follow.
+    #[error(
+        "this node has no seat in consensus and no other node to follow: name the JSON-RPC of one or more with --follow URL"
+    )]
+    Alone,
     /// Consensus ended by itself.
     #[error("consensus stopped; the log says why. What was finalized is kept: start the node again")]
     Stopped,
@@ -101,10 +110,11 @@ pub fn validators(genesis: &Genesis) -> Result<Set<PublicKey>, NodeError> {
     Set::try_from(keys).map_err(|_| NodeError::Config("the genesis names a validator twice".to_owned()))
 }
 
-/// Runs a validator until `stop` resolves. Blocks its thread, on which no other runtime may be at work. `ready` gets the
-/// address of JSON-RPC when it serves.
-pub fn run(
+/// Runs a node until `stop` resolves: a validator while its key has a seat, following `sources` while it has none. Blocks its thread, on
+/// which no other runtime may be at work. `ready` gets the address of JSON-RPC when it serves.
+pub fn run<S: Source>(
     config: NodeConfig,
+    sources: Vec<S>,
     ready: impl FnOnce(SocketAddr) + Send + 'static,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), NodeError> {
@@ -113,79 +123,59 @@ pub fn run(
         move |error| NodeError::Io(what, error)
     };
     std::fs::create_dir_all(&config.data).map_err(io(&config.data.display().to_string()))?;
-    let key = secret(&config.key)?;
-    let keys = validators(&config.genesis)?;
-    let me = key.public_key();
-    let mut beneficiary = None;
-    let mut peers = Vec::new();
-    for entry in &config.genesis.validators {
-        let (key, endpoint, tips) = validator(entry)?;
-        if key == me {
-            beneficiary = Some(tips);
-        }
-        peers.push((key, Endpoint::from(endpoint)));
-    }
-    let beneficiary = beneficiary.ok_or_else(|| {
-        NodeError::Config(format!(
-            "the key's public half {} is not among the validators of the genesis",
-            public(&key)
-        ))
-    })?;
-    let peers: Map<_, _> = Map::try_from(peers)
-        .map_err(|_| NodeError::Config("the genesis names a validator twice".to_owned()))?;
+    let config = Arc::new(config);
+    let key = config.key.as_deref().map(secret).transpose()?;
+    validators(&config.genesis)?;
     let database = config.data.join("chain.redb");
     let chain = Arc::new(Chain::open(&config.genesis, PoolLimits::default(), |first| {
         History::open(&database, first)
     })?);
+    let seated = {
+        let (chain, me) = (chain.clone(), key.as_ref().map(PrivateKey::public_key));
+        move || me.as_ref().is_some_and(|me| seats(&chain, me) > 0)
+    };
+    if sources.is_empty() && !seated() {
+        return Err(NodeError::Alone);
+    }
 
     let storage = runtime::Config::new().with_storage_directory(config.data.join("consensus"));
     runtime::Runner::new(storage).start(|context| async move {
-        let count = keys.len();
-        let handshake = Cups::<_, ChaCha20Poly1305>::new(
-            Sake {
-                signer: key.clone(),
-                synchrony_bound: Duration::from_secs(5),
-                max_handshake_age: Duration::from_secs(10),
-                version: sake::Version::V1,
-            },
-            cups::Version::V1,
-        );
-        let genesis = chain.genesis().hash();
-        let namespace = [b"assay network ".as_slice(), genesis.as_slice()].concat();
-        let mut settings = lookup::Config::local(
-            handshake,
-            &namespace,
-            config.listen,
-            NZUsize!(128),
-            consensus::largest_message(count),
-            NZUsize!(1024),
-        );
-        // A validator may be behind an address translator: what counts is its key.
-        settings.bypass_ip_check = true;
-        let (mut network, mut oracle) = Network::new(context.child("network"), settings);
-        oracle.track(0, peers);
-        let channels = CHANNELS.map(|(channel, rate)| network.register(channel, consensus::quota(rate)));
-        let network = network.start();
-        let who = Participation {
-            chain: chain.clone(),
-            key,
-            validators: keys,
-            beneficiary,
-            pace: config.pace,
-            partition: "validator".to_owned(),
-        };
-        let (consensus, certificates) =
-            Box::pin(consensus::start(context.child("node"), who, oracle.clone(), oracle, channels))
-                .await
-                .map_err(NodeError::Config)?;
-        let (address, server) = rpc::serve(chain, Some(certificates), config.rpc)
+        let (address, server) = rpc::serve(chain.clone(), config.rpc)
             .await
             .map_err(|error| NodeError::Io(format!("JSON-RPC could not listen at {}", config.rpc), error))?;
         ready(address);
+        let sources = Arc::new(sources);
+        let phases = async {
+            for phase in 0u64.. {
+                if !sources.is_empty() {
+                    let forwarding = follow::forward(
+                        context.child("forward").with_attribute("phase", phase),
+                        chain.clone(),
+                        sources.clone(),
+                    );
+                    let context = context.child("follow").with_attribute("phase", phase);
+                    let followed = follow::follow(context, chain.clone(), sources.clone(), &seated).await;
+                    forwarding.abort();
+                    if !followed {
+                        return NodeError::Stopped;
+                    }
+                }
+                let context = context.child("validator").with_attribute("phase", phase);
+                let (config, key, chain) = (config.clone(), key.clone(), chain.clone());
+                // In a task of its own, whose end is that of everything that it spawned.
+                let consensus = context.spawn(move |context| Box::pin(validate(context, config, key, chain)));
+                match consensus.await.unwrap_or(Ok(End::Failed)) {
+                    Ok(End::Unseated) if !sources.is_empty() => info!("the seat is gone; the node follows"),
+                    Ok(End::Unseated) => return NodeError::Alone,
+                    Ok(End::Failed) => return NodeError::Stopped,
+                    Err(error) => return error,
+                }
+            }
+            NodeError::Stopped
+        };
         let result = tokio::select! {
             () = stop => Ok(()),
-            _ = consensus => Err(NodeError::Stopped),
-            _ = network => Err(NodeError::Stopped),
+            error = phases => Err(error),
         };
         // It may have stopped by itself.
         let _ = server.stop();
@@ -193,4 +183,74 @@ pub fn run(
         let _ = context.stop(0, Some(Duration::from_secs(3))).await;
         result
     })
+}
+
+fn seats(chain: &Chain, key: &PublicKey) -> u32 {
+    let key = <[u8; 32]>::try_from(key.encode().as_ref()).unwrap_or_default();
+    chain.committee().map_or(0, |committee| committee.seats_of(&key))
+}
+
+/// Takes part in consensus until it ends.
+async fn validate(
+    context: runtime::Context,
+    config: Arc<NodeConfig>,
+    key: Option<PrivateKey>,
+    chain: Arc<Chain>,
+) -> Result<End, NodeError> {
+    // Whoever has a seat has a key.
+    let key = key.ok_or(NodeError::Alone)?;
+    let listed = config.genesis.validators.iter().find(|entry| entry.key == public(&key));
+    let beneficiary = match config.beneficiary {
+        Some(beneficiary) => beneficiary,
+        None => listed.map(|entry| Ok::<_, NodeError>(validator(entry)?.2)).transpose()?.unwrap_or_default(),
+    };
+    let handshake = Cups::<_, ChaCha20Poly1305>::new(
+        Sake {
+            signer: key.clone(),
+            synchrony_bound: Duration::from_secs(5),
+            max_handshake_age: Duration::from_secs(10),
+            version: sake::Version::V1,
+        },
+        cups::Version::V1,
+    );
+    let genesis = chain.genesis().hash();
+    let namespace = [b"assay network ".as_slice(), genesis.as_slice()].concat();
+    let mut settings = lookup::Config::local(
+        handshake,
+        &namespace,
+        config.listen,
+        // A committee, and this node beside it.
+        NZUsize!(MAX_MEMBERS + 1),
+        consensus::largest_message(),
+        NZUsize!(1024),
+    );
+    // A validator may be behind an address translator: what counts is its key.
+    settings.bypass_ip_check = true;
+    let (mut network, oracle) = Network::new(context.child("network"), settings);
+    let channels = CHANNELS.map(|(channel, rate)| network.register(channel, consensus::quota(rate)));
+    let network = network.start();
+    let mut manager = oracle.clone();
+    let track = move |committee: &Committee| {
+        // Who has said no endpoint connects by itself, and is at none until then.
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let peers = consensus::peers(committee)
+            .into_iter()
+            .map(|(key, endpoint)| (key, Endpoint::from(endpoint.parse().unwrap_or(nowhere))));
+        manager.track(committee.epoch, Map::from_iter_dedup(peers));
+    };
+    let who = Participation {
+        chain,
+        key,
+        beneficiary,
+        pace: config.pace,
+        partition: "validator".to_owned(),
+        track: Box::new(track),
+    };
+    let consensus = consensus::start(context.child("node"), who, oracle.clone(), oracle, channels)
+        .await
+        .map_err(NodeError::Config)?;
+    tokio::select! {
+        end = consensus => Ok(end.unwrap_or(End::Failed)),
+        _ = network => Ok(End::Failed),
+    }
 }

@@ -34,7 +34,7 @@ fn genesis() -> Genesis {
 
 fn node() -> Node {
     let chain = Arc::new(Chain::open(&genesis(), PoolLimits::default(), History::in_memory).unwrap());
-    Node { methods: methods(chain.clone(), None), chain }
+    Node { methods: methods(chain.clone()), chain }
 }
 
 impl Node {
@@ -290,7 +290,7 @@ fn a_restart_finds_everything_and_another_chain_is_refused() {
     let contract = Wallet::new(0).address().create(0);
     let root = {
         let chain = Arc::new(open(&genesis()).unwrap());
-        let node = Node { methods: methods(chain.clone(), None), chain };
+        let node = Node { methods: methods(chain.clone()), chain };
         for bytes in [create(0), call(1, contract, 7), Wallet::new(1).dynamic(|_| {})] {
             node.chain.add(Transaction::decode(&bytes).unwrap(), Origin::Local).unwrap();
             node.mine();

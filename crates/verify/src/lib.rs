@@ -9,6 +9,8 @@
 //! With feature `replay` (the default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
 //! trust. Without it the crate compiles to WebAssembly and runs in the browser.
 //!
+//! [`finality`] is about the chain: it checks that a block is final, from nothing but the hash of block 0.
+//!
 //! This crate does no I/O and has no clock: it does not know whether a key was rotated since or whether a price was
 //! fair, only what the caller tells it through [`Expected`].
 //!
@@ -25,6 +27,7 @@
 
 mod check;
 mod failure;
+pub mod finality;
 mod json;
 mod members;
 #[cfg(feature = "replay")]

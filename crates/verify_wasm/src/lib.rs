@@ -10,7 +10,13 @@
 //! - `check_proof` (feature `proof`, the module `assay_proof.wasm`) takes the length of a model's file or of its key in
 //!   four bytes, little-endian, that file and the proof's, and answers as `assay verify --json` does: `valid`, and then what
 //!   was proved, or else the `reason`. The module needs about 4 MB of memory more than the two files.
+//! - `check_finality` (feature `finality`, the module `assay_finality.wasm`) takes JSON: the `genesis`'s hash, block 0's `header`
+//!   and `committee`, for each epoch to follow its last block's `headers` and `finalization` and the next `committee`, in
+//!   `epochs`, and then the `headers` and the `finalization` of the block in question, all as `0x…`, as a node's
+//!   `assay_getFinalization` and `assay_getCommittee` have them. It answers with `final`, and then the block, or else the `reason`.
 
+#[cfg(feature = "finality")]
+mod finality;
 #[cfg(feature = "proof")]
 mod proof;
 
@@ -71,6 +77,15 @@ mod exports {
     unsafe extern "C" fn check_proof(pointer: *mut u8, len: usize) -> u64 {
         // SAFETY: the caller keeps to the interface.
         unsafe { call(pointer, len, |request| crate::proof::answer(request).into_bytes()) }
+    }
+
+    /// Follows a chain and checks that a block is final.
+    // SAFETY: the name is exported by no other item of this module.
+    #[cfg(feature = "finality")]
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn check_finality(pointer: *mut u8, len: usize) -> u64 {
+        // SAFETY: the caller keeps to the interface.
+        unsafe { call(pointer, len, |request| crate::finality::answer(request).into_bytes()) }
     }
 
     fn layout(len: usize) -> Layout {

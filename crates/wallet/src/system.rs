@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use assay_ledger::types::{Address, B256, hex, keccak256};
-use assay_ledger::{Genesis, GenesisAccount, Step, System as Deployment, Validator};
+use assay_ledger::{Epochs, Genesis, GenesisAccount, Step, System as Deployment, Validator};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -184,9 +184,15 @@ pub struct Description {
     /// Native coins from the start, in 10^-18, decimal: they pay for gas.
     #[serde(default)]
     pub alloc: BTreeMap<String, String>,
-    /// The validators of consensus.
+    /// The validators of the first epoch.
     #[serde(default)]
     pub validators: Vec<Validator>,
+    /// When the seats are given anew.
+    #[serde(default)]
+    pub epochs: Epochs,
+    /// JSON-RPC of nodes that others may follow, as URLs.
+    #[serde(default)]
+    pub follow: Vec<String>,
     /// OPG from the start, by classes.
     pub supply: Vec<Share>,
     /// Who may stop new work for three days.
@@ -239,6 +245,8 @@ impl Description {
             base_fee_per_gas: None,
             alloc: self.alloc.iter().map(|(holder, balance)| (holder.clone(), account(balance))).collect(),
             validators: self.validators.clone(),
+            epochs: self.epochs.clone(),
+            follow: self.follow.clone(),
             system: Some(self.deployment(DEPLOYER, 0)?),
         })
     }

@@ -107,3 +107,76 @@ pub fn genesis() -> (Rules, Executed) {
     );
     Genesis::from_json(&text).unwrap().execute().unwrap()
 }
+
+/// Where [`ELECTION`] is in tests.
+pub const STAKING: Address = Address::repeat_byte(0x57);
+/// Keeps the last input of more than four bytes, and answers any shorter one with it: a stand-in for the staking contract that says
+/// what a test has told it.
+pub const ELECTION: &str = "0x600436116025575f5b8060ff5411601657\
+     60ff545ff35b808060051c549052602001600856\
+     5b3660ff555f5b80361160335700\
+     5b8035816005\
+     1c55602001602b56";
+
+/// What the staking contract's `committee()` would answer. Its first word, which `bonded()` answers with here, is 96.
+pub fn elected(members: &[(Vec<u8>, u64)]) -> Vec<u8> {
+    let word = |number: usize| U256::from(number).to_be_bytes::<32>();
+    let mut keys = Vec::new();
+    let mut offsets = Vec::new();
+    for (key, _) in members {
+        offsets.extend(word(32 * members.len() + keys.len()));
+        keys.extend(word(key.len()));
+        keys.extend(key);
+        keys.resize(keys.len().next_multiple_of(32), 0);
+    }
+    let count = word(members.len());
+    let keys_at = 96 + 32;
+    let seats_at = keys_at + 32 + offsets.len() + keys.len();
+    let mut out = [word(96), word(keys_at), word(seats_at)].concat();
+    // No addresses: nobody reads them.
+    out.extend(word(0));
+    out.extend(count);
+    out.extend(offsets);
+    out.extend(keys);
+    out.extend(count);
+    for (_, seats) in members {
+        out.extend(word(*seats as usize));
+    }
+    out
+}
+
+/// A genesis whose staking contract is [`ELECTION`] with this in its storage, where less than 96 bonded is enough.
+pub fn with_election(validators: &[String], blocks: u64, least_stake: u64, answer: &[u8]) -> Genesis {
+    let mut alloc: Vec<_> = (0..8)
+        .map(|seed| format!("\"{}\": {{\"balance\": \"10000000000000000000\"}}", Wallet::new(seed).address()))
+        .collect();
+    let mut storage: Vec<_> = answer
+        .chunks(32)
+        .enumerate()
+        .map(|(i, chunk)| {
+            let mut word = [0; 32];
+            word[..chunk.len()].copy_from_slice(chunk);
+            format!("\"{i:#x}\": \"{}\"", B256::from(word))
+        })
+        .collect();
+    storage.push(format!("\"0xff\": \"{:#x}\"", answer.len()));
+    alloc.push(format!(
+        "\"{STAKING}\": {{\"balance\": \"0\", \"code\": \"{ELECTION}\", \"storage\": {{{}}}}}",
+        storage.join(",")
+    ));
+    let validators: Vec<_> = validators
+        .iter()
+        .map(|key| {
+            format!("{{\"key\": \"{key}\", \"endpoint\": \"\", \"beneficiary\": \"{}\"}}", Address::ZERO)
+        })
+        .collect();
+    let text = format!(
+        "{{\"chainId\": {CHAIN}, \"timestamp\": 0, \"gasLimit\": 30000000, \"alloc\": {{{}}}, \"validators\": [{}],
+          \"epochs\": {{\"blocks\": {blocks}, \"leastStake\": \"{least_stake}\"}},
+          \"system\": {{\"deployer\": \"{}\", \"nonce\": 0, \"steps\": [], \"addresses\": {{\"staking\": \"{STAKING}\"}}}}}}",
+        alloc.join(","),
+        validators.join(","),
+        Address::ZERO
+    );
+    Genesis::from_json(&text).unwrap()
+}

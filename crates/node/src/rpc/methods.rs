@@ -2,15 +2,16 @@
 
 use assay_ledger::types::{Address, B256, U256, keccak256};
 use assay_ledger::{
-    BaseFeeParams, Block, Failure, Header, Outcome, State, Transaction, estimate_gas, simulate, trace_calls,
-    trace_steps,
+    BaseFeeParams, Block, Failure, Header, MAX_BLOCK_BYTES, Outcome, State, Transaction, estimate_gas,
+    simulate, trace_calls, trace_steps,
 };
 use serde_json::{Map, Value, json};
 
 use super::format::{self, LogFilter, data, quantity, small};
 use super::{Answer, Fault, Rpc, Watch};
 use crate::chain::Origin;
-use crate::history::Stored;
+use crate::follow::MAX_BLOCKS;
+use crate::history::{HistoryError, Stored};
 
 type Method = fn(&Rpc, &[Value]) -> Answer;
 
@@ -21,6 +22,8 @@ const LOGS: usize = 10_000;
 const DELEGATION_GAS: u64 = 25_000;
 /// A trace has so many steps at most.
 const STEPS: usize = 200_000;
+/// A block's certificate is its own or that of one of so many after it.
+const FINAL_WITHIN: u64 = 1_000;
 /// In wei, where no recent block has a transaction.
 const LEAST_TIP: u128 = 1_000_000;
 
@@ -60,7 +63,23 @@ pub(super) const QUICK: &[(&str, Method)] = &[
         rpc.install(Watch::Transactions(rpc.chain.subscribe_transactions()))
     }),
     ("eth_uninstallFilter", |rpc, p| Ok(json!(rpc.uninstall(text(p, 0)?)))),
-    ("assay_getValidators", |rpc, _| Ok(json!(rpc.chain.validators()))),
+    ("assay_getCommittee", |rpc, p| {
+        let committee = match p.first() {
+            None | Some(Value::Null) => rpc.chain.committee(),
+            Some(epoch) => rpc.chain.history().committee(small(epoch)?)?,
+        };
+        Ok(committee.map_or(Value::Null, |committee| {
+            let members = committee.members.iter().map(
+                |member| json!({"key": data(member.key), "seats": member.seats, "endpoint": member.endpoint}),
+            );
+            json!({
+                "epoch": committee.epoch,
+                "blocks": committee.blocks,
+                "members": members.collect::<Vec<_>>(),
+                "encoded": data(committee.encode()),
+            })
+        }))
+    }),
     ("net_version", |rpc, _| Ok(json!(rpc.chain.rules().chain_id.to_string()))),
     ("net_listening", |_, _| Ok(json!(true))),
     ("net_peerCount", |_, _| Ok(json!("0x0"))),
@@ -176,6 +195,45 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         }))
     }),
     ("debug_traceTransaction", |rpc, p| rpc.trace(p)),
+    // What proves that a block is final: the headers from it to the next block that has a certificate, and that.
+    ("assay_getFinalization", |rpc, p| {
+        let number = small(at(p, 0)?)?;
+        let history = rpc.chain.history();
+        let Some(last) = history.finalized_from(number)?.filter(|last| last - number < FINAL_WITHIN) else {
+            return Ok(Value::Null);
+        };
+        let headers = (number..=last).map(|number| {
+            let header = history.header(number)?.ok_or(HistoryError::Damaged("a header is missing"))?;
+            Ok(data(alloy_rlp::encode(&header)))
+        });
+        let headers = headers.collect::<Result<Vec<_>, Fault>>()?;
+        Ok(json!({"headers": headers, "finalization": history.finalization(last)?.map(data)}))
+    }),
+    // For nodes that follow: blocks after a number, as many as one certificate covers and an answer may hold.
+    ("assay_getBlocks", |rpc, p| {
+        let after = small(at(p, 0)?)?;
+        let history = rpc.chain.history();
+        let (mut blocks, mut bytes, mut last) = (Vec::new(), 0, None);
+        for number in (after + 1..).take(MAX_BLOCKS as usize) {
+            let Some(stored) = history.block(number)? else { break };
+            let encoded = stored.block.encode();
+            bytes += encoded.len();
+            if bytes > MAX_BLOCK_BYTES && last.is_some() {
+                break;
+            }
+            blocks.push(data(encoded));
+            if let Some(finalization) = history.finalization(number)? {
+                last = Some((blocks.len(), finalization));
+            }
+            if !stored.block.header.extra_data.is_empty() {
+                // The next one is of another committee.
+                break;
+            }
+        }
+        let Some((count, finalization)) = last else { return Ok(Value::Null) };
+        blocks.truncate(count);
+        Ok(json!({"blocks": blocks, "finalization": data(finalization)}))
+    }),
 ];
 
 fn at(params: &[Value], index: usize) -> Result<&Value, Fault> {

@@ -25,7 +25,6 @@ use tower_http::cors::{Any, CorsLayer};
 
 use self::format::{LogFilter, data};
 use crate::chain::{Chain, Origin};
-use crate::consensus::{Certificates, finalization};
 use crate::history::HistoryError;
 
 /// Bodies of requests in bytes: several of the longest transactions.
@@ -128,9 +127,8 @@ fn raw(value: &Value) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// All methods on a chain. With certificates also `assay_getFinalization(number)`: the proof that a block is final, for
-/// [`check_finalization`](crate::consensus::check_finalization), or null where the next later block's covers it.
-pub fn methods(chain: Arc<Chain>, certificates: Option<Certificates>) -> Methods {
+/// All methods on a chain.
+pub fn methods(chain: Arc<Chain>) -> Methods {
     let mut module = RpcModule::new(Rpc { chain, filters: Mutex::default() });
     for (name, method) in methods::QUICK {
         module
@@ -143,21 +141,6 @@ pub fn methods(chain: Arc<Chain>, certificates: Option<Certificates>) -> Methods
         module
             .register_blocking_method(name, move |params, rpc, _| -> Result<Value, ErrorObjectOwned> {
                 Ok(parameters(&params).and_then(|params| method(&rpc, &params))?)
-            })
-            .expect("names are listed once");
-    }
-    if let Some(certificates) = certificates {
-        module
-            .register_async_method("assay_getFinalization", move |params, _, _| {
-                let certificates = certificates.clone();
-                async move {
-                    let number = parameters(&params)
-                        .and_then(|params| format::small(params.first().unwrap_or(&Value::Null)));
-                    match number {
-                        Ok(number) => Ok(finalization(&certificates, number).await.map_or(Value::Null, data)),
-                        Err(fault) => Err(ErrorObjectOwned::from(fault)),
-                    }
-                }
             })
             .expect("names are listed once");
     }
@@ -215,11 +198,7 @@ pub fn methods(chain: Arc<Chain>, certificates: Option<Certificates>) -> Methods
 }
 
 /// Serves JSON-RPC at an address, for pages of any origin: a node signs nothing, so there is nothing to steal through one.
-pub async fn serve(
-    chain: Arc<Chain>,
-    certificates: Option<Certificates>,
-    address: SocketAddr,
-) -> std::io::Result<(SocketAddr, ServerHandle)> {
+pub async fn serve(chain: Arc<Chain>, address: SocketAddr) -> std::io::Result<(SocketAddr, ServerHandle)> {
     let config = ServerConfig::builder()
         .max_request_body_size(REQUEST_BYTES)
         .max_response_body_size(RESPONSE_BYTES)
@@ -235,7 +214,7 @@ pub async fn serve(
         .build(address)
         .await?;
     let address = server.local_addr()?;
-    Ok((address, server.start(methods(chain, certificates))))
+    Ok((address, server.start(methods(chain))))
 }
 
 impl Rpc {

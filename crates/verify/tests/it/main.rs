@@ -3,6 +3,7 @@
 
 mod cheating;
 mod common;
+mod finality;
 mod fuzz;
 #[cfg(feature = "replay")]
 mod replay;
