@@ -280,9 +280,9 @@ impl CertificateScheme for Scheme {
         let (mut verified, mut invalid) = (Vec::new(), Vec::new());
         for attestation in attestations {
             let vote = (self.seats.owner(attestation.signer), attestation.signature.get().cloned());
-            let valid = *known.entry(vote).or_insert_with(|| {
-                self.verify_attestation(&mut *rng, subject, &attestation, strategy)
-            });
+            let valid = *known
+                .entry(vote)
+                .or_insert_with(|| self.verify_attestation(&mut *rng, subject, &attestation, strategy));
             if valid { verified.push(attestation) } else { invalid.push(attestation.signer) }
         }
         invalid.sort_unstable();
