@@ -15,6 +15,7 @@ export default defineConfig({
     sourcemap: false,
     reportCompressedSize: false,
     rollupOptions: {
+      input: ["index.html", "models.html"],
       output: {
         entryFileNames: "assets/assay-[hash].js",
         chunkFileNames: "assets/[name]-[hash].js",
@@ -22,7 +23,7 @@ export default defineConfig({
       },
     },
   },
-  server: { proxy: { "/v1": gateway(), "/assay": gateway() } },
+  server: { proxy: { "/v1": gateway(), "/v2": gateway(), "/assay": gateway() } },
 });
 
 // The gateway refuses pages of other origins, which the page of this development server is.

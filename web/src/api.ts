@@ -175,7 +175,8 @@ export function readWorkers(value: unknown): Standing[] {
 /** The models that the workers of a list offer, by name; the lowest prices of each. */
 export function modelsOf(members: Member[]): Model[] {
   const models = new Map<string, Model>();
-  for (const offer of members.flatMap((member) => member.models)) {
+  // Those from 2^31 on are the arithmetic of integer graphs, which write no text.
+  for (const offer of members.flatMap((member) => member.models).filter(({ arithmetic }) => arithmetic < 2 ** 31)) {
     const known = models.get(offer.name);
     if (!known) {
       models.set(offer.name, {

@@ -350,6 +350,7 @@ const TITLES: Record<string, string> = {
   audit_subject: "Audit is about this",
   audit_verdict: "Audit is consistent",
   replay: "Repeated here",
+  proof: "Proof",
   page_request_id: "Your request's nonce",
   page_messages: "Your messages",
   page_settings: "Your settings",

@@ -3,7 +3,7 @@
 import wasmUrl from "./assay_verify.wasm?url";
 
 /** What the evidence supports, all checks considered. */
-export type State = "rejected" | "signed" | "replayed" | "mismatch";
+export type State = "rejected" | "signed" | "replayed" | "proved" | "mismatch";
 
 /** Verification level that the evidence supports. */
 export type Level = "signed" | "attested" | "replayed" | "proved";

@@ -420,4 +420,46 @@ await scene("a long conversation", async ({ page, shot }) => {
   });
 });
 
+/** The inputs in a proof file: after magic and id a count, and zigzag numbers of seven bits a byte. */
+function inputsOf(file) {
+  const numbers = [];
+  let at = 44;
+  for (let left = file.readUInt32LE(40); left > 0; left -= 1) {
+    let value = 0;
+    let shift = 0;
+    do value |= (file[at] & 127) << shift, (shift += 7);
+    while (file[at++] & 128);
+    numbers.push((value >>> 1) ^ -(value & 1));
+  }
+  return numbers;
+}
+
+await scene("a prediction whose proof is checked in the page", async ({ page, shot, gateway }) => {
+  const rows = inputsOf(await readFile(new URL("../../docs/vectors/perceptron.proof", import.meta.url)));
+  await page.getByRole("link", { name: "Models with proofs" }).click();
+  await page.waitForFunction(() => document.querySelector("#rows")?.value.startsWith("["));
+  await accessible(page);
+  const predict = page.getByRole("button", { name: "Predict, with a proof" });
+  await page.locator("#rows").fill(JSON.stringify({ inputs: rows }));
+  await predict.click();
+  await page.locator('[data-state="proved"]').waitFor();
+  assert.match(await page.locator(".facts").innerText(), /north[^]*Checked here in[^]*kB[^]*0\.00002 OPG/);
+  await shot("20-models-proved");
+  await accessible(page);
+  const downloading = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Proof", exact: true }).click();
+  assert.deepEqual(inputsOf(await readFile(await (await downloading).path())), rows);
+  // A true proof of other numbers than these.
+  await page.locator("#rows").fill(JSON.stringify(rows.with(3, rows[3] > 0 ? rows[3] - 1 : rows[3] + 1)));
+  await predict.click();
+  await page.locator('[data-state="failed"]', { hasText: "other inputs" }).waitFor();
+  await shot("21-models-not-proved");
+  await accessible(page);
+  for (const [typed, said] of [["[1, 2", "no JSON"], ['["a"]', "else than numbers"], ["[1, 2]", "reads 6 numbers"]]) {
+    await page.locator("#rows").fill(typed);
+    await predict.click();
+    await page.locator(".notice.bad", { hasText: said }).waitFor();
+  }
+});
+
 await browser.close();

@@ -11,9 +11,10 @@ import { readFile } from "node:fs/promises";
 import { extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { chain, commitment, digest, hashedAudit, hashedMembers, hashedOutput, hashedReceipt, hashedRequest, hex, key } from "./signing.mjs";
+import { chain, commitment, digest, hashedAudit, hashedMembers, hashedOutput, hashedReceipt, hashedRequest, hex, keccak, key } from "./signing.mjs";
 
 const DIST = fileURLToPath(new URL("../dist/", import.meta.url));
+const VECTORS = new URL("../../docs/vectors/", import.meta.url);
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".wasm": "application/wasm" };
 const CSP = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const ZERO = `0x${"0".repeat(64)}`;
@@ -76,6 +77,7 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
   const roster = { domain: DOMAIN, signer: root.address, members: { statement: members, signature: root.sign(digest(DOMAIN, "Members", hashedMembers(members))) } };
   const bundles = new Map();
   const seen = [];
+  const graphId = hex(keccak(await readFile(new URL("perceptron.graph", VECTORS))));
   let turn = 0;
 
   function place(worker, statement, name, hashed) {
@@ -208,6 +210,14 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
         await sleep(250);
         audit(entry);
         return json(response, { audit: entry.bundle.audits.at(-1) });
+      }
+      // A perceptron whose proof of forty examples is the published one, and a gateway that sends it for whatever is asked.
+      if (pathname === "/v2/repository/index") return json(response, [{ name: "perceptron", version: "1", state: "READY" }]);
+      if (pathname === "/v2/models/perceptron") return json(response, { name: "perceptron", inputs: [{ name: "input", datatype: "FP64", shape: [-1, 6] }], parameters: { assay_model: graphId } });
+      if (pathname === "/v2/models/perceptron/assay") return response.end(await readFile(new URL("perceptron.graph", VECTORS)));
+      if (pathname === "/v2/models/perceptron/infer") {
+        const proof = await readFile(new URL("perceptron.proof", VECTORS));
+        return json(response, { parameters: { assay_proof: proof.toString("base64"), assay_worker: workers[0].key.address, assay_operator: "north", assay_price: "20000000000000", assay_request_id: `infer-${"7".repeat(32)}` } });
       }
       if (pathname.startsWith("/assay/incident/")) return json(response, { request_id: id, note: "mock" });
       const file = pathname === "/" ? "index.html" : normalize(pathname).replace(/^\/+/, "");

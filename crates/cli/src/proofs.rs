@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use assay_proof::{Key, Proof, Stage};
+use assay_proof::{Key, Model, Proof, Stage};
 use clap::Args;
 use serde_json::json;
 
@@ -114,6 +114,16 @@ pub(crate) fn is_proof(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == MAGIC
 }
 
+/// What to check a proof about the model with this id with: the key or the model named, or the imported model with the id; `None` when that
+/// is not here.
+pub(crate) fn model(id: &str, model: Option<&str>, key: Option<&Path>) -> Result<Option<Model>> {
+    Ok(match (key, model) {
+        (Some(key), _) => Some(Model::Key(read_key(key)?)),
+        (None, Some(model)) => Some(Model::Graph(graphs::open(model)?)),
+        (None, None) => graphs::open(id).ok().map(Model::Graph),
+    })
+}
+
 /// Checks a proof against a key, the model named, or the imported one with the id in the proof.
 pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_json: bool) -> Result<()> {
     let bytes = home::read_bounded(path, assay_proof::FILE_BYTES_MAX as u64)?;
@@ -124,41 +134,25 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         Error::Rejected(error.to_string())
     };
     let proof = Proof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
-    let key = key.map(read_key).transpose()?;
-    let opened = match (&key, model) {
-        (Some(_), _) => None,
-        (None, Some(model)) => Some(graphs::open(model)?),
-        (None, None) if proof.has_committed_weights() => {
-            return Err(Error::said(format!(
-                "the proof is about the weights behind the key {}; give that key with --key",
-                hex(&proof.model)
-            )));
-        }
-        (None, None) => Some(graphs::open(&hex(&proof.model)).map_err(|_| {
-            Error::said(format!(
-                "the proof is about the model {}, which is not here; import it, or name the model with --model",
-                hex(&proof.model)
-            ))
-        })?),
-    };
+    let name = hex(&proof.model);
+    let model = self::model(&name, model, key)?.ok_or_else(|| {
+        Error::said(match proof.has_committed_weights() {
+            true => format!("the proof is about the weights behind the key {name}; give that key with --key"),
+            false => format!(
+                "the proof is about the model {name}, which is not here; import it, or name the model with --model"
+            ),
+        })
+    })?;
     let started = Instant::now();
-    let (graph, bits) = match (&key, &opened) {
-        (Some(key), _) => {
-            assay_proof::verify_with_key(key, &proof).map_err(|error| rejected(&error))?;
-            (key.graph(), key.security_bits(proof.inputs.len() / key.graph().inputs().len()))
-        }
-        (None, Some(graph)) => {
-            assay_proof::verify(graph, &proof).map_err(|error| rejected(&error))?;
-            (graph, assay_proof::security_bits(graph, proof.inputs.len() / graph.inputs().len()))
-        }
-        (None, None) => return Err(Error::said("there is neither a model nor a key")),
-    };
+    model.verify(&proof).map_err(|error| rejected(&error))?;
+    let (graph, examples) = (model.graph(), model.examples(&proof.inputs));
+    let bits = model.security_bits(examples);
+    let is_key = matches!(model, Model::Key(_));
     let (seconds, bits) = (started.elapsed().as_secs_f64(), bits.unwrap_or(0.0));
-    let examples = proof.inputs.len() / graph.inputs().len();
     if as_json {
         let said = json!({
             "valid": true, "model": hex(&proof.model), "examples": examples, "seconds": seconds,
-            "security_bits": bits, "committed_weights": key.is_some(), "hiding": false,
+            "security_bits": bits, "committed_weights": is_key, "hiding": false,
         });
         graphs::print_outputs(graph, &proof.outputs, Some(said));
         return Ok(());
@@ -166,12 +160,12 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     graphs::print_outputs(graph, &proof.outputs, None);
     ui::say!("\n{} checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
     ui::say!("\n{}", ui::bold("What this proves"));
-    let subject = if key.is_some() { "The model behind the key" } else { "The model" };
+    let subject = if is_key { "The model behind the key" } else { "The model" };
     ui::say!("  {subject} {} gives these outputs for the inputs in the file.", hex(&proof.model));
     ui::say!("\n{}", ui::bold("What you still trust"));
     ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
     ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
-    if key.is_some() {
+    if is_key {
         ui::say!("  Whoever made the key: it was made from the model that you mean, and keeps its bounds.");
     }
     ui::say!("{}", ui::dim(NOT_HIDING));

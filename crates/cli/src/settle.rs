@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use assay_ledger::types::{Address, U256};
-use assay_receipt::{Domain, Key, Level, Member, Offer};
+use assay_receipt::{Domain, GRAPH_ARITHMETIC, Key, Level, Member, Offer};
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
 use assay_wallet::client::{ClientError, Included, address_of};
@@ -149,7 +149,11 @@ pub(crate) async fn register(signer: &Signer, member: &Member, worker: &Key) -> 
         signer.send("Registry", "setEndpoint", &endpoint).await?;
     }
     for Offer { model, name, prompt_price, completion_price, arithmetic, context } in &member.models {
-        let levels = if *arithmetic == 0 { 1 } else { 1 | 1 << Level::Replayed as u8 };
+        let levels = match *arithmetic {
+            0 => 1,
+            GRAPH_ARITHMETIC => 1 | 1 << Level::Proved as u8,
+            _ => 1 | 1 << Level::Replayed as u8,
+        };
         let offer = json!({
             "promptPrice": prompt_price.to_string(), "completionPrice": completion_price.to_string(),
             "arithmetic": arithmetic, "context": context, "levels": levels, "name": name,

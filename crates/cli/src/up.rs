@@ -41,6 +41,8 @@ const LOG_BYTES_MAX: u64 = 1 << 20;
 /// Prices of the local network per prompt and completion token, in 10^-18 OPG: they make the accounts visible.
 const PROMPT_PRICE: u128 = 100_000_000_000;
 const COMPLETION_PRICE: u128 = 400_000_000_000;
+/// Price of an example with its proof, of a model from ONNX.
+const PROOF_PRICE: u128 = 20_000_000_000_000;
 /// Questions asked to bring the cheater out; each goes to whichever worker the gateway picks.
 const QUESTIONS: [&str; 8] = [
     "What is the capital of France?",
@@ -232,6 +234,9 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         processes = chain::start(&folder.join("chain"), args.validators, rpc, &accounts).await?;
     }
     let mut members = Vec::new();
+    // Models from ONNX that are imported while the network runs are served by the gateway alone.
+    let mut graphs = crate::graphs::paths()?;
+    graphs.retain(|path| crate::graphs::read(path).is_ok());
     for (name, operator, artifact, impersonate) in workers {
         let data_dir = folder.join(&name);
         home::create_private(&data_dir)?;
@@ -248,6 +253,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         let offer = |name: &str, artifact: PathBuf, impersonate| assay_worker::Model {
             name: name.to_owned(),
             artifact,
+            key: None,
             draft: None,
             prompt_price: PROMPT_PRICE / discount,
             completion_price: COMPLETION_PRICE / discount,
@@ -256,6 +262,12 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         settings.models = vec![offer(&model, artifact, impersonate)];
         let others = offered.iter().filter(|(name, _)| *name != model);
         settings.models.extend(others.map(|(name, path)| offer(name, path.clone(), None)));
+        let proved = |path: &PathBuf| assay_worker::Model {
+            prompt_price: PROOF_PRICE,
+            completion_price: 0,
+            ..offer(&models::name_of(path), path.clone(), None)
+        };
+        settings.models.extend(graphs.iter().map(proved));
         let (process, member) = start_worker(&name, settings).await?;
         members.push(member);
         processes.push(process);

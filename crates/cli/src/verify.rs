@@ -7,7 +7,7 @@ use assay_engine::encoder::Encoder;
 use assay_engine::request::Processor;
 use assay_engine::{Config, Engine};
 use assay_model::Artifact;
-use assay_receipt::{Address, Bundle, Members, Signed};
+use assay_receipt::{Address, Bundle, Bytes32, GRAPH_ARITHMETIC, Members, Signed};
 use assay_verify::{Expected, Outcome, Report, State};
 use clap::Args;
 use serde_json::value::RawValue;
@@ -39,11 +39,11 @@ pub(crate) struct VerifyArgs {
     /// Also replay the answer here, with the imported model of this name, id or path
     #[arg(long, value_name = "MODEL")]
     replay: Option<String>,
-    /// The model that a proof must be about; the imported one that it names when left out
-    #[arg(long, conflicts_with_all = ["members", "signer", "replay"])]
+    /// The model that a proof, also one in a receipt, must be about; the imported one that it names when left out
+    #[arg(long, conflicts_with = "replay")]
     model: Option<String>,
     /// The key of `assay model commit` that a proof with committed weights is checked with; the model is not needed then
-    #[arg(long, conflicts_with_all = ["members", "signer", "replay", "model"])]
+    #[arg(long, conflicts_with_all = ["replay", "model"])]
     key: Option<PathBuf>,
 }
 
@@ -72,6 +72,15 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
     let members = in_force(list, signer, &bundle)?;
     let expected = Expected::of_members(bundle.domain, &members.statement);
     let report = match &args.replay {
+        None if bundle.receipt.statement.arithmetic == GRAPH_ARITHMETIC => {
+            let model = Bytes32::to_string(&bundle.receipt.statement.model);
+            match proofs::model(&model, args.model.as_deref(), args.key.as_deref())? {
+                Some(model) => assay_verify::check_proved(&bundle, &expected, &model)
+                    .map_err(|error| Error::said(error.to_string()))?,
+                // The check says what is missing.
+                None => assay_verify::check(&bundle, &expected),
+            }
+        }
         None => assay_verify::check(&bundle, &expected),
         Some(model) => {
             let (_, artifact) = models::open(model)?;
@@ -87,7 +96,7 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
         print(&report, members.statement.serial, &signer);
     }
     match report.state {
-        State::Signed | State::Replayed => Ok(()),
+        State::Signed | State::Replayed | State::Proved => Ok(()),
         State::Rejected => Err(Error::Rejected("this receipt is not valid; nothing is proved by it".into())),
         State::Mismatch => Err(Error::Rejected(
             "a replay came to a different answer: this receipt is evidence against its worker or its auditor"
@@ -207,6 +216,7 @@ fn print(report: &Report, serial: u64, signer: &Address) {
     let state = match report.state {
         State::Signed => ui::green("SIGNED"),
         State::Replayed => ui::green("REPLAYED"),
+        State::Proved => ui::green("PROVED"),
         State::Rejected => ui::red("REJECTED"),
         State::Mismatch => ui::red("MISMATCH"),
     };

@@ -82,6 +82,40 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert!(String::from_utf8_lossy(&answer.stderr).contains("which is not here"));
 }
 
+/// A transformer as PyTorch exports it, with and without the model at hand.
+#[test]
+fn a_transformer_from_pytorch_is_proved_by_one_process_and_checked_by_another() {
+    let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let (model, rows) = (data("digits_transformer.onnx"), data("digits_transformer.json"));
+    let run = |arguments: &[&str]| assay(home.path(), arguments);
+    let there = |arguments: &[&str]| assay(elsewhere.path(), arguments);
+    let imported = json(&run(&["model", "import", &model, "--calibrate", &rows, "--json"]));
+    let (row, proof, keyed, key) =
+        (file("row.json"), file("one.proof"), file("keyed.proof"), file("one.key"));
+    let all: Value = serde_json::from_slice(&std::fs::read(&rows).unwrap()).unwrap();
+    std::fs::write(&row, serde_json::to_vec(&serde_json::json!({ "inputs": [all["inputs"][0]] })).unwrap())
+        .unwrap();
+
+    let proved = json(&run(&["prove", "digits_transformer", "--input", &row, "-o", &proof, "--json"]));
+    let graph = format!("{}/models/digits_transformer.graph", home.path().display());
+    let checked = json(&there(&["verify", &proof, "--model", &graph, "--json"]));
+    assert_eq!((&checked["valid"], &checked["model"]), (&Value::Bool(true), &imported["id"]));
+    assert_eq!(checked["outputs"], proved["outputs"]);
+
+    let committed = run(&["model", "commit", "digits_transformer", "--out", &key, "--json"]);
+    assert_eq!(committed.status.code(), Some(0), "{}", String::from_utf8_lossy(&committed.stderr));
+    let with_key = ["prove", "digits_transformer", "--input", &row, "--key", &key, "-o", &keyed, "--json"];
+    assert_eq!(run(&with_key).status.code(), Some(0));
+    let checked = json(&there(&["verify", &keyed, "--key", &key, "--json"]));
+    assert_eq!((&checked["valid"], &checked["outputs"]), (&Value::Bool(true), &proved["outputs"]));
+    let mut bytes = std::fs::read(&keyed).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&keyed, bytes).unwrap();
+    assert_eq!(there(&["verify", &keyed, "--key", &key]).status.code(), Some(1));
+}
+
 #[test]
 fn what_cannot_be_imported_is_refused_with_a_reason() {
     let home = tempfile::tempdir().unwrap();

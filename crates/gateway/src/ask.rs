@@ -319,10 +319,16 @@ pub(crate) fn verification_of(mut assay: Params) -> Result<Verification, ApiErro
         None => None,
         Some("signed") => Some(Level::Signed),
         Some("replayed") => Some(Level::Replayed),
-        Some("attested" | "proved") => {
+        Some("attested") => {
             return Err(ApiError::unsupported(
                 "assay.level",
                 "No worker offers this level yet; use 'signed' or 'replayed'",
+            ));
+        }
+        Some("proved") => {
+            return Err(ApiError::unsupported(
+                "assay.level",
+                "Models that write text are not proved; use 'signed' or 'replayed', or ask a model from ONNX at /v2",
             ));
         }
         Some(_) => return Err(ApiError::invalid("assay.level", "'assay.level' is 'signed' or 'replayed'")),

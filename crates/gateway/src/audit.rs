@@ -160,6 +160,27 @@ async fn caught(
     Ok(Found::Caught)
 }
 
+/// Suspends a worker that signed a proof which does not hold: everybody who has the receipt can see that, so nobody has to confirm it.
+pub(crate) async fn caught_with_proof(gateway: &Gateway, request_id: &str, bundle: &Bundle) {
+    let receipt = &bundle.receipt.statement;
+    let suspension = Suspension {
+        request_id: request_id.to_owned(),
+        receipt: bundle.receipt.hash(&gateway.config.domain),
+        field: "proof".to_owned(),
+        position: 0,
+        expected: 0,
+        claimed: 0,
+        auditors: Vec::new(),
+        at_ms: now_ms(),
+    };
+    if gateway.records.caught(receipt.worker, suspension, receipt.price, false) {
+        gateway.metrics.caught.inc();
+    }
+    if let Err(error) = gateway.store.flush().await {
+        tracing::error!(%error, request_id, "a worker's suspension was not stored");
+    }
+}
+
 /// Why a worker is suspended, or accused, in the words of the first audit that differs.
 fn suspension(subject: &Subject, receipt: Bytes32, rows: &[AuditRow]) -> Suspension {
     let differing: Vec<&Audit> = rows

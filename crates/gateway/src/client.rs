@@ -267,6 +267,13 @@ impl Client {
         Ok((get("manifest").await?, get("tokenizer").await?))
     }
 
+    /// The file of an integer graph, or of its key, as the worker sends it.
+    pub(crate) async fn graph(&self, model: &Bytes32) -> Result<Vec<u8>, CallError> {
+        let request = self.http.get(format!("{}/v1/models/{model}/manifest", self.base));
+        let response = request.send().await.and_then(|it| it.error_for_status()).map_err(transport)?;
+        body_of(response, TOKENIZER_BYTES).await
+    }
+
     /// Asks what became of the request with this commitment under a nonce.
     pub(crate) async fn settled(&self, nonce: &Bytes32, request: &Bytes32) -> Result<Fetched, CallError> {
         let request = self.http.get(format!("{}/v1/receipts/{nonce}?request={request}", self.base));

@@ -105,6 +105,8 @@ pub enum Level {
     Signed,
     /// A replay by a worker of another operator.
     Replayed,
+    /// A proof, which the gateway checks. For models from ONNX, and not as the configured policy.
+    Proved,
 }
 
 /// When a replay happens.
@@ -270,6 +272,9 @@ impl Config {
                 return refuse(key, "it must be 1 or more");
             }
         }
+        if self.policy.level == Level::Proved {
+            return refuse("policy.level", "models that write text are not proved; ask for proofs at /v2");
+        }
         if !(1..=128).contains(&self.choices_max) {
             return refuse("choices_max", "it must be between 1 and 128");
         }
@@ -344,6 +349,9 @@ mod tests {
         config.sampling.share_ppm = 1_000_001;
         assert!(config.check().unwrap_err().to_string().contains("sampling.share_ppm"));
         assert!(matches!(Config::default().check(), Err(Error::Config { key: "members_signer", .. })));
+        let mut config = usable();
+        config.policy.level = Level::Proved;
+        assert!(matches!(config.check(), Err(Error::Config { key: "policy.level", .. })));
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub(crate) async fn embeddings(
                 sample_ppm: verification.sample_ppm,
                 key: caller.key.clone(),
                 streams: false,
+                inference: None,
             };
             running.push(serve::start(&gateway, job).await?);
         }

@@ -10,7 +10,7 @@ use crate::payer::Payer;
 use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
-use assay_receipt::{Address, Bytes32, Member, Members, Signed};
+use assay_receipt::{Address, Bytes32, GRAPH_ARITHMETIC, Member, Members, Offer, Signed};
 use sha2::{Digest as _, Sha256};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, watch};
@@ -91,11 +91,21 @@ impl Gateway {
     /// The model that a name stands for: a model id, or a name that members offer. Where members use one name for
     /// different models, the one that most of them mean.
     pub(crate) fn model(&self, members: &Members, name: &str) -> Result<Bytes32, ApiError> {
-        let offers = || members.members.iter().flat_map(|member| &member.models);
+        let text = |offer: &&Offer| offer.arithmetic != GRAPH_ARITHMETIC;
+        self.offered(members, name, text).ok_or_else(|| ApiError::model_not_found(name))
+    }
+
+    /// [`Gateway::model`] for the integer graphs that workers prove.
+    pub(crate) fn proved_model(&self, members: &Members, name: &str) -> Option<Bytes32> {
+        self.offered(members, name, |offer| offer.arithmetic == GRAPH_ARITHMETIC)
+    }
+
+    fn offered(&self, members: &Members, name: &str, wanted: impl Fn(&&Offer) -> bool) -> Option<Bytes32> {
+        let offers = || members.members.iter().flat_map(|member| &member.models).filter(&wanted);
         if let Ok(id) = name.parse::<Bytes32>()
             && offers().any(|offer| offer.model == id)
         {
-            return Ok(id);
+            return Some(id);
         }
         let mut counts: Vec<(Bytes32, usize)> = Vec::new();
         for offer in offers().filter(|offer| offer.name == name) {
@@ -105,7 +115,7 @@ impl Gateway {
             }
         }
         let most = counts.into_iter().max_by_key(|(model, count)| (*count, *model));
-        most.map(|(model, _)| model).ok_or_else(|| ApiError::model_not_found(name))
+        most.map(|(model, _)| model)
     }
 
     /// The policy for a request, and whether the list of members allows it at all.
@@ -122,6 +132,7 @@ impl Gateway {
                     Level::Signed => Moment::Sampled,
                     // Who asks for a replay and not when wants it before the answer counts.
                     Level::Replayed => Moment::BeforeEnd,
+                    Level::Proved => Moment::BeforeFirstToken,
                 };
             }
             policy.level = level;

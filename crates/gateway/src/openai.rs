@@ -91,6 +91,7 @@ pub(crate) async fn start(
             sample_ppm: ask.verification.sample_ppm,
             key: key.to_owned(),
             streams: ask.stream,
+            inference: None,
         };
         running.push(serve::start(gateway, job).await?);
     }

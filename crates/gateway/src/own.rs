@@ -2,12 +2,13 @@
 
 use crate::access::Caller;
 use crate::audit::{self, Found, Tally};
+use crate::config::Level;
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::openai::model_names;
 use crate::serve::AuditSummary;
 use crate::store::{AuditRow, Dossier, Entry, Evidence, State as RequestState};
-use assay_receipt::{Address, Verdict};
+use assay_receipt::{Address, GRAPH_ARITHMETIC, Offer, Verdict};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -26,7 +27,7 @@ pub(crate) struct Page {
     before_ms: Option<u64>,
 }
 
-/// What is known about an answer: `signed`, `replayed`, `mismatch`, `disputed` (auditors contradict each other, or one
+/// What is known about an answer: `signed`, `replayed`, `proved`, `mismatch`, `disputed` (auditors contradict each other, or one
 /// says that it is wrong and no second one has confirmed it), or why there is none.
 fn state_of(entry: &Entry, audits: &[AuditRow]) -> &'static str {
     let tally = Tally::of(of_answer(entry, audits));
@@ -34,6 +35,8 @@ fn state_of(entry: &Entry, audits: &[AuditRow]) -> &'static str {
         RequestState::Pending => "running",
         RequestState::Failed => "failed",
         RequestState::Cancelled => "cancelled",
+        // A proof is checked before the answer counts, and no auditor can say otherwise.
+        RequestState::Answered if entry.policy.level == Level::Proved => "proved",
         RequestState::Answered => match tally {
             Tally::Open => "signed",
             Tally::Agreed => "replayed",
@@ -308,8 +311,16 @@ pub(crate) async fn members(State(gateway): State<Arc<Gateway>>) -> Response {
 /// `GET /assay/models`
 pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
     let members = gateway.members()?;
+    let mut graphs: Vec<&Offer> = members.members.iter().flat_map(|member| &member.models).collect();
+    graphs.retain(|offer| offer.arithmetic == GRAPH_ARITHMETIC);
+    graphs.sort_unstable_by_key(|offer| &offer.name);
+    graphs.dedup_by_key(|offer| &offer.name);
+    let graphs = graphs
+        .into_iter()
+        .filter_map(|offer| Some((offer.name.clone(), gateway.proved_model(&members, &offer.name)?)));
     let rows: Vec<Value> = model_names(&gateway, &members)
         .into_iter()
+        .chain(graphs)
         .map(|(name, model)| {
             let offers: Vec<_> = members
                 .members
@@ -325,7 +336,8 @@ pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Respon
                 })
                 .collect();
             let replayable = offers.iter().any(|offer| offer["arithmetic"] != json!(0));
-            json!({"name": name, "model": model, "replayable": replayable, "workers": offers})
+            let proved = offers.iter().any(|offer| offer["arithmetic"] == json!(GRAPH_ARITHMETIC));
+            json!({"name": name, "model": model, "replayable": replayable, "proved": proved, "workers": offers})
         })
         .collect();
     Ok(axum::Json(json!({"models": rows})).into_response())

@@ -1,4 +1,4 @@
-//! The chat page, embedded into the program.
+//! The chat page and the page of models with proofs, embedded into the program.
 
 use crate::error::ApiError;
 use axum::body::Body;
@@ -22,7 +22,7 @@ pub(crate) async fn page(uri: Uri, headers: HeaderMap) -> Response {
     let looks_like_file = path.rsplit('/').next().is_some_and(|name| name.contains('.'));
     let (file, path) = match Page::get(path) {
         Some(file) => (file, path),
-        None if looks_like_file || path.starts_with("v1/") || path.starts_with("assay/") => {
+        None if looks_like_file || ["v1/", "v2/", "assay/"].iter().any(|api| path.starts_with(api)) => {
             return ApiError::not_found("There is nothing at this address").into_response();
         }
         None => match Page::get("index.html") {

@@ -3,8 +3,10 @@
 use crate::audit;
 use crate::client::{CallError, Fetched};
 use crate::clock::now_ms;
+use crate::config::Level;
 use crate::error::Error;
 use crate::gateway::{Gateway, dice};
+use crate::inference::{self, Graphs};
 use crate::store::{Entry, Evidence, State, id_of};
 use assay_receipt::{Address, BUNDLE_VERSION, Bundle, Bytes32, Member, Verdict};
 use assay_verify::Expected;
@@ -184,6 +186,7 @@ async fn accept(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, bundle: 
     // A crash is no way around the sampling.
     let share = gateway.records.sampling_ppm(&member.worker, &gateway.config.sampling, None);
     let due = receipt.arithmetic > 0
+        && entry.policy.level != Level::Proved
         && dice() % 1_000_000 < u64::from(share)
         && audit::is_possible(gateway, &subject);
     gateway.store.answered(&subject.bundle, hash, now_ms(), due).await?;
@@ -208,7 +211,7 @@ enum Word {
 }
 
 /// Asks one worker.
-async fn ask(gateway: &Gateway, entry: &Entry, member: &Member, cap: u128) -> Result<Word, Error> {
+async fn ask(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, cap: u128) -> Result<Word, Error> {
     let client = gateway.clients.of(member)?;
     let commitment = assay_receipt::request_commitment(&entry.request, &entry.salt);
     let settled = match timeout(PATIENCE, client.settled(&entry.nonce, &commitment)).await {
@@ -250,15 +253,25 @@ async fn ask(gateway: &Gateway, entry: &Entry, member: &Member, cap: u128) -> Re
         payer: Some(entry.payer),
         cap: Some(cap),
     };
+    let model = match entry.policy.level {
+        Level::Proved => match Graphs::with_id(gateway, &entry.model_name, &entry.request.model).await {
+            Some(model) => Some(model),
+            None => return Ok(Word::NotYet),
+        },
+        Level::Signed | Level::Replayed => None,
+    };
     let checked = tokio::task::spawn_blocking(move || {
-        let report = assay_verify::check(&bundle, &expected);
-        let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
-        (bundle, report.state, failed)
+        let report = inference::check(&bundle, &expected, model.as_deref());
+        (bundle, report)
     });
-    let Ok((bundle, state, failed)) = checked.await else { return Ok(Word::Other) };
-    if state == assay_verify::State::Signed {
+    let Ok((bundle, report)) = checked.await else { return Ok(Word::Other) };
+    if matches!(report.state, assay_verify::State::Signed | assay_verify::State::Proved) {
         return Ok(Word::Answer(Box::new(bundle)));
     }
+    if inference::is_caught(&report) {
+        audit::caught_with_proof(gateway, &entry.request_id, &bundle).await;
+    }
+    let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
     let evidence = Evidence::Answer {
         worker,
         at_ms,

@@ -13,6 +13,7 @@ use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, dice, random};
 use crate::record::{Choice, InFlight, Need};
 use crate::store::{Attempt, AuditRow, Entry, Evidence, State};
+use assay_proof::Model;
 use assay_receipt::{
     Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GenerateCall,
     Member, Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict, limits,
@@ -42,6 +43,15 @@ pub(crate) struct Job {
     pub(crate) key: String,
     /// Whether the caller sees pieces of the answer before its end.
     pub(crate) streams: bool,
+    /// What the answer is a proof of, with the level `proved`.
+    pub(crate) inference: Option<Inference>,
+}
+
+/// Examples for an integer graph.
+#[derive(Clone)]
+pub(crate) struct Inference {
+    pub(crate) model: Arc<Model>,
+    pub(crate) examples: u32,
 }
 
 /// What the caller gets to see.
@@ -354,7 +364,10 @@ impl Drive {
             model: &request.model,
             // What a caller has seen, only a worker can continue whose answer the request determines.
             replayable: shown || self.job.policy.level == Level::Replayed,
-            prompt_tokens: prompt_estimate(&request.prompt),
+            prompt_tokens: match &self.job.inference {
+                Some(inference) => inference.examples,
+                None => prompt_estimate(&request.prompt),
+            },
             max_tokens: request.max_tokens,
             tried: &self.tried,
         };
@@ -412,8 +425,12 @@ impl Drive {
     /// Stores that a worker is asked, and asks it.
     async fn ask(&mut self, choice: Choice, hedge: bool) -> Result<Asked, End> {
         let request = &self.job.request;
-        // Nobody can charge for more than a full context.
-        let ceiling = choice.offer.price(choice.offer.context, request.max_tokens).unwrap_or(u128::MAX);
+        // Nobody can charge for more than a full context, or than the examples.
+        let ceiling = match &self.job.inference {
+            Some(inference) => choice.offer.price(inference.examples, 0),
+            None => choice.offer.price(choice.offer.context, request.max_tokens),
+        };
+        let ceiling = ceiling.unwrap_or(u128::MAX);
         let cap = match self.gateway.config.cap_per_request {
             0 => ceiling,
             limit => ceiling.min(limit),
@@ -449,7 +466,12 @@ impl Drive {
         }
         let client = self.gateway.clients.of(&choice.member).map_err(|error| End::Error(error.into()))?;
         let in_flight = self.gateway.records.enter(worker);
-        let patience = Duration::from_millis(self.gateway.config.workers.first_token_ms);
+        let limits = self.gateway.config.workers;
+        // A proof is there as a whole or not at all.
+        let patience = Duration::from_millis(match self.job.inference {
+            Some(_) => limits.answer_ms,
+            None => limits.first_token_ms,
+        });
         Ok(Box::pin(async move {
             let sent = Instant::now();
             let opening = async {
@@ -580,8 +602,11 @@ impl Drive {
                 Err((bundle.chunks, Broken::Contradicts))
             }
             Ok(bundle) => Ok((bundle, streaming)),
-            Err((bundle, fault)) => {
+            Err((bundle, fault, caught)) => {
                 self.keep_answer(&bundle, &fault).await;
+                if caught {
+                    audit::caught_with_proof(&self.gateway, &self.request_id, &bundle).await;
+                }
                 Err((bundle.chunks, Broken::Fault(fault)))
             }
         }
@@ -696,30 +721,33 @@ impl Drive {
         }
     }
 
-    /// Checks a complete answer against the request that was sent. Gives the bundle back with the fault, if any.
+    /// Checks a complete answer against the request that was sent. Gives the bundle back with the fault, if any, and whether the
+    /// worker is caught by it.
     async fn inspect(
         &self,
         member: &Member,
         cap: u128,
         bundle: Bundle,
-    ) -> Result<Bundle, (Box<Bundle>, String)> {
+    ) -> Result<Bundle, (Box<Bundle>, String, bool)> {
         let expected = self.expected(member, cap);
+        let model = self.job.inference.as_ref().map(|inference| Arc::clone(&inference.model));
         // Thousands of signatures may have to be checked, which takes longer than an async task may.
         let checked = tokio::task::spawn_blocking(move || {
-            let report = assay_verify::check(&bundle, &expected);
+            let report = crate::inference::check(&bundle, &expected, model.as_deref());
             let mut failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
+            let caught = crate::inference::is_caught(&report);
             let mut state = report.state;
             if encoded_bytes(&bundle) > BUNDLE_BYTES {
                 failed.push(format!("it is larger than {BUNDLE_BYTES} bytes"));
                 state = assay_verify::State::Rejected;
             }
-            (bundle, state, failed)
+            (bundle, state, failed, caught)
         })
         .await;
         match checked {
-            Ok((bundle, assay_verify::State::Signed, _)) => Ok(bundle),
-            Ok((bundle, _, failed)) => {
-                Err((Box::new(bundle), format!("its receipt does not hold: {}", failed.join("; "))))
+            Ok((bundle, assay_verify::State::Signed | assay_verify::State::Proved, ..)) => Ok(bundle),
+            Ok((bundle, _, failed, caught)) => {
+                Err((Box::new(bundle), format!("its receipt does not hold: {}", failed.join("; ")), caught))
             }
             // A panic in the checker is our fault and no word of the worker's can be believed then.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -950,6 +978,9 @@ impl Drive {
                 *last = Some(error);
                 return Ok(None);
             }
+        } else if policy.level == Level::Proved {
+            // The proof was checked with the receipt.
+            (state, level) = ("proved", Level::Proved);
         } else if receipt.arithmetic > 0 {
             let sampling = &self.gateway.config.sampling;
             let share = self.gateway.records.sampling_ppm(&member.worker, sampling, self.job.sample_ppm);

@@ -130,6 +130,8 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v2/health/live", get(inference::healthy))
         .route("/v2/health/ready", get(inference::healthy))
         .route("/v2/models/{model}", get(inference::model))
+        .route("/v2/repository/index", post(inference::index))
+        .route("/v2/models/{model}/assay", get(inference::file))
         .route("/v2/models/{model}/ready", get(inference::ready))
         .route("/v2/models/{model}/infer", post(inference::infer))
         .route("/assay/receipts", get(own::receipts))

@@ -5,9 +5,10 @@
 #[path = "real/mod.rs"]
 mod network;
 
+use assay_proof::{Key, Model};
 use assay_receipt::{AnyStatement, Bytes32, Domain, Verdict};
-use assay_verify::check_sequence;
-use network::{Answer, CHAT, Network, TEXT, VECTORS, Worker, endless, wait};
+use assay_verify::{State, check_proved, check_sequence};
+use network::{Answer, CHAT, Network, PRIVATE, SCORES, TEXT, VECTORS, Worker, endless, graph, wait};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -462,4 +463,102 @@ async fn embeddings_are_signed_and_replayed() {
     let refused = network.http.post(url).json(&chat).send().await.unwrap();
     assert_eq!(refused.status().as_u16(), 400);
     assert!(refused.text().await.unwrap().contains("turns a text into a vector"));
+}
+
+/// A request for two examples.
+fn two(level: Option<&str>) -> Value {
+    let input = json!({"name": "input", "shape": [2, 2], "datatype": "FP64", "data": [1.0, 2.5, 10.0, 0.5]});
+    let mut ask = json!({"inputs": [input]});
+    if let Some(level) = level {
+        ask["parameters"] = json!({"assay_level": level});
+    }
+    ask
+}
+
+async fn infer(network: &Network, model: &str, ask: &Value) -> (u16, Value) {
+    let url = format!("{}/v2/models/{model}/infer", network.url);
+    let response = network.http.post(url).json(ask).send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+/// The gateway has no model of its own here: it fetches those that workers offer, and they prove. One of them proves with another model
+/// under this one's id, for half of the price.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_prove_models_from_onnx_and_a_proof_of_another_model_is_caught() {
+    let network = Network::start(2, true, |_| {}).await;
+    let cheater = &network.workers[2];
+    let index = network.http.post(format!("{}/v2/repository/index", network.url)).json(&json!({}));
+    let index: Value = index.send().await.unwrap().json().await.unwrap();
+    let names: Vec<&Value> = index.as_array().unwrap().iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, [PRIVATE, SCORES]);
+    let (status, plain) = infer(&network, SCORES, &two(None)).await;
+    assert_eq!((status, &plain["outputs"][1]["data"]), (200, &json!(["left", "left"])), "{plain}");
+    assert!(network.record(cheater).await["suspended"].is_null(), "no worker was asked");
+
+    let (status, answer) = infer(&network, SCORES, &two(Some("proved"))).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["outputs"], plain["outputs"]);
+    let said = &answer["parameters"];
+    assert_eq!((&said["assay_state"], &said["assay_price"]), (&json!("proved"), &json!("60")));
+    assert_ne!(said["assay_worker"], json!(cheater.member.worker));
+    // The cheapest was asked first, and is out, on nobody's word but its own.
+    let record = network.record(cheater).await;
+    assert_eq!(
+        (&record["suspended"]["field"], &record["suspended"]["auditors"]),
+        (&json!("proof"), &json!([]))
+    );
+    assert_eq!((&record["withheld"], &record["earned"]), (&json!("30"), &json!("0")));
+    let id = said["assay_request_id"].as_str().unwrap();
+    let incident = network.get(&format!("/assay/incident/{id}")).await;
+    assert!(incident["evidence"].to_string().contains("the proof is about another model"), "{incident}");
+    assert_eq!(incident["state"], "proved");
+
+    // The receipt proves it to anybody, with the model alone.
+    let model = Model::Graph(graph(1));
+    let (bundle, expected) = network.evidence(id, Bytes32(model.id())).await;
+    let report = check_proved(&bundle, &expected, &model).unwrap();
+    assert_eq!(report.state, State::Proved, "{:?}", report.failed().collect::<Vec<_>>());
+    let proof = assay_verify::proof_of(&bundle.request, &bundle.output, &model).unwrap();
+    assert_eq!(json!(model.graph().decode_outputs(&proof.outputs)), answer["outputs"][0]["data"]);
+    // An auditor checks proofs as well.
+    let audit = network.http.post(format!("{}/assay/audit/{id}", network.url)).json(&json!({}));
+    let audit: Value = audit.send().await.unwrap().json().await.unwrap();
+    assert_eq!(audit["audits"][0]["audit"]["statement"]["verdict"], "agrees", "{audit}");
+
+    // Requests that make no sense are refused, and nobody is blamed.
+    let mut far = two(Some("proved"));
+    far["inputs"][0]["data"][0] = json!("x");
+    assert_eq!(infer(&network, SCORES, &far).await.0, 400);
+    let chat = json!({"model": SCORES, "messages": [{"role": "user", "content": "hi"}]});
+    let chat = network.http.post(format!("{}{CHAT}", network.url)).json(&chat).send().await.unwrap();
+    assert_eq!(chat.status().as_u16(), 404, "it writes no text");
+    assert!(!network.get("/v1/models").await.to_string().contains(SCORES));
+    assert!(network.get("/assay/models").await.to_string().contains(SCORES));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_proves_without_showing_its_weights() {
+    let mut network = Network::start(2, false, |_| {}).await;
+    let (status, answer) = infer(&network, PRIVATE, &two(None)).await;
+    assert_eq!(status, 400);
+    assert!(answer["error"].as_str().unwrap().contains("with its workers only"), "{answer}");
+    let (status, answer) = infer(&network, PRIVATE, &two(Some("proved"))).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["parameters"]["assay_worker"], json!(network.workers[0].member.worker));
+    let scores: Vec<f64> = serde_json::from_value(answer["outputs"][0]["data"].clone()).unwrap();
+    assert!(scores.iter().zip([8.5, 1.0, 11.5, 10.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{scores:?}");
+    let file = network.http.get(format!("{}/v2/models/{PRIVATE}/assay", network.url)).send().await.unwrap();
+    let key = Key::from_bytes(&file.bytes().await.unwrap()).unwrap();
+    assert!(key.graph().run(&[0; 2]).is_err(), "the weights are not in it");
+    let model = Model::Key(key);
+    let id = answer["parameters"]["assay_request_id"].as_str().unwrap();
+    let (bundle, expected) = network.evidence(id, Bytes32(model.id())).await;
+    assert_eq!(check_proved(&bundle, &expected, &model).unwrap().state, State::Proved);
+    // With its only worker away there is no proof, and after a restart of both there is one again.
+    network.workers[0].kill();
+    assert_eq!(infer(&network, PRIVATE, &two(Some("proved"))).await.0, 503);
+    network.kill_gateway();
+    network.workers[0].revive().await;
+    network.start_gateway().await;
+    assert_eq!(infer(&network, PRIVATE, &two(Some("proved"))).await.0, 200);
 }

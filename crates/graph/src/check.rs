@@ -83,6 +83,19 @@ impl Checker {
         Ok(())
     }
 
+    /// The range of each value of a tensor, as runs of equal ones.
+    pub(crate) fn runs(&self, tensor: usize) -> Vec<(u32, Range)> {
+        let mut runs: Vec<(u32, Range)> = Vec::new();
+        for interval in &self.tensors[tensor] {
+            let range = hull(&[*interval]);
+            match runs.last_mut() {
+                Some((count, last)) if *last == range => *count += 1,
+                _ => runs.push((1, range)),
+            }
+        }
+        runs
+    }
+
     /// Of a tensor, its width and the range that holds all its values.
     pub(crate) fn shape(&self, tensor: usize) -> (usize, Range) {
         (self.tensors[tensor].len(), hull(&self.tensors[tensor]))
@@ -265,13 +278,24 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             }
             finish(totals)
         }
-        Node::Committed { range, .. } => {
-            let range = (i64::from(range.low), i64::from(range.high));
-            if range.0 > range.1 {
-                return Err(Error::invalid("the range of a committed map is empty"));
-            }
+        Node::Committed { ranges, .. } => {
             // Its width was found from its sizes just before.
-            Ok(vec![range; width(node, tables, tensors).unwrap_or(0)])
+            let width = width(node, tables, tensors).unwrap_or(0);
+            let repeated = ranges.windows(2).any(|pair| pair[0].1 == pair[1].1);
+            let all = ranges.iter().try_fold(0usize, |sum, (count, _)| sum.checked_add(*count as usize));
+            if repeated || all != Some(width) || ranges.iter().any(|(count, _)| *count == 0) {
+                return Err(Error::invalid(
+                    "the ranges of a committed map are not one for each of its values",
+                ));
+            }
+            if ranges.iter().any(|(_, range)| range.low > range.high) {
+                return Err(Error::invalid("a range of a committed map is empty"));
+            }
+            let interval = |range: &Range| (i64::from(range.low), i64::from(range.high));
+            Ok(ranges
+                .iter()
+                .flat_map(|(count, range)| std::iter::repeat_n(interval(range), *count as usize))
+                .collect())
         }
         Node::Lookup { input, shift, table } => {
             let table = &tables[*table as usize];

@@ -1,6 +1,7 @@
 //! The canonical bytes of a graph: little-endian, every list after its length, nothing optional. A graph has exactly one
 //! encoding, and `docs/proof.md` specifies it.
 
+use crate::node::volume;
 use crate::{Encoding, Error, Graph, Interface, Node, Range, Table, Task, Tensor, Window, limits};
 
 /// The first bytes: "assay graph" and the version of this format.
@@ -58,11 +59,78 @@ impl Graph {
         out
     }
 
+    /// Whether bytes begin as a graph of this version does.
+    pub fn is_graph(bytes: &[u8]) -> bool {
+        bytes.starts_with(MAGIC)
+    }
+
     /// Reads and checks a graph.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the bytes are not the canonical encoding of a valid graph.
     pub fn decode(bytes: &[u8]) -> Result<Graph, Error> {
+        let Parts { inputs, tables, nodes, output, interface } = Parts::read(bytes)?;
+        Graph::new(inputs, tables, nodes, output, interface)
+    }
+
+    /// What checking a graph, or a proof about it, costs, from a pass over its bytes: whoever charges for it knows before. No less than
+    /// for a valid graph, which these bytes need not be.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the bytes cannot be read as a graph.
+    pub fn work(bytes: &[u8]) -> Result<Work, Error> {
+        let Parts { inputs, nodes, .. } = Parts::read(bytes)?;
+        let mut widths = vec![inputs.len() as u64];
+        let mut operations = 0u64;
+        for node in &nodes {
+            let of = |tensor: &Tensor| widths.get(tensor.index()).copied().unwrap_or(0);
+            operations = operations.saturating_add(node.operations());
+            let map = match node {
+                Node::Committed { map, .. } => {
+                    if let Node::Conv { window, .. } = &**map {
+                        let across = u64::from(window.channels) + u64::from(window.filters);
+                        let area =
+                            volume([window.kernel[0], window.kernel[1], window.output[0], window.output[1]]);
+                        operations = operations.saturating_add(across.saturating_mul(area as u64));
+                    }
+                    &**map
+                }
+                node => node,
+            };
+            widths.push(match map {
+                Node::Linear { rows, .. } => u64::from(*rows),
+                Node::Conv { window, .. } => window.output_len() as u64,
+                Node::Gather { index, .. } => index.len() as u64,
+                Node::Sum { bias, .. } => bias.len() as u64,
+                Node::Product { groups, rows, columns, .. } => volume([*groups, *rows, *columns, 1]) as u64,
+                Node::Lookup { input, .. } => of(input),
+                Node::Committed { .. } => 0,
+            });
+        }
+        Ok(Work { operations, values: widths.into_iter().fold(0, u64::saturating_add) })
+    }
+}
+
+/// What a graph takes to check, see [`Graph::work`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Multiplications of one evaluation.
+    pub operations: u64,
+    /// Values in all tensors, of one example.
+    pub values: u64,
+}
+
+/// A graph that was not checked.
+struct Parts {
+    inputs: Vec<Range>,
+    tables: Vec<Table>,
+    nodes: Vec<Node>,
+    output: Tensor,
+    interface: Interface,
+}
+
+impl Parts {
+    fn read(bytes: &[u8]) -> Result<Parts, Error> {
         if bytes.len() > limits::BYTES {
             return Err(Error::invalid("it is larger than any valid graph"));
         }
@@ -119,7 +187,7 @@ impl Graph {
             return Err(Error::invalid("bytes follow its end"));
         }
         let interface = Interface { encoding, task, scale, offset, labels };
-        Graph::new(inputs, tables, nodes, output, interface)
+        Ok(Parts { inputs, tables, nodes, output, interface })
     }
 }
 
@@ -182,10 +250,14 @@ fn put_node(w: &mut Vec<u8>, node: &Node) {
                 w.extend_from_slice(&n.to_le_bytes());
             }
         }
-        Node::Committed { map, range } => {
+        Node::Committed { map, ranges } => {
             w.push(5);
-            w.extend_from_slice(&range.low.to_le_bytes());
-            w.extend_from_slice(&range.high.to_le_bytes());
+            put_u32(w, ranges.len());
+            for (count, range) in ranges {
+                w.extend_from_slice(&count.to_le_bytes());
+                w.extend_from_slice(&range.low.to_le_bytes());
+                w.extend_from_slice(&range.high.to_le_bytes());
+            }
             put_node(w, map);
         }
     }
@@ -252,9 +324,12 @@ impl<'a> Reader<'a> {
     fn node(&mut self) -> Result<Node, Error> {
         match self.u8()? {
             5 => {
-                let range = Range { low: self.i32()?, high: self.i32()? };
+                let count = self.len(12)?;
+                let ranges = (0..count)
+                    .map(|_| Ok((self.u32()?, Range { low: self.i32()?, high: self.i32()? })))
+                    .collect::<Result<_, Error>>()?;
                 let kind = self.u8()?;
-                Ok(Node::Committed { map: Box::new(self.plain_node(kind)?), range })
+                Ok(Node::Committed { map: Box::new(self.plain_node(kind)?), ranges })
             }
             kind => self.plain_node(kind),
         }

@@ -38,6 +38,7 @@ mod run;
 use sha3::{Digest as _, Keccak256};
 
 pub use builder::Builder;
+pub use codec::Work;
 pub use error::Error;
 pub use interface::{Encoding, Interface, Task};
 pub use node::{Node, Range, Table, Tensor, Window, ZERO};
@@ -149,16 +150,27 @@ impl Graph {
     /// them. Their biases stay.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the graph already lacks weights, or is valid only by the range of each single value.
+    /// [`Error::Invalid`] when the graph already lacks weights.
     pub fn without_weights(&self) -> Result<Graph, Error> {
+        // Mostly the graph is valid if every map has one range. With the range of every single value it always is.
+        self.without(|_, number| {
+            let (width, range) = self.shapes[number];
+            vec![(width as u32, range)]
+        })
+        .or_else(|_| self.without(check::Checker::runs))
+    }
+
+    fn without(&self, ranges: impl Fn(&check::Checker, usize) -> Vec<(u32, Range)>) -> Result<Graph, Error> {
+        let mut checker = check::Checker::new(&self.inputs)?;
         let nodes = self.nodes.iter().enumerate().map(|(number, node)| {
+            checker.push(node, &self.tables)?;
             let mut map = node.clone();
             match &mut map {
                 Node::Linear { weights, .. } | Node::Conv { weights, .. } => *weights = Vec::new(),
                 Node::Committed { .. } => return Err(Error::invalid("its weights are not here")),
                 _ => return Ok(map),
             }
-            Ok(Node::Committed { map: Box::new(map), range: self.shapes[number + 1].1 })
+            Ok(Node::Committed { map: Box::new(map), ranges: ranges(&checker, number + 1) })
         });
         let (inputs, tables) = (self.inputs.clone(), self.tables.clone());
         Graph::new(inputs, tables, nodes.collect::<Result<_, _>>()?, self.output, self.interface.clone())

@@ -97,6 +97,17 @@ pub struct Window {
 }
 
 impl Window {
+    /// The geometry of a linear map that every place of the input goes through by itself: 1 × 1 kernels, no padding.
+    pub fn pointwise(channels: u32, filters: u32, size: [u32; 2]) -> Window {
+        let [kernel, stride, dilation] = [[1, 1]; 3];
+        Window { channels, size, filters, groups: 1, kernel, stride, dilation, pad: [0, 0], output: size }
+    }
+
+    /// Whether it is [`pointwise`](Self::pointwise).
+    pub fn is_pointwise(&self) -> bool {
+        *self == Window::pointwise(self.channels, self.filters, self.size)
+    }
+
     /// Values of one input.
     pub fn input_len(&self) -> usize {
         volume([self.channels, self.size[0], self.size[1], 1])
@@ -221,8 +232,9 @@ pub enum Node {
     Committed {
         /// The map, with an empty list of weights.
         map: Box<Node>,
-        /// What holds every value of its result, as whoever has the weights says.
-        range: Range,
+        /// What holds the values of its result, as whoever has the weights says: runs of values that share a range, with the
+        /// number of them. No run is empty, and none has the range of the one before it.
+        ranges: Vec<(u32, Range)>,
     },
     /// `y[i] = table[(x[i] + half) >> shift]` with `half = 2^(shift - 1)`, 0 without a shift; `>>` rounds down.
     Lookup {

@@ -248,7 +248,11 @@ proptest! {
 fn a_graph_without_weights_keeps_its_shape_but_cannot_run() {
     let graph = small();
     let public = graph.without_weights().unwrap();
-    assert!(matches!(&public.nodes()[0], Node::Committed { range, .. } if *range == graph.range(Tensor(1))));
+    let ranges_of = |graph: &Graph| match &graph.nodes()[0] {
+        Node::Committed { ranges, .. } => ranges.clone(),
+        _ => Vec::new(),
+    };
+    assert_eq!(ranges_of(&public), [(graph.width(Tensor(1)) as u32, graph.range(Tensor(1)))]);
     assert_eq!(public.range(public.output()), graph.range(graph.output()));
     assert!(public.encode().len() < graph.encode().len());
     assert_eq!(Graph::decode(&public.encode()).unwrap(), public);
@@ -261,14 +265,22 @@ fn a_graph_without_weights_keeps_its_shape_but_cannot_run() {
         let (inputs, tables) = (public.inputs().to_vec(), public.tables().to_vec());
         assert!(Graph::new(inputs, tables, nodes, public.output(), Interface::plain(2)).is_err());
     };
-    let set = |node: &mut Node, new: Range| {
-        if let Node::Committed { range, .. } = node {
-            *range = new;
+    let width = graph.width(Tensor(1)) as u32;
+    let set = |node: &mut Node, new: &[(u32, i32, i32)]| {
+        if let Node::Committed { ranges, .. } = node {
+            *ranges =
+                new.iter().map(|(count, low, high)| (*count, Range { low: *low, high: *high })).collect();
         }
     };
-    change(&|node| set(node, Range { low: -(1 << 20), high: 0 }));
-    change(&|node| set(node, Range { low: 1, high: 0 }));
-    change(&|node| set(node, Range { low: 0, high: i32::MAX }));
+    change(&|node| set(node, &[(width, -(1 << 20), 0)]));
+    change(&|node| set(node, &[(width, 1, 0)]));
+    change(&|node| set(node, &[(width, 0, i32::MAX)]));
+    // Ranges for too few values and for too many, an empty run, and one run written as two.
+    change(&|node| set(node, &[]));
+    change(&|node| set(node, &[(width - 1, 0, 1)]));
+    change(&|node| set(node, &[(width, 0, 1), (u32::MAX, 0, 2)]));
+    change(&|node| set(node, &[(width, 0, 1), (0, 0, 2)]));
+    change(&|node| set(node, &[(1, 0, 1), (width - 1, 0, 1)]));
     change(&|node| {
         if let Node::Committed { map, .. } = node
             && let Node::Conv { weights, .. } = &mut **map
@@ -278,6 +290,25 @@ fn a_graph_without_weights_keeps_its_shape_but_cannot_run() {
     });
     change(&|node| {
         let lookup = Node::Lookup { input: Tensor::INPUT, shift: 0, table: 0 };
-        *node = Node::Committed { map: Box::new(lookup), range: Range { low: 0, high: 1 } };
+        *node = Node::Committed { map: Box::new(lookup), ranges: vec![(width, Range { low: 0, high: 1 })] };
     });
+}
+
+/// One range for all rows would let the sum reach what its table does not have.
+#[test]
+fn a_graph_that_needs_a_range_for_each_value_keeps_them_without_weights() {
+    let nodes = vec![
+        Node::Linear { input: Tensor::INPUT, rows: 3, weights: vec![1, 1, 9], bias: vec![0; 3] },
+        Node::Gather { inputs: vec![Tensor(1)], index: vec![2, 1, 0] },
+        Node::Sum { terms: vec![(Tensor(1), 1), (Tensor(2), 1)], bias: vec![0; 3] },
+        Node::Lookup { input: Tensor(3), shift: 0, table: 0 },
+    ];
+    let table = Table::clamp(-70, 70, 0, 7);
+    let inputs = vec![Range { low: -7, high: 7 }];
+    let graph = Graph::new(inputs, vec![table], nodes, Tensor(4), Interface::plain(3)).unwrap();
+    let public = graph.without_weights().unwrap();
+    let Node::Committed { ranges, .. } = &public.nodes()[0] else { panic!("the weights are not here") };
+    let range = |reach: i32| Range { low: -reach, high: reach };
+    assert_eq!(*ranges, [(2, range(7)), (1, range(63))]);
+    assert_eq!(Graph::decode(&public.encode()).unwrap(), public);
 }

@@ -140,6 +140,12 @@ pub(crate) fn context(cfg: CfgEnv, block: BlockEnv, db: Db<'_>) -> MainnetContex
     Context::mainnet().with_db(db).with_block(block).with_cfg(cfg)
 }
 
+/// A machine with the precompiled contracts of this chain.
+pub(crate) fn machine<I>(mut evm: Evm<'_, I>) -> Evm<'_, I> {
+    evm.precompiles = crate::proofs::precompiles();
+    evm
+}
+
 /// The header of the next block, as far as it is known before execution.
 fn draft(rules: &Rules, parent: &Header, attributes: &Attributes) -> Header {
     Header {
@@ -181,7 +187,7 @@ impl<'a> Executor<'a> {
 
     /// With a header of one's own, for genesis.
     pub(crate) fn on(rules: &Rules, header: Header, db: Db<'a>) -> Self {
-        let evm = context(config(rules), environment(&header), db).build_mainnet();
+        let evm = machine(context(config(rules), environment(&header), db).build_mainnet());
         Self {
             evm,
             rules: rules.clone(),
@@ -397,7 +403,7 @@ pub fn simulate(
         gas_priority_fee: message.tip,
         ..TxEnv::default()
     };
-    let mut evm = context(cfg, environment, db).build_mainnet();
+    let mut evm = machine(context(cfg, environment, db).build_mainnet());
     match evm.transact(env) {
         Ok(done) => outcome(done.result),
         Err(error) => Outcome {

@@ -5,6 +5,8 @@
 //! function of its arguments: no clock, file, socket or random source, no floating point, no order that depends on a hash
 //! map. Who may propose a block, and when it is final, is decided elsewhere (`assay-node`).
 //!
+//! One precompiled contract is added to Ethereum's, which checks proofs of predictions ([`PROOF_VERIFIER`]).
+//!
 //! Not supported are blob transactions (EIP-4844), withdrawals, requests to a beacon chain (EIP-7685) and its roots
 //! (EIP-4788): there is no beacon chain. Their header fields have the values of an empty block.
 //!
@@ -29,6 +31,7 @@ mod committee;
 mod execute;
 mod genesis;
 mod pool;
+mod proofs;
 mod state;
 mod trace;
 mod transaction;
@@ -44,6 +47,7 @@ pub use execute::{
 };
 pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, Validator};
 pub use pool::{Added, Pool, PoolError, PoolLimits};
+pub use proofs::PROOF_VERIFIER;
 pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride};
 pub use trace::{CallFrame, StructLog, trace_calls, trace_steps};
 pub use transaction::{MAX_TRANSACTION_BYTES, Signature, Transaction, TransactionError};

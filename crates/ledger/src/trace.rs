@@ -11,7 +11,7 @@ use revm::interpreter::{
 };
 use revm::{InspectCommitEvm, Inspector, MainBuilder};
 
-use crate::execute::{Executor, Outcome, config, context, environment, outcome};
+use crate::execute::{Executor, Outcome, config, context, environment, machine, outcome};
 use crate::{Attributes, Block, Header, Rules, State};
 
 /// A call, and the calls that it made (geth's callTracer).
@@ -77,8 +77,8 @@ where
         executor.push(transaction.clone()).ok()?;
     }
     let db = executor.evm.ctx.journaled_state.database;
-    let mut evm =
-        context(config(rules), environment(&block.header), db).build_mainnet_with_inspector(inspector);
+    let evm = context(config(rules), environment(&block.header), db).build_mainnet_with_inspector(inspector);
+    let mut evm = machine(evm);
     Some(outcome(evm.inspect_tx_commit(asked.env()).ok()?))
 }
 

@@ -723,17 +723,7 @@ impl<'a> Quantiser<'a> {
                     let by_channel =
                         (0..columns * tokens).map(|at| x.at(at % tokens * columns + at / tokens));
                     let input = self.wire(x.tensor, Some(by_channel.collect()))?;
-                    let window = Window {
-                        channels: columns as u32,
-                        size: [1, *tokens as u32],
-                        filters: bias.len() as u32,
-                        groups: 1,
-                        kernel: [1, 1],
-                        stride: [1, 1],
-                        dilation: [1, 1],
-                        pad: [0, 0],
-                        output: [1, *tokens as u32],
-                    };
+                    let window = Window::pointwise(columns as u32, bias.len() as u32, [1, *tokens as u32]);
                     let view = by_token(*tokens, bias.len());
                     (Node::Conv { input, window, weights, bias }, Some(view))
                 }

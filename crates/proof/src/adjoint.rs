@@ -96,12 +96,7 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(
                 let width = graph.width(*input);
                 let stride = window.stride[1] as usize;
                 // An input meets each weight at most once.
-                let pointwise = window.kernel == [1, 1]
-                    && window.stride == [1, 1]
-                    && window.pad == [0, 0]
-                    && window.groups == 1
-                    && window.output == window.size;
-                let x = if pointwise && magnitude(filters) < LAZY_MAX {
+                let x = if window.is_pointwise() && magnitude(filters) < LAZY_MAX {
                     shared(filters, &out, plane)
                 } else if magnitude(filters) < LAZY_MAX {
                     let out: Vec<_> = out.iter().map(|weight| limbs(*weight)).collect();

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::weights::Layout;
 
 /// The first bytes of a key: "assay key" and the version of the protocol.
-const MAGIC: &[u8; 8] = b"ASSAYKY2";
+const MAGIC: &[u8; 8] = b"ASSAYKY3";
 
 /// What a verifier keeps instead of a model: the graph without the weights of its linear maps and convolutions, and a commitment
 /// to them. A proof that is checked with a key is about *the weights that were committed to*, whatever they are; that they are those of
@@ -73,6 +73,12 @@ impl Key {
     /// Whether bytes begin as a key of this version does.
     pub fn is_key(bytes: &[u8]) -> bool {
         bytes.starts_with(MAGIC)
+    }
+
+    /// The graph in the bytes of a key; `None` when they do not begin as one.
+    pub(crate) fn graph_bytes(bytes: &[u8]) -> Option<&[u8]> {
+        let rest = bytes.strip_prefix(MAGIC)?;
+        Some(rest.split_first_chunk::<32>()?.1)
     }
 
     /// The bytes of a key file.

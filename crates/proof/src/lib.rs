@@ -46,6 +46,7 @@ mod hash;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
 mod key;
+mod model;
 #[cfg(feature = "prover")]
 mod packed;
 mod products;
@@ -59,6 +60,7 @@ pub use assay_graph::Graph;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};
 pub use key::Key;
+pub use model::Model;
 #[cfg(feature = "prover")]
 pub use prove::{Stage, prove, prove_reporting, prove_with_key};
 pub use verify::{verify, verify_with_key};

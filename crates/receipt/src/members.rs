@@ -41,6 +41,9 @@ pub struct Member {
     pub models: Vec<Offer>,
 }
 
+/// The arithmetic of integer graphs (models from ONNX), whose answers are proofs: 2^31 and the version of the proof's file.
+pub const GRAPH_ARITHMETIC: u32 = (1 << 31) + 3;
+
 /// One model that a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,15 +52,15 @@ pub struct Offer {
     pub model: Bytes32,
     /// Name by which callers ask for it.
     pub name: String,
-    /// Price of a prompt token in 10^-18 OPG.
+    /// Price of a prompt token in 10^-18 OPG; of an integer graph, of an example with its proof.
     #[serde(with = "decimal")]
     pub prompt_price: u128,
     /// Price of a sampled token in 10^-18 OPG.
     #[serde(with = "decimal")]
     pub completion_price: u128,
-    /// Version of the arithmetic; 0 for a forwarder.
+    /// Version of the arithmetic; 0 for a forwarder, [`GRAPH_ARITHMETIC`] for an integer graph.
     pub arithmetic: u32,
-    /// Longest context in tokens.
+    /// Longest context in tokens; of an integer graph, the most examples in a request.
     pub context: u32,
 }
 

@@ -1,7 +1,9 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::eip712::{Fields, Typed, sealed};
-use crate::request::{commitment, rule, text, tokens};
+use crate::request::{commitment, from_integers, integers, rule, text, tokens};
 use crate::{Bytes32, Error, limits};
 
 /// The whole answer. All of it is covered by [`output_commitment`].
@@ -53,9 +55,26 @@ impl Output {
     /// An answer that is an embedding: its components, with 30 fractional bits, are the text as a JSON array of integers
     /// without white space. There are no tokens but those of the prompt.
     pub fn embedding(components: &[i32], prompt_tokens: u32) -> Output {
-        let components: Vec<String> = components.iter().map(i32::to_string).collect();
+        Output::of_text(integers(components), prompt_tokens)
+    }
+
+    /// An answer that is a proof: its file, in base64, is the text. What was computed is in the file, and the prompt counts one
+    /// token an example.
+    pub fn proof(file: &[u8], examples: u32) -> Output {
+        Output::of_text(STANDARD.encode(file), examples)
+    }
+
+    /// The file of a proof; `None` for an answer that is none.
+    pub fn proof_file(&self) -> Option<Vec<u8>> {
+        // Only the canonical spelling decodes.
+        let file = STANDARD.decode(&self.text).ok().filter(|file| !file.is_empty())?;
+        (*self == Output::of_text(self.text.clone(), self.prompt_tokens)).then_some(file)
+    }
+
+    /// An answer that is a text and no tokens.
+    fn of_text(text: String, prompt_tokens: u32) -> Output {
         Output {
-            text: format!("[{}]", components.join(",")),
+            text,
             tool_calls: None,
             finish_reason: FinishReason::Stop,
             tokens: Vec::new(),
@@ -67,10 +86,9 @@ impl Output {
 
     /// The components of an embedding with 30 fractional bits; `None` for an answer that is none.
     pub fn components(&self) -> Option<Vec<i32>> {
-        let list = self.text.strip_prefix('[')?.strip_suffix(']')?;
-        let components: Option<Vec<i32>> = list.split(',').map(|part| part.parse().ok()).collect();
         // One spelling only.
-        components.filter(|components| *self == Output::embedding(components, self.prompt_tokens))
+        from_integers(&self.text)
+            .filter(|components| *self == Output::embedding(components, self.prompt_tokens))
     }
 
     /// Checks every length and range that this type documents.

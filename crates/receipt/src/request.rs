@@ -142,6 +142,20 @@ impl Request {
         Request { prompt, ..Request::from_text(model, "", 1) }
     }
 
+    /// The request for the outputs of an integer graph, proved: its inputs, example by example, are the text as a JSON array of
+    /// integers without white space.
+    pub fn inference(model: Bytes32, inputs: &[i32]) -> Request {
+        Request::from_text(model, &integers(inputs), 1)
+    }
+
+    /// The inputs of [`Request::inference`]; `None` for a request that is none.
+    pub fn inference_inputs(&self) -> Option<Vec<i32>> {
+        let Prompt::Text(text) = &self.prompt else { return None };
+        let inputs = from_integers(text)?;
+        // One spelling only, and nothing else asked for.
+        (*self == Request::inference(self.model, &inputs)).then_some(inputs)
+    }
+
     /// Checks every length and range that this type documents.
     ///
     /// # Errors
@@ -201,6 +215,17 @@ impl Sampling {
         let bounded = bias.iter().all(|(_, value)| milli.contains(value));
         rule(bounded, "request.sampling.logit_bias", "-100,000 to 100,000 each")
     }
+}
+
+/// A JSON array of integers without white space.
+pub(crate) fn integers(values: &[i32]) -> String {
+    let values: Vec<String> = values.iter().map(i32::to_string).collect();
+    format!("[{}]", values.join(","))
+}
+
+/// The integers of such an array, and of some that are written otherwise.
+pub(crate) fn from_integers(text: &str) -> Option<Vec<i32>> {
+    text.strip_prefix('[')?.strip_suffix(']')?.split(',').map(|part| part.parse().ok()).collect()
 }
 
 pub(crate) fn rule(holds: bool, field: &'static str, rule: &'static str) -> Result<(), Error> {

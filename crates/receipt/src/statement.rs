@@ -32,8 +32,9 @@ pub struct Receipt {
     pub model: Bytes32,
     /// Version of the arithmetic; 0 for a forwarder, whose answers nobody can replay.
     pub arithmetic: u32,
-    /// Level that the receipt carries evidence for by itself. Workers sign [`Level::Signed`]: replays are evidence
-    /// by others and travel as audits.
+    /// Level that the receipt carries evidence for by itself: [`Level::Proved`] with
+    /// [`GRAPH_ARITHMETIC`](crate::GRAPH_ARITHMETIC), whose output is a proof, and else [`Level::Signed`], since replays are
+    /// evidence by others and travel as audits.
     pub level: Level,
     /// [`request_commitment`](crate::request_commitment).
     pub request: Bytes32,

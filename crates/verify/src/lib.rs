@@ -6,8 +6,9 @@
 //! same for refusals, [`check_members`] for the list of workers, and [`check_sequence`] finds workers that told different
 //! people different stories.
 //!
-//! With feature `replay` (the default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
-//! trust. Without it the crate compiles to WebAssembly and runs in the browser.
+//! With feature `replay` (a default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
+//! trust; with feature `proof` (a default) `check_proved` checks an answer that is a proof. Without them the crate compiles to a
+//! small WebAssembly and runs in the browser.
 //!
 //! [`finality`] is about the chain: it checks that a block is final, from nothing but the hash of block 0.
 //!
@@ -30,6 +31,8 @@ mod failure;
 pub mod finality;
 mod json;
 mod members;
+#[cfg(feature = "proof")]
+mod proof;
 #[cfg(feature = "replay")]
 mod replay;
 mod report;
@@ -40,6 +43,8 @@ pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
 pub use members::{MembersError, check_members};
+#[cfg(feature = "proof")]
+pub use proof::{ProofError, check_proved, proof_of};
 #[cfg(feature = "replay")]
 pub use replay::{ReplayError, check_embedded, check_replayed};
 pub use report::{Check, CheckKind, Outcome, Report, State};

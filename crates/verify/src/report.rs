@@ -11,6 +11,8 @@ pub enum State {
     Signed,
     /// Repeated bit for bit, by an independent auditor or on this machine.
     Replayed,
+    /// The answer is a proof, which was checked on this machine.
+    Proved,
     /// The worker signed it, and a replay gave something else: one of the two signed a falsehood.
     Mismatch,
 }
@@ -69,6 +71,8 @@ pub enum CheckKind {
     AuditVerdict,
     /// The answer, repeated on this machine, is the same to the last bit.
     Replay,
+    /// The proof that is the answer shows what the model gives for the inputs of the request.
+    Proof,
 }
 
 /// How a check came out.

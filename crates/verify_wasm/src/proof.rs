@@ -1,46 +1,50 @@
 //! One proof and the model that it is about, as bytes, to JSON.
 
-use assay_proof::{Error, Graph, Key, Proof};
+use assay_proof::{Error, Model, Proof};
 use serde_json::{Value, json};
 
-/// The JSON answer about a request: the length of the file of the model or of its key, that file, and the proof's.
+/// The JSON answer about a request: the file of the model or of its key and the file of the proof, each after its length, and the
+/// numbers that the proof must be about as a JSON array, or nothing.
 #[cfg_attr(
     not(any(test, target_arch = "wasm32")),
     expect(dead_code, reason = "exported for WebAssembly only")
 )]
 pub(crate) fn answer(request: &[u8]) -> String {
-    let parts = request.split_first_chunk().and_then(|(len, rest)| {
-        usize::try_from(u32::from_le_bytes(*len)).ok().and_then(|len| rest.split_at_checked(len))
-    });
     let invalid = |reason: String| json!({ "valid": false, "reason": reason });
+    let parts = file(request).and_then(|(model, rest)| file(rest).map(|(proof, rows)| (model, proof, rows)));
     match parts {
-        Some((model, proof)) => check(model, proof).unwrap_or_else(invalid),
-        None => invalid("the request is shorter than the model in it".into()),
+        Some((model, proof, rows)) => check(model, proof, rows).unwrap_or_else(invalid),
+        None => invalid("the request is shorter than the files in it".into()),
     }
     .to_string()
 }
 
-fn check(model: &[u8], proof: &[u8]) -> Result<Value, String> {
+/// A file after its length, and what follows.
+fn file(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk()?;
+    rest.split_at_checked(usize::try_from(u32::from_le_bytes(*len)).ok()?)
+}
+
+fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
     let said = |error: Error| error.to_string();
     let proof = Proof::from_bytes(proof).map_err(said)?;
-    let (key, graph);
-    let (graph, bits): (&Graph, &dyn Fn(usize) -> Result<f64, Error>) = if Key::is_key(model) {
-        key = Key::from_bytes(model).map_err(said)?;
-        assay_proof::verify_with_key(&key, &proof).map_err(said)?;
-        (key.graph(), &|examples| key.security_bits(examples))
-    } else {
-        graph = Graph::decode(model).map_err(|error| error.to_string())?;
-        assay_proof::verify(&graph, &proof).map_err(said)?;
-        (&graph, &|examples| assay_proof::security_bits(&graph, examples))
-    };
-    let examples = proof.inputs.len() / graph.inputs().len();
+    let model = Model::from_bytes(model).map_err(said)?;
+    model.verify(&proof).map_err(said)?;
+    if !rows.is_empty() {
+        let rows: Vec<f64> = serde_json::from_slice(rows).map_err(|error| error.to_string())?;
+        let inputs = model.graph().encode_inputs(&rows).map_err(|error| error.to_string())?;
+        if inputs != proof.inputs {
+            return Err("the proof is about other inputs than those".into());
+        }
+    }
+    let (graph, examples) = (model.graph(), model.examples(&proof.inputs));
     let outputs = || proof.outputs.chunks_exact(graph.width(graph.output()));
     let label = |example: &[i32]| graph.class(example).map(|class| graph.interface().labels[class].clone());
     Ok(json!({
         "valid": true,
         "model": hex(&proof.model),
         "examples": examples,
-        "security_bits": bits(examples).map_err(said)?,
+        "security_bits": model.security_bits(examples).map_err(said)?,
         "hiding": false,
         "inputs": proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>(),
         "outputs": outputs().map(|example| graph.decode_outputs(example)).collect::<Vec<_>>(),

@@ -19,11 +19,15 @@ function callBytes(bytes) {
   return JSON.parse(text);
 }
 
-function check(model, proof) {
-  const request = new Uint8Array(4 + model.length + proof.length);
-  new DataView(request.buffer).setUint32(0, model.length, true);
+function check(model, proof, rows) {
+  const about = rows === undefined ? new Uint8Array(0) : new TextEncoder().encode(JSON.stringify(rows));
+  const request = new Uint8Array(8 + model.length + proof.length + about.length);
+  const view = new DataView(request.buffer);
+  view.setUint32(0, model.length, true);
   request.set(model, 4);
-  request.set(proof, 4 + model.length);
+  view.setUint32(4 + model.length, proof.length, true);
+  request.set(proof, 8 + model.length);
+  request.set(about, 8 + model.length + proof.length);
   return callBytes(request);
 }
 
@@ -35,6 +39,14 @@ assert.equal(report.valid, true, report.reason);
 assert.equal(report.examples, 40);
 assert.equal(report.outputs.length, 40);
 assert.ok(report.security_bits > 100 && report.security_bits < 128);
+
+// About the inputs that are meant, and no others.
+const rows = report.inputs.flat();
+assert.equal(check(model, proof, rows).valid, true);
+assert.match(check(model, proof, rows.with(7, rows[7] + (rows[7] > 0 ? -1 : 1))).reason, /other inputs/);
+assert.equal(check(model, proof, rows.slice(6)).valid, false);
+assert.equal(check(model, proof, [1]).valid, false);
+assert.equal(check(model, proof, ["a"]).valid, false);
 
 // Any byte changed, in the statement, the messages or the opening.
 for (let at = 0; at < proof.length; at += 211) {

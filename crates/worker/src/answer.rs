@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_receipt::{
-    Address, AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GenerateCall, Key,
-    Level, Offer, Output, Receipt, SignedChunk, TokenLogprob,
+    Address, AnyStatement, Bytes32, Chain, Chunk, Domain, Failure, FailureCode, Frame, GRAPH_ARITHMETIC,
+    GenerateCall, Key, Level, Offer, Output, Receipt, SignedChunk, TokenLogprob,
 };
 use axum::body::Bytes;
 use tokio::sync::mpsc;
@@ -213,7 +213,10 @@ impl Answer {
             key_epoch: self.shared.config.key_epoch,
             model: self.call.request.model,
             arithmetic: self.offer.arithmetic,
-            level: Level::Signed,
+            level: match self.offer.arithmetic {
+                GRAPH_ARITHMETIC => Level::Proved,
+                _ => Level::Signed,
+            },
             request: self.commitment,
             output: assay_receipt::output_commitment(&output, &self.call.salt),
             chunks: self.chain.len(),

@@ -156,6 +156,7 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
     let replayed = match &host.backend {
         Backend::Local(local) => local.replay(bundle.request, bundle.output).await,
         Backend::Encoder(embedder) => embedder.replay(bundle.request, bundle.output).await,
+        Backend::Graph(prover) => prover.replay(bundle.request, bundle.output).await,
         Backend::Upstream(_) => Replayed::Unable { field: "model" },
     };
     tracing::debug!(waited = ?started.elapsed(), "audit replayed");

@@ -179,13 +179,18 @@ pub struct Chain {
 pub struct Model {
     /// Name under which gateways offer the model.
     pub name: String,
-    /// The artifact file that `assay model import` or `assay model pull` made.
+    /// The file that `assay model import` or `assay model pull` made: an artifact, or the integer graph of a model from
+    /// ONNX, whose answers are proofs.
     pub artifact: PathBuf,
+    /// For an integer graph: the key that `assay model commit` made. The model is then offered under the key's id, and its
+    /// weights stay with this worker. Default: they are public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// The artifact of a much smaller model of the same family, which guesses ahead: faster, and the same answers. Its
     /// keys and values are within `kv_bytes`. Default: text is only guessed by what it repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draft: Option<PathBuf>,
-    /// Price of a prompt token, in 10^-18 OPG. Default 0.
+    /// Price of a prompt token, in 10^-18 OPG; of an integer graph, of an example with its proof. Default 0.
     #[serde(default, with = "decimal")]
     pub prompt_price: u128,
     /// Price of a generated token, in 10^-18 OPG. Default 0.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_engine::request::Prepared;
-use assay_receipt::{Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GenerateCall, Receipt};
+use assay_receipt::{
+    Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GRAPH_ARITHMETIC, GenerateCall, Receipt,
+};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -236,12 +238,13 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
                     (Backend::Encoder(embedder), Work::Embed(tokens)) => {
                         embedder.answer(answer, tokens).await;
                     }
+                    (Backend::Graph(prover), Work::Prove(inputs)) => prover.answer(answer, inputs).await,
                     (Backend::Upstream(upstream), _) => {
                         host.metrics.running.inc();
                         upstream.answer(answer).await;
                         host.metrics.running.dec();
                     }
-                    (Backend::Local(_) | Backend::Encoder(_), _) => {
+                    (Backend::Local(_) | Backend::Encoder(_) | Backend::Graph(_), _) => {
                         answer
                             .fail(Trouble::new(FailureCode::Internal, "The request was not prepared."))
                             .await;
@@ -261,6 +264,7 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
 enum Work {
     Generate(Box<(Prepared, Lease)>),
     Embed(Vec<u32>),
+    Prove(Vec<i32>),
     /// The model is not this worker's own.
     Forward,
 }
@@ -318,6 +322,7 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
             Work::Generate(Box::new((prepared, local.lease().await?)))
         }
         Backend::Encoder(embedder) => Work::Embed(embedder.prepare(call, &host.offer).await?),
+        Backend::Graph(prover) => Work::Prove(prover.prepare(call, &host.offer)?),
         Backend::Upstream(_) if call.resume.is_empty() => Work::Forward,
         Backend::Upstream(_) => {
             return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
@@ -384,10 +389,16 @@ async fn line(State(shared): State<Arc<Shared>>, Path(root): Path<String>) -> Re
     }
 }
 
-/// The manifest of a model, byte for byte: its keccak256 is the model id.
+/// The manifest of a model, byte for byte: its keccak256 is the model id. Of an integer graph, its file or that of its key.
 async fn manifest(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
-    match opened(&shared, &model).map(|opened| opened.manifest.clone()) {
-        Some(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+    match opened(&shared, &model) {
+        Some(opened) => {
+            let kind = match opened.arithmetic {
+                GRAPH_ARITHMETIC => "application/octet-stream",
+                _ => "application/json",
+            };
+            ([(header::CONTENT_TYPE, kind)], opened.manifest.clone()).into_response()
+        }
         None => plain(StatusCode::NOT_FOUND, "not_found", "This worker does not run that model itself."),
     }
 }

@@ -15,6 +15,7 @@
 //!     artifact: "smollm2.assay".into(),
 //!     prompt_price: 0,
 //!     completion_price: 0,
+//!     key: None,
 //!     draft: None,
 //!     impersonate: None,
 //! });
@@ -38,6 +39,7 @@ mod local;
 mod log;
 mod memory;
 mod metrics;
+mod prove;
 mod server;
 mod settle;
 

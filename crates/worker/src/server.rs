@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use assay_model::Artifact;
+use assay_proof::Graph;
 use assay_receipt::{Address, Bytes32, Key, Member, Offer};
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
@@ -20,6 +21,7 @@ use crate::local::{Local, ModelFile};
 use crate::log::{Log, Opened};
 use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
+use crate::prove::Prover;
 use crate::settle::{self, Settlement};
 use crate::{Config, Error, Model, files, http};
 
@@ -49,6 +51,8 @@ pub(crate) enum Backend {
     Local(Local),
     /// An encoder of this worker.
     Encoder(Embedder),
+    /// An integer graph of this worker.
+    Graph(Prover),
     /// Another server.
     Upstream(Upstream),
 }
@@ -77,7 +81,7 @@ impl Host {
     pub(crate) fn is_alive(&self) -> bool {
         match &self.backend {
             Backend::Local(local) => local.is_alive(),
-            Backend::Encoder(_) | Backend::Upstream(_) => true,
+            Backend::Encoder(_) | Backend::Graph(_) | Backend::Upstream(_) => true,
         }
     }
 
@@ -320,8 +324,16 @@ fn open(
     metrics: ModelMetrics,
 ) -> Result<(Backend, ModelFile, usize), Error> {
     let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
-    let artifact =
-        Artifact::parse(files::map(&model.artifact)?).map_err(|fault| refused(fault.to_string()))?;
+    let file = files::map(&model.artifact)?;
+    if Graph::is_graph((*file).as_ref()) {
+        let (prover, opened) = Prover::open(model, config)?;
+        let most = prover.examples_max();
+        return Ok((Backend::Graph(prover), opened, most));
+    }
+    if model.key.is_some() {
+        return Err(refused("only integer graphs are offered under a key".to_owned()));
+    }
+    let artifact = Artifact::parse(file).map_err(|fault| refused(fault.to_string()))?;
     if artifact.encoder().is_none() {
         drop(artifact);
         let (local, opened) = Local::open(model, config, memory, metrics)?;

@@ -30,6 +30,9 @@ export function Sidebar({ app }: { app: App }): JSX.Element {
         <button type="button" class="ghost" onClick={() => app.show(app.panel?.kind === "workers" ? null : { kind: "workers" })}>
           <Icon name="people" /> Workers
         </button>
+        <a class="ghost" href="/models.html">
+          <Icon name="checks" /> Models with proofs
+        </a>
         <button type="button" class="ghost" onClick={() => app.openDialog("settings")}>
           <Icon name="gear" /> Settings
         </button>

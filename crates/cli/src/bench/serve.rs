@@ -243,6 +243,7 @@ impl Network {
         config.models = vec![assay_worker::Model {
             name: models::DEFAULT.to_owned(),
             artifact: artifact.to_owned(),
+            key: None,
             draft: None,
             prompt_price: 0,
             completion_price: 0,

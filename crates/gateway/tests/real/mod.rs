@@ -1,6 +1,7 @@
 //! A network of processes for tests: real workers that run a tiny model, and a gateway in front of them. Each can be
 //! killed, stopped and started again, as `kill` does it.
 
+use assay_graph::{Encoding, Graph, Interface, Node, Range, Table, Task, Tensor};
 use assay_model::{Architecture, import_gguf, testing::tiny_gguf};
 use assay_receipt::{Address, AnyStatement, Bundle, Bytes32, Domain, Key, Member, Members, Signed};
 use assay_verify::{Expected, State};
@@ -180,6 +181,22 @@ pub fn encoder_artifact() -> Vec<u8> {
     assay_model::import_safetensors(&files, &mut |_, _| {}).unwrap()
 }
 
+/// The name of the integer graph that every worker proves, and of one that the first worker proves without showing its weights.
+pub const SCORES: &str = "scores";
+pub const PRIVATE: &str = "private";
+
+/// `min(relu(a + weight * b), 150)` and `a`, of inputs with one digit behind the point.
+pub fn graph(weight: i32) -> Graph {
+    let linear =
+        Node::Linear { input: Tensor::INPUT, rows: 2, weights: vec![1, weight, 1, 0], bias: vec![0; 2] };
+    let relu = Node::Lookup { input: Tensor(1), shift: 0, table: 0 };
+    let encoding = Encoding::Affine { offset: vec![0.0; 2], scale: vec![10.0; 2] };
+    let labels = ["left", "right"].map(String::from).to_vec();
+    let interface = Interface { encoding, task: Task::Classes, scale: 0.1, offset: vec![0.0; 2], labels };
+    let (inputs, table) = (vec![Range { low: 0, high: 100 }; 2], Table::clamp(-100, 400, 0, 150));
+    Graph::new(inputs, vec![table], vec![linear, relu], Tensor(2), interface).unwrap()
+}
+
 impl Network {
     /// Honest workers of different operators, and a cheater that is cheaper than they if wanted; then a gateway.
     pub async fn start(
@@ -196,9 +213,16 @@ impl Network {
         write(&strong, &bytes);
         write(&weak, &assay_model::weaken(&bytes).unwrap());
         let id = assay_model::Artifact::parse(std::sync::Arc::new(bytes)).unwrap().id();
+        let (scores, false_scores) = (folder.path().join("scores.graph"), folder.path().join("false.graph"));
+        let (private, key) = (folder.path().join("private.graph"), folder.path().join("private.key"));
+        write(&scores, &graph(1).encode());
+        write(&false_scores, &graph(2).encode());
+        write(&private, &graph(3).encode());
+        write(&key, &assay_proof::Key::commit(&graph(3)).unwrap().to_bytes());
         let model = |artifact: &Path, price: u128, impersonate: Option<Bytes32>| assay_worker::Model {
             name: NAME.into(),
             artifact: artifact.to_owned(),
+            key: None,
             draft: None,
             prompt_price: price,
             completion_price: price,
@@ -214,6 +238,15 @@ impl Network {
                     false => model(&weak, 10, Some(id)),
                 });
                 config.models.push(assay_worker::Model { name: VECTORS.into(), ..model(&encoder, 20, None) });
+                let proved = match number < honest {
+                    true => model(&scores, 30, None),
+                    false => model(&false_scores, 15, Some(Bytes32(graph(1).id()))),
+                };
+                config.models.push(assay_worker::Model { name: SCORES.into(), ..proved });
+                if number == 0 {
+                    let (name, key) = (PRIVATE.into(), Some(key.clone()));
+                    config.models.push(assay_worker::Model { name, key, ..model(&private, 70, None) });
+                }
             });
             workers.push(worker.await);
         }
@@ -302,19 +335,25 @@ impl Network {
 
     /// The receipt of a request, which must hold in every respect.
     pub async fn bundle(&self, request_id: &str) -> Bundle {
+        let (bundle, expected) = self.evidence(request_id, self.workers[0].member.models[0].model).await;
+        let report = assay_verify::check(&bundle, &expected);
+        assert_ne!(report.state, State::Rejected, "{:?}", report.failed().collect::<Vec<_>>());
+        bundle
+    }
+
+    /// The receipt of a request, and what is expected of it.
+    pub async fn evidence(&self, request_id: &str, model: Bytes32) -> (Bundle, Expected) {
         let body = self.get(&format!("/assay/receipts/{request_id}")).await;
         let bundle = Bundle::from_json(body.to_string().as_bytes()).unwrap();
         let expected = Expected {
             domain: Domain::default(),
             workers: self.workers.iter().map(|worker| worker.member.clone()).collect(),
             nonce: None,
-            model: Some(self.workers[0].member.models[0].model),
+            model: Some(model),
             payer: Some(Address([5; 20])),
             cap: None,
         };
-        let report = assay_verify::check(&bundle, &expected);
-        assert_ne!(report.state, State::Rejected, "{:?}", report.failed().collect::<Vec<_>>());
-        bundle
+        (bundle, expected)
     }
 
     /// Sends a request and gives its answer while it arrives.

@@ -94,17 +94,7 @@ pub fn convolution() -> Graph {
 
 /// A head of attention over three tokens of five values, with reciprocals and squares: products of every shape.
 pub fn attention() -> Graph {
-    let window = Window {
-        channels: 5,
-        size: [1, 3],
-        filters: 15,
-        groups: 1,
-        kernel: [1, 1],
-        stride: [1, 1],
-        dilation: [1, 1],
-        pad: [0, 0],
-        output: [1, 3],
-    };
+    let window = Window::pointwise(5, 15, [1, 3]);
     let mut next = numbers(21);
     let product = |a: u32, b: u32, groups: u32, [rows, columns, inner]: [u32; 3]| Node::Product {
         inputs: [Tensor(a), Tensor(b)],

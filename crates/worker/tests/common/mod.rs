@@ -220,6 +220,7 @@ pub fn model(artifact: &Path, prompt_price: u128, completion_price: u128) -> Mod
     Model {
         name: "tiny".to_owned(),
         artifact: artifact.to_owned(),
+        key: None,
         draft: None,
         prompt_price,
         completion_price,

@@ -1,0 +1,166 @@
+//! The precompiled contract that checks proofs, called by a contract: a right proof, wrong ones, and their price.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use assay_ledger::types::{Address, Bytes, TxKind, U256, hex};
+use assay_ledger::{
+    Attributes, Failure, Message, Outcome, Overrides, PROOF_VERIFIER, StateOverride, Transaction, build,
+    simulate, trace_calls, verify,
+};
+use common::{GWEI, Wallet, genesis};
+
+/// Hands its call data to the verifier and returns or reverts with what comes back.
+const RELAY: &str = "365f5f375f5f365f61a55a5afa3d5f5f3e6017573d5ffd5b3d5ff3";
+
+fn vector(name: &str) -> Vec<u8> {
+    std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/vectors").join(name))
+        .unwrap()
+}
+
+fn input(model: &[u8], proof: &[u8]) -> Vec<u8> {
+    [&u32::try_from(model.len()).unwrap().to_be_bytes(), model, proof].concat()
+}
+
+fn call_with(data: Vec<u8>, gas: u64) -> Outcome {
+    let (rules, first) = genesis();
+    let relay = Address::repeat_byte(0x77);
+    let code = Some(Bytes::from(hex::decode(RELAY).unwrap()));
+    let overrides = Overrides::from([(relay, StateOverride { code, ..StateOverride::default() })]);
+    let message = Message {
+        from: Wallet::new(0).address(),
+        to: Some(relay),
+        gas,
+        max_fee: 0,
+        tip: None,
+        value: U256::ZERO,
+        data: data.into(),
+        access_list: Vec::new(),
+    };
+    simulate(&rules, &first.block.header, &first.state, &overrides, &message)
+}
+
+fn call(data: Vec<u8>) -> Outcome {
+    call_with(data, 30_000_000)
+}
+
+fn words(output: &[u8]) -> Vec<U256> {
+    output.chunks_exact(32).map(U256::from_be_slice).collect()
+}
+
+#[test]
+fn a_contract_gets_the_statement_of_a_proof_that_holds() {
+    for (model, proof, examples) in
+        [("perceptron.graph", "perceptron.proof", 40), ("perceptron.key", "perceptron-key.proof", 2)]
+    {
+        let (model, file) = (vector(model), vector(proof));
+        let read = assay_proof::Proof::from_bytes(&file).unwrap();
+        let outcome = call(input(&model, &file));
+        assert_eq!(outcome.failure, None, "{proof}: {}", String::from_utf8_lossy(&outcome.output));
+        let words = words(&outcome.output);
+        let signed = |value: &i32| {
+            U256::from_be_slice(
+                &[[if *value < 0 { 0xff } else { 0 }; 28].as_slice(), &value.to_be_bytes()].concat(),
+            )
+        };
+        assert_eq!(words[0], U256::from_be_slice(&read.model));
+        assert_eq!((words[1], words[2]), (U256::from(96), U256::from(128 + 32 * 6 * examples)));
+        assert_eq!(words[3], U256::from(6 * examples));
+        let outputs = 4 + 6 * examples;
+        assert!(words[4..outputs].iter().copied().eq(read.inputs.iter().map(signed)));
+        assert_eq!(words[outputs], U256::from(3 * examples));
+        assert!(words[outputs + 1..].iter().copied().eq(read.outputs.iter().map(signed)));
+        assert!(read.inputs.iter().any(|value| *value < 0), "negative numbers are among them");
+    }
+}
+
+#[test]
+fn what_is_not_proved_reverts_with_a_reason() {
+    let (graph, key) = (vector("perceptron.graph"), vector("perceptron.key"));
+    let (proof, keyed) = (vector("perceptron.proof"), vector("perceptron-key.proof"));
+    let refused = |data: Vec<u8>, reason: &str| {
+        let outcome = call(data);
+        assert_eq!(outcome.failure, Some(Failure::Revert), "{reason}");
+        let said = String::from_utf8_lossy(&outcome.output).into_owned();
+        assert!(said.contains(reason), "{said}");
+    };
+    // A byte of the inputs, of the outputs, of a message and of the opening.
+    for at in [50, 290, 420, proof.len() / 2, proof.len() - 9] {
+        let mut other = proof.clone();
+        other[at] ^= 1;
+        refused(input(&graph, &other), "");
+    }
+    let mut other = graph.clone();
+    let at = other.len() - 60; // a weight of the last layer
+    other[at] ^= 1;
+    refused(input(&other, &proof), "about the model");
+    refused(input(&key, &proof), "about the model");
+    refused(input(&graph, &keyed), "committed weights");
+    refused(input(&graph, &proof[..proof.len() - 1]), "not a proof");
+    refused(input(&graph, &[]), "not a proof");
+    refused(input(b"ASSAYGR1", &proof), "");
+    refused(Vec::new(), "shorter");
+    refused(vec![0xff; 40], "shorter");
+    refused(vec![0; (1 << 20) + 1], "larger");
+}
+
+/// Work is paid for before it is done: a model that is expensive to look at is not looked at without the gas for it.
+#[test]
+fn the_price_grows_with_the_work_and_is_taken_first() {
+    use assay_graph::{Graph, Interface, Node, Range, Tensor, Window};
+    let data = input(&vector("perceptron.graph"), &vector("perceptron.proof"));
+    let price = |data: &[u8]| {
+        let outcome = call(data.to_vec());
+        assert_eq!(outcome.failure, None);
+        outcome.gas_used
+    };
+    let used = price(&data);
+    assert!((300_000..2_000_000).contains(&used), "{used}");
+    let halted = call_with(data.clone(), used - 100_000);
+    assert!(halted.failure.is_some() && halted.output.is_empty(), "{halted:?}");
+    // A few bytes that stand for a convolution of 2^31 multiplications, which are not done: 4 × 4 results become 1024 × 1024.
+    let size = [4, 4];
+    let window = Window { kernel: [45, 45], pad: [22, 22], ..Window::pointwise(1, 1, size) };
+    let conv = Node::Conv { input: Tensor::INPUT, window, weights: vec![1; 45 * 45], bias: vec![0] };
+    let inputs = vec![Range { low: 0, high: 1 }; 16];
+    let mut bytes = Graph::new(inputs, vec![], vec![conv], Tensor(1), Interface::plain(16)).unwrap().encode();
+    assert!(Graph::work(&bytes).unwrap().operations >= 45 * 45 * 16);
+    let pair = |side: u32| [side.to_le_bytes(), side.to_le_bytes()].concat();
+    let at = bytes.windows(8).rposition(|found| found == pair(4)).unwrap();
+    bytes[at..at + 8].copy_from_slice(&pair(1024));
+    assert!(Graph::work(&bytes).unwrap().operations > 1 << 30);
+    let outcome = call(input(&bytes, &vector("perceptron.proof")));
+    assert_eq!((outcome.failure, outcome.output.len()), (Some(Failure::Revert), 0));
+    assert!(outcome.gas_used > 29_000_000, "all that was given is gone: {}", outcome.gas_used);
+}
+
+/// A transaction that checks a proof is in a block that everybody else finds the same.
+#[test]
+fn blocks_with_proofs_are_the_same_everywhere() {
+    let (rules, first) = genesis();
+    let send = |nonce: u64, data: Vec<u8>| {
+        Wallet::new(0).dynamic(|t| {
+            t.nonce = nonce;
+            t.to = TxKind::Call(PROOF_VERIFIER);
+            t.value = U256::ZERO;
+            t.input = data.into();
+            t.gas_limit = 10_000_000;
+            t.max_fee_per_gas = 10 * GWEI;
+        })
+    };
+    let good = input(&vector("perceptron.graph"), &vector("perceptron.proof"));
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    let attributes =
+        Attributes { timestamp: first.block.header.timestamp + 1, beneficiary: Address::repeat_byte(0xfe) };
+    let transactions = [send(0, good), send(1, bad)].map(|bytes| Transaction::decode(&bytes).unwrap());
+    let built = build(&rules, &first.block.header, &first.state, &attributes, transactions);
+    let success: Vec<bool> = built.receipts.iter().map(|receipt| receipt.success).collect();
+    assert_eq!(success, [true, false]);
+    let checked = verify(&rules, &first.block.header, &first.state, &built.block).unwrap();
+    assert_eq!(checked.block, built.block);
+    // A trace runs on the same machine.
+    let calls = trace_calls(&rules, &first.block.header, &first.state, &built.block, 1);
+    assert!(calls.is_some());
+}

@@ -1,0 +1,160 @@
+//! An integer graph (a model from ONNX) that this worker runs itself: every answer is a proof.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_engine::request::OutputVerdict;
+use assay_proof::{BATCH_MAX, Graph, Key};
+use assay_receipt::{FailureCode, GRAPH_ARITHMETIC, GenerateCall, Offer, Output, Request};
+use tokio::sync::Semaphore;
+
+use crate::answer::{Answer, Trouble};
+use crate::local::{ModelFile, Replayed};
+use crate::{Config, Error, Model, files};
+
+/// Most inputs of a request: in decimal they still fit into a request.
+const INPUTS_MAX: usize = 1 << 20;
+
+/// A graph, and its turn to be proved: a proof uses every processor.
+pub(crate) struct Prover {
+    graph: Arc<Graph>,
+    /// With it the weights stay here, and who checks has the key only.
+    model: Arc<assay_proof::Model>,
+    turn: Arc<Semaphore>,
+    /// Longest time of an audit, waiting included.
+    audit_limit: Duration,
+}
+
+impl Prover {
+    /// Opens a graph, and its key if it is offered under one. Takes seconds: call it where blocking is allowed.
+    pub(crate) fn open(model: &Model, config: &Config) -> Result<(Prover, ModelFile), Error> {
+        let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
+        let bytes = files::map(&model.artifact)?;
+        let graph = Graph::decode((*bytes).as_ref()).map_err(|fault| refused(fault.to_string()))?;
+        let public = match &model.key {
+            None => assay_proof::Model::Graph(graph.clone()),
+            Some(path) => {
+                let key = Key::from_bytes((*files::map(path)?).as_ref())
+                    .map_err(|fault| Error::Model { path: path.clone(), fault: fault.to_string() })?;
+                let own = Key::commit(&graph).map_err(|fault| refused(fault.to_string()))?;
+                if own.id() != key.id() {
+                    return Err(refused(format!("{} is the key of another model", path.display())));
+                }
+                assay_proof::Model::Key(key)
+            }
+        };
+        let opened = ModelFile {
+            id: assay_receipt::Bytes32(public.id()),
+            arithmetic: GRAPH_ARITHMETIC,
+            manifest: public.to_bytes(),
+            tokenizer: Vec::new(),
+        };
+        let prover = Prover {
+            graph: Arc::new(graph),
+            model: Arc::new(public),
+            turn: Arc::new(Semaphore::new(1)),
+            audit_limit: Duration::from_millis(config.request_deadline_ms),
+        };
+        Ok((prover, opened))
+    }
+
+    /// Most examples of a request.
+    pub(crate) fn examples_max(&self) -> usize {
+        (INPUTS_MAX / self.graph.inputs().len()).clamp(1, BATCH_MAX)
+    }
+
+    /// Runs `work` beside the async threads, one at a time.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Graph, &assay_proof::Model) -> T + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let failed = || Trouble::new(FailureCode::Internal, "The prover failed on these inputs: report it.");
+        let turn = self.turn.clone().acquire_owned().await.map_err(|_| failed())?;
+        let (graph, model) = (self.graph.clone(), self.model.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&graph, &model)
+        });
+        done.await.map_err(|fault| {
+            tracing::error!(%fault, "proving failed");
+            failed()
+        })
+    }
+
+    /// Reads the inputs of a call and checks that they fit: the model's ranges, its batch, the cap.
+    pub(crate) fn prepare(&self, call: &GenerateCall, offer: &Offer) -> Result<Vec<i32>, Trouble> {
+        let bad = |message: String| Trouble::new(FailureCode::BadRequest, message);
+        let inputs = call.request.inference_inputs().ok_or_else(|| {
+            bad("This model takes a JSON array of integers as its prompt and nothing else: ask at /v2."
+                .into())
+        })?;
+        let examples = self
+            .graph
+            .check_inputs(&inputs)
+            .map_err(|fault| bad(format!("The request cannot be served: {fault}.")))?;
+        if examples > self.examples_max() {
+            let most = self.examples_max();
+            let message = format!("{examples} examples are sent, where one proof covers {most}: send fewer.");
+            return Err(Trouble::new(FailureCode::ContextExceeded, message));
+        }
+        let price = offer.price(examples as u32, 0); // at most 2^16
+        if price.is_none_or(|price| price > call.cap) {
+            let message = format!("The proof costs more than the cap of {}: raise the cap.", call.cap);
+            return Err(Trouble::new(FailureCode::CapExceeded, message));
+        }
+        if !call.resume.is_empty() {
+            let message = "A proof has no tokens to resume from.";
+            return Err(Trouble::new(FailureCode::ResumeMismatch, message));
+        }
+        Ok(inputs)
+    }
+
+    /// Proves: one chunk, then the receipt.
+    pub(crate) async fn answer(&self, mut answer: Answer, inputs: Vec<i32>) {
+        answer.metrics.running.inc();
+        let proving = self.in_turn(move |graph, model| {
+            let proof = match model {
+                assay_proof::Model::Graph(graph) => assay_proof::prove(graph, &inputs),
+                assay_proof::Model::Key(key) => assay_proof::prove_with_key(graph, key, &inputs, &mut |_| ()),
+            }?;
+            Ok(Output::proof(&proof.to_bytes()?, model.examples(&inputs) as u32))
+        });
+        let proved = answer.within_limits(proving).await.and_then(|proved| {
+            proved.map_err(|fault: assay_proof::Error| {
+                let message = format!("The inputs cannot be proved: {fault}.");
+                Trouble::new(FailureCode::BadRequest, message)
+            })
+        });
+        answer.metrics.running.dec();
+        let sent = match proved {
+            Ok(output) => match answer.chunk(output.text.clone(), Vec::new(), Vec::new()) {
+                Ok(Some(line)) => answer.within_limits(answer.send(line)).await.map(|()| output),
+                Ok(None) => Ok(output),
+                Err(trouble) => Err(trouble),
+            },
+            Err(trouble) => Err(trouble),
+        };
+        match sent {
+            Ok(output) => answer.finish(output).await,
+            Err(trouble) => answer.fail(trouble).await,
+        }
+    }
+
+    /// Checks another worker's proof, which is what a replay would show.
+    pub(crate) async fn replay(&self, request: Request, output: Output) -> Replayed {
+        let model = self.model.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
+            let verdict = match assay_verify::proof_of(&request, &output, &model) {
+                Ok(_) => OutputVerdict::Agrees,
+                Err(_) => OutputVerdict::Differs { field: "proof", position: 0, expected: 0, claimed: 0 },
+            };
+            (verdict, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+        });
+        match tokio::time::timeout(self.audit_limit, work).await {
+            Ok(Ok((verdict, compute_ms))) => Replayed::Judged { verdict, compute_ms },
+            Ok(Err(_)) => Replayed::Unable { field: "internal" },
+            Err(_) => Replayed::Unable { field: "time" },
+        }
+    }
+}
