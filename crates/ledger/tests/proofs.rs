@@ -1,14 +1,8 @@
 //! The precompiled contract that checks proofs, called by a contract: a right proof, wrong ones, and their price.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use assay_ledger::types::{Address, Bytes, TxKind, U256, hex};
-use assay_ledger::{
-    Attributes, Failure, Message, Outcome, Overrides, PROOF_VERIFIER, StateOverride, Transaction, build,
-    simulate, trace_calls, verify,
-};
-use common::{GWEI, Wallet, genesis};
+use assay_ledger::types::{Address, Bytes, U256, hex};
+use assay_ledger::{Failure, Message, Outcome, Overrides, StateOverride, simulate};
 
 /// Hands its call data to the verifier and returns or reverts with what comes back.
 const RELAY: &str = "365f5f375f5f365f61a55a5afa3d5f5f3e6017573d5ffd5b3d5ff3";
@@ -23,12 +17,12 @@ fn input(model: &[u8], proof: &[u8]) -> Vec<u8> {
 }
 
 fn call_with(data: Vec<u8>, gas: u64) -> Outcome {
-    let (rules, first) = genesis();
+    let (rules, first) = assay_ledger::Genesis::from_json(r#"{"chainId": 7, "timestamp": 1800000000, "gasLimit": 30000000, "alloc": {"0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa": {"balance": "1000000000000000000"}}}"#).unwrap().execute().unwrap();
     let relay = Address::repeat_byte(0x77);
     let code = Some(Bytes::from(hex::decode(RELAY).unwrap()));
     let overrides = Overrides::from([(relay, StateOverride { code, ..StateOverride::default() })]);
     let message = Message {
-        from: Wallet::new(0).address(),
+        from: Address::repeat_byte(0xaa),
         to: Some(relay),
         gas,
         max_fee: 0,
@@ -132,35 +126,4 @@ fn the_price_grows_with_the_work_and_is_taken_first() {
     let outcome = call(input(&bytes, &vector("perceptron.proof")));
     assert_eq!((outcome.failure, outcome.output.len()), (Some(Failure::Revert), 0));
     assert!(outcome.gas_used > 29_000_000, "all that was given is gone: {}", outcome.gas_used);
-}
-
-/// A transaction that checks a proof is in a block that everybody else finds the same.
-#[test]
-fn blocks_with_proofs_are_the_same_everywhere() {
-    let (rules, first) = genesis();
-    let send = |nonce: u64, data: Vec<u8>| {
-        Wallet::new(0).dynamic(|t| {
-            t.nonce = nonce;
-            t.to = TxKind::Call(PROOF_VERIFIER);
-            t.value = U256::ZERO;
-            t.input = data.into();
-            t.gas_limit = 10_000_000;
-            t.max_fee_per_gas = 10 * GWEI;
-        })
-    };
-    let good = input(&vector("perceptron.graph"), &vector("perceptron.proof"));
-    let mut bad = good.clone();
-    let last = bad.len() - 1;
-    bad[last] ^= 1;
-    let attributes =
-        Attributes { timestamp: first.block.header.timestamp + 1, beneficiary: Address::repeat_byte(0xfe) };
-    let transactions = [send(0, good), send(1, bad)].map(|bytes| Transaction::decode(&bytes).unwrap());
-    let built = build(&rules, &first.block.header, &first.state, &attributes, transactions);
-    let success: Vec<bool> = built.receipts.iter().map(|receipt| receipt.success).collect();
-    assert_eq!(success, [true, false]);
-    let checked = verify(&rules, &first.block.header, &first.state, &built.block).unwrap();
-    assert_eq!(checked.block, built.block);
-    // A trace runs on the same machine.
-    let calls = trace_calls(&rules, &first.block.header, &first.state, &built.block, 1);
-    assert!(calls.is_some());
 }
