@@ -223,10 +223,12 @@ proptest! {
         let chain = Chain::new();
         // As few as can be, so that every signature counts.
         let mut certificate = chain.certificate(0, 2, &[(0, 0), (1, 1), (2, 2)]);
-        certificate[at.index(certificate.len())] ^= 1 << bit;
+        let place = at.index(certificate.len());
+        certificate[place] ^= 1 << bit;
         prop_assert!(chain.client().verify(&chain.headers[2..3], &certificate).is_err());
         let mut header = chain.headers[2].clone();
-        header[at.index(header.len())] ^= 1 << bit;
+        let place = at.index(header.len());
+        header[place] ^= 1 << bit;
         let good = chain.certificate(0, 2, &[(0, 0), (1, 1), (2, 2)]);
         prop_assert!(chain.client().verify(&[header], &good).is_err());
     }
