@@ -16,7 +16,7 @@ use revm::precompile::{
 use revm::primitives::hardfork::SpecId;
 
 /// Where it is.
-pub const PROOF_VERIFIER: Address = address!("000000000000000000000000000000000000a55a");
+pub const PROOF_VERIFIER: Address = address!("000000000000000000000000000000000000a55b");
 
 /// The most bytes of input. What is larger reverts.
 const INPUT_MAX: usize = 1 << 20;

@@ -242,7 +242,7 @@ fn blocks_that_do_not_follow_are_refused() {
         ("logs bloom", |h| h.logs_bloom.0[0] = 1),
         ("state root", |h| h.state_root = B256::ZERO),
         ("random value", |h| h.mix_hash = B256::ZERO),
-        ("header", |h| h.extra_data = vec![1].into()),
+        ("next committee", |h| h.extra_data = vec![1].into()),
     ];
     for (name, change) in changes {
         let mut header = (*good.block.header).clone();
