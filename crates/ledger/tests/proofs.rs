@@ -5,7 +5,7 @@ use assay_ledger::types::{Address, Bytes, U256, hex};
 use assay_ledger::{Failure, Message, Outcome, Overrides, StateOverride, simulate};
 
 /// Hands its call data to the verifier and returns or reverts with what comes back.
-const RELAY: &str = "365f5f375f5f365f61a55a5afa3d5f5f3e6017573d5ffd5b3d5ff3";
+const RELAY: &str = "365f5f375f5f365f61a55b5afa3d5f5f3e6017573d5ffd5b3d5ff3";
 
 fn vector(name: &str) -> Vec<u8> {
     std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/vectors").join(name))
