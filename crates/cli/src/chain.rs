@@ -132,6 +132,11 @@ impl Signer {
         Ok(Self { chain: Chain::at(rpc)?, key })
     }
 
+    /// What it signs with.
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
     pub(crate) fn address(&self) -> Address {
         address_of(&self.key)
     }

@@ -11,6 +11,7 @@ mod chain;
 mod chat;
 mod client;
 mod config;
+mod dispute;
 mod doctor;
 mod error;
 mod finality;
@@ -104,6 +105,8 @@ enum Command {
     Workers(records::WorkersArgs),
     /// Have another worker replay an answer
     Audit(records::AuditArgs),
+    /// Dispute a wrong answer on the chain, for its worker's bond
+    Dispute(dispute::DisputeArgs),
     /// Save everything that is signed about a request in one file
     Incident(records::IncidentArgs),
     /// Measure speed, quality and the cost of verification
@@ -210,6 +213,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Prove(args) => proofs::prove(&args, json),
         Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,
+        Command::Dispute(args) => dispute::run(args, json).await,
         Command::Workers(args) => records::workers(args, json).await,
         Command::Audit(args) => records::audit(args, json).await,
         Command::Incident(args) => records::incident(args, json).await,

@@ -59,7 +59,7 @@ pub(crate) struct IncidentArgs {
 }
 
 /// A request id as it may stand in a path: anything else cannot be one.
-fn checked(id: &str) -> Result<&str> {
+pub(crate) fn checked(id: &str) -> Result<&str> {
     if !id.is_empty()
         && id.len() <= 100
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use crate::chain::Signer;
 use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
-use crate::{config, genesis, home, members, models, settle, ui};
+use crate::{config, dispute, genesis, home, members, models, settle, ui};
 
 /// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
 const READY_S: u64 = 60;
@@ -347,7 +347,15 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
 
     let work = async {
         if args.with_cheater {
-            show_the_cheater(&gateway, &model, &tokenizer, json).await?;
+            let caught = show_the_cheater(&gateway, &model, &tokenizer, json).await?;
+            if let Some(rpc) = &chain {
+                let signer = Signer::new(rpc, members::key_at(&wallet)?)?;
+                match take_the_bond(&gateway, &signer, &artifact, &caught, json).await {
+                    // The network goes on.
+                    Err(error) if !args.once => eprintln!("{error}"),
+                    outcome => outcome?,
+                }
+            }
         } else if args.once {
             ask(&gateway, &model, QUESTIONS[0]).await?;
         }
@@ -527,7 +535,12 @@ async fn ask(gateway: &Gateway, model: &str, question: &str) -> Result<Value> {
 }
 
 /// Asks questions until a replay has caught the cheater, and shows who was caught with what and what it costs.
-async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer, json: bool) -> Result<()> {
+async fn show_the_cheater(
+    gateway: &Gateway,
+    model: &str,
+    tokenizer: &Tokenizer,
+    json: bool,
+) -> Result<Value> {
     if !json {
         ui::say!(
             "\nOne of the workers serves weights rounded to 3 bits under the full model's id. Asking questions:\n"
@@ -548,7 +561,7 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer,
         for _ in 0..20 {
             if let Some(caught) = caught(gateway).await? {
                 report(&caught, tokenizer, json);
-                return Ok(());
+                return Ok(caught);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -556,6 +569,32 @@ async fn show_the_cheater(gateway: &Gateway, model: &str, tokenizer: &Tokenizer,
     Err(Error::said(
         "the cheater was not asked or not sampled often enough to be caught; run `assay up --with-cheater` again",
     ))
+}
+
+/// Disputes the answer with which a worker was caught, and shows how its operator loses a bond. `worker` is a row of `/assay/workers`.
+async fn take_the_bond(
+    gateway: &Gateway,
+    signer: &Signer,
+    artifact: &Path,
+    worker: &Value,
+    json: bool,
+) -> Result<()> {
+    let request = worker.pointer("/suspended/request_id").and_then(Value::as_str).unwrap_or_default();
+    let bundle = dispute::bundle(gateway, request).await?;
+    let (_, artifact) = models::open(&artifact.display().to_string())?;
+    let mut show = |line: &str| {
+        if !json {
+            ui::say!("{line}");
+        }
+    };
+    show("\nThe caller disputes the answer on the chain:\n");
+    let settles = Duration::from_secs(4 * SETTLE_S);
+    let report =
+        dispute::play(gateway, signer, &bundle, std::sync::Arc::new(artifact), settles, &mut show).await?;
+    if json {
+        ui::print_json(&json!({ "dispute": report }));
+    }
+    Ok(())
 }
 
 /// The first worker that is suspended, as `/assay/workers` shows it.

@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &["engine", "model", "proof", "receipt"]),
     ("verify_wasm", &["proof", "receipt", "verify"]),
     ("dispute", &["engine", "ledger", "model", "receipt", "wallet"]),
-    ("worker", &["engine", "model", "proof", "receipt", "verify", "wallet"]),
+    ("worker", &["dispute", "engine", "model", "proof", "receipt", "verify", "wallet"]),
     ("gateway", &["engine", "model", "proof", "receipt", "verify", "wallet"]),
     ("node", &["ledger"]),
     ("wallet", &["ledger", "receipt"]),
@@ -29,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "arithmetic",
+            "dispute",
             "engine",
             "gateway",
             "graph",

@@ -29,6 +29,7 @@ mod answer;
 mod audit;
 mod config;
 mod connections;
+mod dispute;
 mod embed;
 mod error;
 pub mod files;

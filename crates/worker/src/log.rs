@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use assay_receipt::{AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Signed, Voucher};
+use assay_receipt::{
+    AnyStatement, Audit, Bytes32, Domain, Failure, Key, Output, Receipt, Request, Signed, Voucher,
+};
 use assay_wallet::settlement::Payable;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,9 @@ pub(crate) struct Entry {
     /// The payer's word for a receipt that is charged on a chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) voucher: Option<Signed<Voucher>>,
+    /// What was asked for such a receipt, kept as long as the output: who disputes the answer makes the worker show how it came about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<Box<Request>>,
 }
 
 /// A receipt that can be charged.
@@ -78,7 +83,7 @@ impl Entry {
 
 /// A statement without its place in the sequence, which the log fills in (`sequence` and `previous`).
 pub(crate) enum Draft {
-    Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>, Option<Box<Signed<Voucher>>>),
+    Receipt(Box<Receipt>, Box<Output>, Vec<(usize, usize, usize)>, Option<Box<(Signed<Voucher>, Request)>>),
     Failure(Box<Failure>),
     /// A refusal to audit somebody's receipt. It is no answer to the receipt's nonce.
     NoAudit(Box<Failure>),
@@ -263,6 +268,22 @@ impl Log {
         .await
     }
 
+    /// The line of a receipt, by the hash that it was signed under; the newest are looked at first. `None` where this worker signed none
+    /// such.
+    pub(crate) async fn receipt(&self, hash: Bytes32) -> Result<Option<Entry>, Error> {
+        self.beside(move |database| {
+            let transaction = database.begin_read().map_err(fault)?;
+            for row in transaction.open_table(STATEMENTS).map_err(fault)?.iter().map_err(fault)?.rev() {
+                let entry: Entry = serde_json::from_slice(row.map_err(fault)?.1.value()).map_err(fault)?;
+                if matches!(&entry.statement, AnyStatement::Receipt(receipt) if receipt.hash(&entry.domain) == hash) {
+                    return Ok(Some(entry));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
     /// Works on the database beside the async threads.
     async fn beside<T: Send + 'static>(
         &self,
@@ -360,6 +381,7 @@ fn drop_outputs(
             }
             entry.output = None;
             entry.split.clear();
+            entry.request = None;
             let bytes = serde_json::to_vec(&entry).map_err(fault)?;
             statements.insert(at, bytes.as_slice()).map_err(fault)?;
         }
@@ -446,10 +468,10 @@ impl Signer {
     }
 
     fn place(&self, draft: Draft, sequence: u64, previous: Bytes32) -> Entry {
-        let (mut split, mut voucher) = (Vec::new(), None);
+        let (mut split, mut charged) = (Vec::new(), None);
         let (statement, output) = match draft {
             Draft::Receipt(receipt, output, parts, paid) => {
-                (split, voucher) = (parts, paid.map(|paid| *paid));
+                (split, charged) = (parts, paid);
                 let receipt = Receipt { sequence, previous, ..*receipt };
                 (AnyStatement::Receipt(Signed::sign(&self.key, &self.domain, receipt)), Some(*output))
             }
@@ -462,7 +484,8 @@ impl Signer {
                 (AnyStatement::Audit(Signed::sign(&self.key, &self.domain, audit)), None)
             }
         };
-        Entry { domain: self.domain, statement, output, split, voucher }
+        let (voucher, request) = charged.map(|paid| *paid).unzip();
+        Entry { domain: self.domain, statement, output, split, voucher, request: request.map(Box::new) }
     }
 }
 
@@ -591,11 +614,19 @@ mod tests {
                 expires_at_ms: 9,
             };
             let voucher = Signed::sign(&key(), &DOMAIN, voucher);
-            Draft::Receipt(receipt, output, split, Some(Box::new(voucher)))
+            let request = Request::from_text(receipt.model, "a question", 1);
+            Draft::Receipt(receipt, output, split, Some(Box::new((voucher, request))))
         };
         for draft in [paid(1), failure(2, 0), receipt(3, now_ms()), paid(4)] {
             log.sign(draft).await.unwrap();
         }
+        // Whoever disputes an answer names its receipt by its hash.
+        let first = log.answer_to(&Bytes32([1; 32]), None).unwrap().unwrap();
+        let AnyStatement::Receipt(signed) = &first.statement else { unreachable!() };
+        let found = log.receipt(signed.hash(&DOMAIN)).await.unwrap();
+        assert_eq!(found.as_ref().and_then(|entry| entry.request.as_ref()).unwrap().max_tokens, 1);
+        assert_eq!(found, Some(first));
+        assert_eq!(log.receipt(Bytes32([7; 32])).await.unwrap(), None);
         let sequences = async |log: &Log, limit| {
             let (earned, mark) = log.earned(limit).await.unwrap();
             (earned.iter().map(|one| one.sequence).collect::<Vec<_>>(), mark)

@@ -23,7 +23,7 @@ use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::prove::Prover;
 use crate::settle::{self, Settlement};
-use crate::{Config, Error, Model, files, http};
+use crate::{Config, Error, Model, dispute, files, http};
 
 /// A worker that answers requests.
 #[derive(Clone, Debug)]
@@ -282,6 +282,7 @@ pub async fn run(
     let serving = tokio::spawn(server.serve(service));
 
     let settling = tokio::spawn(settle::run(shared.clone()));
+    let disputing = tokio::spawn(dispute::run(shared.clone()));
     let json =
         serde_json::to_vec_pretty(&member).map_err(|fault| Error::Config { fault: fault.to_string() })?;
     write_new(&description, &json, 0o644)?;
@@ -299,6 +300,7 @@ pub async fn run(
         let _ = ended.recv().await; // bounded: a stopped request only waits for the log and, shortly, for its reader
     }
     shared.phase.send_replace(Phase::Stopping);
+    disputing.abort(); // what is due is played after the next start
     let _ = tokio::time::timeout(LAST_ROUND, settling).await; // what is left is settled after the next start
     handle.graceful_shutdown(Some(Duration::from_secs(5)));
     let served = serving.await;

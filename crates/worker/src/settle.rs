@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use assay_receipt::{Address, Bytes32, FailureCode, GenerateCall, Offer, Signed, Voucher};
+use assay_receipt::{Address, Bytes32, FailureCode, GenerateCall, Offer, Request, Signed, Voucher};
 use assay_wallet::abi::{self, text};
 use assay_wallet::chain::{Chain, Event, topic};
 use assay_wallet::client::ClientError;
@@ -56,7 +56,7 @@ type Account = (Address, Bytes32);
 
 /// What the worker knows of the chain.
 pub(crate) struct Settlement {
-    chain: Chain,
+    pub(crate) chain: Chain,
     payers: Mutex<HashMap<Address, Payer>>,
     /// The largest nonce that was submitted for a payer and a model by this process.
     passed: Mutex<HashMap<Account, Bytes32>>,
@@ -439,7 +439,7 @@ pub(crate) fn leaves(receipts: &[Payable]) -> Value {
     json!({ "leaves": receipts.iter().map(Payable::leaf).collect::<Vec<_>>() })
 }
 
-/// The voucher to keep with a receipt: none where nothing is charged.
-pub(crate) fn kept(call: &GenerateCall, price: u128) -> Option<Signed<Voucher>> {
-    call.voucher.clone().filter(|_| price > 0)
+/// The voucher and the request to keep with a receipt: none where nothing is charged.
+pub(crate) fn kept(call: &GenerateCall, price: u128) -> Option<(Signed<Voucher>, Request)> {
+    call.voucher.clone().filter(|_| price > 0).map(|voucher| (voucher, call.request.clone()))
 }
