@@ -29,7 +29,7 @@ const FEES: Fees = Fees { most: 1_000_000_000_000, tip: 1_000_000_000 };
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Transfers to send to each chain
-    #[arg(long, default_value_t = 6_400, value_parser = clap::value_parser!(u32).range(64..=32_000))]
+    #[arg(long, default_value_t = 640, value_parser = clap::value_parser!(u32).range(64..=32_000))]
     transfers: u32,
     /// anvil's program, from `npm ci` in contracts
     #[arg(long, default_value = "contracts/node_modules/.bin/anvil")]
