@@ -1,6 +1,7 @@
-// Loads the receipt verifier (the same Rust code as `assay verify`) and calls it. Nothing is sent anywhere: the checks
-// run in this page. It checks signatures, hashes and audits; repeating an answer needs the model and is not done here.
+// The verifier of receipts: the same Rust code as `assay verify`. It checks signatures, hashes and audits; repeating an answer
+// needs the model and is not done here.
 import wasmUrl from "./assay_verify.wasm?url";
+import { connect, fetchModule } from "./wasm";
 
 /** What the evidence supports, all checks considered. */
 export type State = "rejected" | "signed" | "replayed" | "proved" | "mismatch";
@@ -52,41 +53,15 @@ export interface Verifier {
   signer(domain: Expected["domain"], members: object): string;
 }
 
-interface Exports {
-  memory: WebAssembly.Memory;
-  alloc(length: number): number;
-  free(pointer: number, length: number): void;
-  check(pointer: number, length: number): bigint;
-}
-
 /** Fetches and compiles the verifier. Call it once and keep the result. */
 export async function loadVerifier(): Promise<Verifier> {
-  const response = await fetch(wasmUrl);
-  if (!response.ok) {
-    throw new Error(`the verifier could not be loaded (HTTP ${response.status}): reload the page`);
-  }
-  return verifierFromBytes(await response.arrayBuffer());
+  return verifierFromBytes(await fetchModule(wasmUrl));
 }
 
 /** The same from the bytes of the module. */
 export async function verifierFromBytes(bytes: BufferSource): Promise<Verifier> {
-  const { instance } = await WebAssembly.instantiate(bytes, {});
-  const { memory, alloc, free, check } = instance.exports as unknown as Partial<Exports>;
-  if (!memory || !alloc || !free || !check) throw new Error("the verifier that came is none: reload the page");
-  const ask = (question: object): unknown => {
-    const call = new TextEncoder().encode(JSON.stringify(question));
-    const input = alloc(call.length) >>> 0;
-    new Uint8Array(memory.buffer, input, call.length).set(call);
-    const packed = BigInt.asUintN(64, check(input, call.length));
-    const output = Number(packed >> 32n);
-    const length = Number(packed & 0xffffffffn);
-    // `check` may have grown the memory, so the view must be made after it.
-    const answer = new TextDecoder().decode(new Uint8Array(memory.buffer, output, length));
-    free(output, length);
-    const found = JSON.parse(answer) as object;
-    if ("error" in found) throw new Error(String(found.error));
-    return found;
-  };
+  const check = await connect(bytes, "check");
+  const ask = (question: object) => check(new TextEncoder().encode(JSON.stringify(question)));
   return {
     check: (bundle, expected) => ask({ bundle: { bundle, expected } }) as Report,
     signer: (domain, members) => (ask({ members: { domain, members } }) as { signer: string }).signer,

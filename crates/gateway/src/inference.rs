@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use assay_proof::{Model, Proof};
-use assay_receipt::{Bundle, Bytes32, GRAPH_ARITHMETIC, Request};
+use assay_receipt::{Bundle, Bytes32, GRAPH_ARITHMETIC, Member, Request};
 use assay_verify::{CheckKind, Expected, Outcome, Report};
 use axum::body::Bytes;
 use axum::extract::{Extension, Path, State};
@@ -170,10 +170,7 @@ impl Graphs {
             return found;
         }
         let members = Arc::clone(&gateway.members.borrow());
-        let offers = |member: &&assay_receipt::Member| {
-            member.offer(id).is_some_and(|offer| offer.arithmetic == GRAPH_ARITHMETIC)
-        };
-        for member in members.members.iter().filter(offers) {
+        for member in members.members.iter().filter(|member| offers_graph(member, id)) {
             let Ok(client) = gateway.clients.of(member) else { continue };
             let Ok(Ok(bytes)) = timeout(PATIENCE, client.graph(id)).await else { continue };
             let read = tokio::task::spawn_blocking(move || Model::from_bytes(&bytes)).await;
@@ -406,11 +403,12 @@ struct Done {
 fn is_offered(gateway: &Gateway, model: &Model) -> Result<bool, Refusal> {
     let members = gateway.members()?;
     let id = Bytes32(model.id());
-    let able = |member: &&assay_receipt::Member| {
-        member.offer(&id).is_some_and(|offer| offer.arithmetic == GRAPH_ARITHMETIC)
-            && !gateway.records.standing(&member.worker).record.is_barred()
-    };
-    Ok(members.members.iter().any(|member| able(&member)))
+    let may = |member: &Member| !gateway.records.standing(&member.worker).record.is_barred();
+    Ok(members.members.iter().any(|member| offers_graph(member, &id) && may(member)))
+}
+
+fn offers_graph(member: &Member, model: &Bytes32) -> bool {
+    member.offer(model).is_some_and(|offer| offer.arithmetic == GRAPH_ARITHMETIC)
 }
 
 /// Has a worker prove the outputs.

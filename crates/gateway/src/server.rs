@@ -88,13 +88,9 @@ pub async fn run(
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     gateway.spawn(reader);
-    if gateway.payer.is_some() {
-        let gateway_ = Arc::clone(&gateway);
-        gateway.spawn(async move {
-            if let Some(payer) = &gateway_.payer {
-                payer.follow(&gateway_.config).await;
-            }
-        });
+    if let Some(payer) = gateway.payer.clone() {
+        let config = gateway.config.clone();
+        gateway.spawn(async move { payer.follow(&config).await });
     }
     gateway.spawn(recovery::recover(Arc::clone(&gateway), left));
     tracing::info!(%address, "the gateway listens");

@@ -8,7 +8,7 @@ use assay_receipt::{
     GenerateCall, Key, Level, Offer, Output, Receipt, SignedChunk, TokenLogprob,
 };
 use axum::body::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::Error;
 use crate::log::{Draft, Entry};
@@ -195,6 +195,22 @@ impl Answer {
         }
     }
 
+    /// Sends an answer that comes in one piece and ends it.
+    pub(crate) async fn whole(mut self, output: Result<Output, Trouble>) {
+        let sent = match output.and_then(|output| {
+            let line = self.chunk(output.text.clone(), Vec::new(), Vec::new())?;
+            Ok((output, line))
+        }) {
+            Ok((output, Some(line))) => self.within_limits(self.send(line)).await.map(|()| output),
+            Ok((output, None)) => Ok(output),
+            Err(trouble) => Err(trouble),
+        };
+        match sent {
+            Ok(output) => self.finish(output).await,
+            Err(trouble) => self.fail(trouble).await,
+        }
+    }
+
     /// Ends the answer with a receipt: signed, on disk, then sent.
     pub(crate) async fn finish(mut self, output: Output) {
         self.mark_first_token();
@@ -279,6 +295,24 @@ impl Answer {
         let patience = Duration::from_millis(self.shared.config.reader_deadline_ms);
         let _ = tokio::time::timeout(patience, self.frames.send(line)).await; // else it can be fetched by its nonce
     }
+}
+
+/// Runs `work` beside the async threads as soon as `turns` has a place for it; `failed` is what a caller reads if it panics.
+pub(crate) async fn beside<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    failed: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Trouble> {
+    let internal = || Trouble::new(FailureCode::Internal, failed);
+    let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| internal())?;
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    done.await.map_err(|fault| {
+        tracing::error!(%fault, "{failed}");
+        internal()
+    })
 }
 
 /// The chunks of a logged answer, signed again. `None` when they do not lead to the receipt, as after a change of keys.

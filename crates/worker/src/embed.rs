@@ -9,7 +9,7 @@ use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request};
 use tokio::sync::Semaphore;
 
 use crate::Config;
-use crate::answer::{Answer, Trouble};
+use crate::answer::{Answer, Trouble, beside};
 use crate::local::Replayed;
 
 /// An encoder and the number of texts that it embeds at once.
@@ -34,27 +34,19 @@ impl Embedder {
     }
 
     /// Runs `work` beside the async threads when a processor is free.
-    async fn beside<T: Send + 'static>(
+    async fn in_turn<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Encoder) -> T + Send + 'static,
     ) -> Result<T, Trouble> {
-        let failed = || Trouble::new(FailureCode::Internal, "The encoder failed on this text: report it.");
-        let place = self.threads.clone().acquire_owned().await.map_err(|_| failed())?;
         let encoder = self.encoder.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            work(&encoder)
-        });
-        done.await.map_err(|fault| {
-            tracing::error!(%fault, "embedding a text failed");
-            failed()
-        })
+        let failed = "The encoder failed on this text: report it.";
+        beside(&self.threads, failed, move || work(&encoder)).await
     }
 
     /// Turns a call into tokens and checks that it fits: context, cap.
     pub(crate) async fn prepare(&self, call: &GenerateCall, offer: &Offer) -> Result<Vec<u32>, Trouble> {
         let request = call.request.clone();
-        let tokens = self.beside(move |encoder| encoder.tokens(&request)).await?.map_err(|fault| {
+        let tokens = self.in_turn(move |encoder| encoder.tokens(&request)).await?.map_err(|fault| {
             let code = match fault {
                 EncoderError::Length { .. } => FailureCode::ContextExceeded,
                 _ => FailureCode::BadRequest,
@@ -74,35 +66,19 @@ impl Embedder {
     }
 
     /// Embeds a text: one chunk, then the receipt.
-    pub(crate) async fn answer(&self, mut answer: Answer, tokens: Vec<u32>) {
+    pub(crate) async fn answer(&self, answer: Answer, tokens: Vec<u32>) {
         answer.metrics.running.inc();
-        let output = answer.within_limits(self.beside(move |encoder| encoder.output(&tokens))).await;
+        let output = answer.within_limits(self.in_turn(move |encoder| encoder.output(&tokens))).await;
         answer.metrics.running.dec();
-        let sent = match output {
-            Ok(output) => match answer.chunk(output.text.clone(), Vec::new(), Vec::new()) {
-                Ok(Some(line)) => answer.within_limits(answer.send(line)).await.map(|()| output),
-                Ok(None) => Ok(output),
-                Err(trouble) => Err(trouble),
-            },
-            Err(trouble) => Err(trouble),
-        };
-        match sent {
-            Ok(output) => answer.finish(output).await,
-            Err(trouble) => answer.fail(trouble).await,
-        }
+        answer.whole(output).await;
     }
 
     /// Repeats an embedding and compares it.
     pub(crate) async fn replay(&self, request: Request, output: Output) -> Replayed {
-        let work = self.beside(move |encoder| {
+        let work = self.in_turn(move |encoder| {
             let begun = Instant::now();
-            let verdict = encoder.judge(&request, &output);
-            (verdict, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+            (encoder.judge(&request, &output), begun.elapsed())
         });
-        match tokio::time::timeout(self.audit_limit, work).await {
-            Ok(Ok((verdict, compute_ms))) => Replayed::Judged { verdict, compute_ms },
-            Ok(Err(_)) => Replayed::Unable { field: "internal" },
-            Err(_) => Replayed::Unable { field: "time" },
-        }
+        Replayed::within(self.audit_limit, work).await
     }
 }

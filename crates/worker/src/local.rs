@@ -106,6 +106,24 @@ pub(crate) enum Replayed {
     },
 }
 
+impl Replayed {
+    /// What a check finds that says how long it computed, or that it did not end in time.
+    pub(crate) async fn within(
+        limit: Duration,
+        work: impl Future<Output = Result<(OutputVerdict, Duration), Trouble>>,
+    ) -> Replayed {
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok((verdict, compute))) => Replayed::judged(verdict, compute),
+            Ok(Err(_)) => Replayed::Unable { field: "internal" },
+            Err(_) => Replayed::Unable { field: "time" },
+        }
+    }
+
+    fn judged(verdict: OutputVerdict, compute: Duration) -> Replayed {
+        Replayed::Judged { verdict, compute_ms: u64::try_from(compute.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
 impl ModelFile {
     pub(crate) fn of(artifact: &assay_model::Artifact) -> ModelFile {
         ModelFile {
@@ -585,9 +603,7 @@ impl Runner {
 /// A verdict with the time that it took, or why there is none.
 fn settled(verdict: Result<OutputVerdict, assay_engine::Error>, compute: Duration) -> Replayed {
     match verdict {
-        Ok(verdict) => {
-            Replayed::Judged { verdict, compute_ms: u64::try_from(compute.as_millis()).unwrap_or(u64::MAX) }
-        }
+        Ok(verdict) => Replayed::judged(verdict, compute),
         Err(fault) => {
             tracing::info!(%fault, "an audit cannot be replayed here");
             Replayed::Unable { field: "engine" }

@@ -8,7 +8,7 @@ use assay_proof::{BATCH_MAX, Graph, Key};
 use assay_receipt::{FailureCode, GRAPH_ARITHMETIC, GenerateCall, Offer, Output, Request};
 use tokio::sync::Semaphore;
 
-use crate::answer::{Answer, Trouble};
+use crate::answer::{Answer, Trouble, beside};
 use crate::local::{ModelFile, Replayed};
 use crate::{Config, Error, Model, files};
 
@@ -68,17 +68,9 @@ impl Prover {
         &self,
         work: impl FnOnce(&Graph, &assay_proof::Model) -> T + Send + 'static,
     ) -> Result<T, Trouble> {
-        let failed = || Trouble::new(FailureCode::Internal, "The prover failed on these inputs: report it.");
-        let turn = self.turn.clone().acquire_owned().await.map_err(|_| failed())?;
         let (graph, model) = (self.graph.clone(), self.model.clone());
-        let done = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            work(&graph, &model)
-        });
-        done.await.map_err(|fault| {
-            tracing::error!(%fault, "proving failed");
-            failed()
-        })
+        let failed = "The prover failed on these inputs: report it.";
+        beside(&self.turn, failed, move || work(&graph, &model)).await
     }
 
     /// Reads the inputs of a call and checks that they fit: the model's ranges, its batch, the cap.
@@ -110,7 +102,7 @@ impl Prover {
     }
 
     /// Proves: one chunk, then the receipt.
-    pub(crate) async fn answer(&self, mut answer: Answer, inputs: Vec<i32>) {
+    pub(crate) async fn answer(&self, answer: Answer, inputs: Vec<i32>) {
         answer.metrics.running.inc();
         let proving = self.in_turn(move |graph, model| {
             let proof = match model {
@@ -126,35 +118,19 @@ impl Prover {
             })
         });
         answer.metrics.running.dec();
-        let sent = match proved {
-            Ok(output) => match answer.chunk(output.text.clone(), Vec::new(), Vec::new()) {
-                Ok(Some(line)) => answer.within_limits(answer.send(line)).await.map(|()| output),
-                Ok(None) => Ok(output),
-                Err(trouble) => Err(trouble),
-            },
-            Err(trouble) => Err(trouble),
-        };
-        match sent {
-            Ok(output) => answer.finish(output).await,
-            Err(trouble) => answer.fail(trouble).await,
-        }
+        answer.whole(proved).await;
     }
 
     /// Checks another worker's proof, which is what a replay would show.
     pub(crate) async fn replay(&self, request: Request, output: Output) -> Replayed {
-        let model = self.model.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let check = self.in_turn(move |_, model| {
             let begun = Instant::now();
-            let verdict = match assay_verify::proof_of(&request, &output, &model) {
+            let verdict = match assay_verify::proof_of(&request, &output, model) {
                 Ok(_) => OutputVerdict::Agrees,
                 Err(_) => OutputVerdict::Differs { field: "proof", position: 0, expected: 0, claimed: 0 },
             };
-            (verdict, u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+            (verdict, begun.elapsed())
         });
-        match tokio::time::timeout(self.audit_limit, work).await {
-            Ok(Ok((verdict, compute_ms))) => Replayed::Judged { verdict, compute_ms },
-            Ok(Err(_)) => Replayed::Unable { field: "internal" },
-            Err(_) => Replayed::Unable { field: "time" },
-        }
+        Replayed::within(self.audit_limit, check).await
     }
 }

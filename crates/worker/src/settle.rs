@@ -3,6 +3,7 @@
 //! What was settled, and in which batches, is on the chain; the log has the receipts and vouchers, and which of them are in
 //! which line. So nothing is lost by a restart, and a batch's data can be served as long as the log has it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,7 +46,6 @@ struct Payer {
 
 /// A batch of this worker that is not paid yet.
 struct Batch {
-    id: u64,
     lines: Value,
     /// When it can be paid, in seconds since 1970.
     due_s: u64,
@@ -92,7 +92,7 @@ impl Settlement {
         }))
     }
 
-    /// Checks that a call can be paid for; the voucher to keep with the receipt.
+    /// Checks that a call can be paid for: a voucher for it at these prices, signed by who may, and a deposit that covers it.
     pub(crate) async fn check(
         &self,
         shared: &Shared,
@@ -203,7 +203,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         shared: &shared,
         settlement,
         next_block: 0,
-        batches: Vec::new(),
+        batches: BTreeMap::new(),
         unpayable: HashSet::new(),
     };
     loop {
@@ -225,7 +225,8 @@ struct Settler<'a> {
     settlement: &'a Settlement,
     /// The first block that was not looked at.
     next_block: u64,
-    batches: Vec<Batch>,
+    /// By number.
+    batches: BTreeMap<u64, Batch>,
     /// Sequence numbers of receipts that the contract would not pay.
     unpayable: HashSet<u64>,
 }
@@ -264,7 +265,7 @@ impl Settler<'_> {
 
     /// Submits one batch of what can be.
     async fn submit(&mut self) -> Result<(), Error> {
-        let (earned, mark) = self.shared.log.earned(ROUND).await?;
+        let (earned, mut mark) = self.shared.log.earned(ROUND).await?;
         let held = self.held_from();
         let mut groups: BTreeMap<([u8; 20], [u8; 32]), Vec<Earned>> = BTreeMap::new();
         for one in earned {
@@ -272,7 +273,6 @@ impl Settler<'_> {
             groups.entry((voucher.payer.0, voucher.model.0)).or_default().push(one);
         }
         let (mut lines, mut kept) = (Vec::new(), Vec::new());
-        let mut mark = mark;
         let mut owed: HashMap<Address, u128> = HashMap::new();
         for ((payer, model), group) in groups {
             let (payer, model) = (Address(payer), Bytes32(model));
@@ -353,17 +353,22 @@ impl Settler<'_> {
         let topics = [Value::Null, topic(self.shared.address)];
         for event in chain.events("Settlement", "Submitted", &topics, blocks.clone()).await? {
             let batch = Batch {
-                id: id_of(&event),
                 lines: event.fields["lines"].clone(),
                 due_s: abi::number(&event.fields["finalAt"]).unwrap_or_default().saturating_to(),
             };
-            self.batches.push(batch);
+            self.batches.insert(id_of(&event), batch);
         }
         for event in chain.events("Settlement", "Demanded", &[], blocks).await? {
-            if let Some(batch) = self.batches.iter().find(|batch| batch.id == id_of(&event))
-                && let Err(error) = self.answer(batch, &event).await
-            {
-                tracing::warn!(%error, batch = batch.id, "a demand for a batch's data could not be answered");
+            let id = id_of(&event);
+            let Some(batch) = self.batches.get(&id) else { continue };
+            match self.answer(id, batch, &event).await {
+                Ok(()) => {}
+                // Answered already, or the data is gone.
+                Err(error @ (Error::Chain(ClientError::Reverted(_)) | Error::Log { .. })) => {
+                    tracing::warn!(%error, batch = id, "a demand for a batch's data could not be answered");
+                }
+                // A demand that stays open voids the batch, so these blocks are read again.
+                Err(error) => return Err(error),
             }
         }
         self.next_block = head + 1;
@@ -371,7 +376,7 @@ impl Settler<'_> {
     }
 
     /// Publishes a leaf that somebody has paid to see.
-    async fn answer(&self, batch: &Batch, demand: &Event) -> Result<(), Error> {
+    async fn answer(&self, id: u64, batch: &Batch, demand: &Event) -> Result<(), Error> {
         let number =
             |name: &str| abi::number(&demand.fields[name]).unwrap_or_default().saturating_to::<usize>();
         let (line, index) = (number("line"), number("index"));
@@ -379,8 +384,8 @@ impl Settler<'_> {
             batch.lines[line]["root"].as_str().and_then(|root| root.parse().ok()).unwrap_or(Bytes32::ZERO);
         let receipts = self.shared.log.line(root).await?;
         let opening = Line::new(receipts).map_err(ClientError::from)?.opening(line, index);
-        let missing = || Error::Log { fault: format!("it does not have line {line} of batch {}", batch.id) };
-        let arguments = [json!(batch.id), batch.lines.clone(), opening.ok_or_else(missing)?];
+        let missing = || Error::Log { fault: format!("it does not have line {line} of batch {id}") };
+        let arguments = [json!(id), batch.lines.clone(), opening.ok_or_else(missing)?];
         self.settlement.chain.transact(&self.shared.key, "Settlement", "answer", &arguments).await?;
         Ok(())
     }
@@ -389,44 +394,32 @@ impl Settler<'_> {
     async fn pay(&mut self) -> Result<(), Error> {
         let chain = &self.settlement.chain;
         let now = now_ms() / 1_000;
-        let mut left = Vec::new();
-        let mut batches = std::mem::take(&mut self.batches).into_iter();
-        let mut failed = None;
-        for mut batch in batches.by_ref() {
-            if batch.due_s >= now {
-                left.push(batch);
-                continue;
-            }
-            let found = match chain.view("Settlement", "batchOf", &[json!(batch.id)]).await {
-                Ok(found) => found,
-                Err(error) => {
-                    left.push(batch);
-                    failed = Some(error);
-                    break;
-                }
-            };
+        let due = self.batches.iter().filter(|(_, batch)| batch.due_s < now).map(|(id, _)| *id);
+        for id in due.collect::<Vec<_>>() {
+            let found = chain.view("Settlement", "batchOf", &[json!(id)]).await?;
+            let Entry::Occupied(mut batch) = self.batches.entry(id) else { continue };
             if found["state"] != json!(1) {
-                continue; // paid or void
-            }
-            batch.due_s = abi::number(&found["finalAt"]).unwrap_or_default().saturating_to();
-            if batch.due_s >= now {
-                left.push(batch);
+                batch.remove(); // paid or void
                 continue;
             }
-            let arguments = [json!(batch.id), batch.lines.clone()];
+            batch.get_mut().due_s = abi::number(&found["finalAt"]).unwrap_or_default().saturating_to();
+            if batch.get().due_s >= now {
+                continue; // a demand has moved it
+            }
+            let arguments = [json!(id), batch.get().lines.clone()];
             match chain.transact(&self.shared.key, "Settlement", "pay", &arguments).await {
-                Ok(_) => tracing::info!(batch = batch.id, "a batch is paid"),
+                Ok(_) => {
+                    tracing::info!(batch = id, "a batch is paid");
+                    batch.remove();
+                }
                 Err(error) => {
                     // The chain's clock is a little behind, or a demand is open.
-                    tracing::info!(batch = batch.id, %error, "not paid yet");
-                    batch.due_s = now + PATIENCE_S;
-                    left.push(batch);
+                    tracing::info!(batch = id, %error, "not paid yet");
+                    batch.get_mut().due_s = now + PATIENCE_S;
                 }
             }
         }
-        left.extend(batches);
-        self.batches = left;
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        Ok(())
     }
 }
 

@@ -1,0 +1,41 @@
+// Loads a verifier of `assay` compiled to WebAssembly and calls it: bytes go in, JSON comes out. Nothing is sent anywhere; the
+// checks run in this page.
+
+interface Exports {
+  memory: WebAssembly.Memory;
+  alloc(length: number): number;
+  free(pointer: number, length: number): void;
+  [check: string]: unknown;
+}
+
+/** A check of the verifier. It throws an `Error` with the verifier's words where it could not read what it got. */
+export type Ask = (call: Uint8Array) => unknown;
+
+/** Fetches a module. */
+export async function fetchModule(url: string): Promise<ArrayBuffer> {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`the verifier could not be loaded (HTTP ${response.status}): reload the page`);
+  return response.arrayBuffer();
+}
+
+/** Compiles a module and finds its function `name`. */
+export async function connect(module: BufferSource, name: string): Promise<Ask> {
+  const { instance } = await WebAssembly.instantiate(module, {});
+  const { memory, alloc, free, [name]: check } = instance.exports as unknown as Partial<Exports>;
+  if (!memory || !alloc || !free || typeof check !== "function") {
+    throw new Error("the verifier that came is none: reload the page");
+  }
+  return (call) => {
+    const input = alloc(call.length) >>> 0;
+    new Uint8Array(memory.buffer, input, call.length).set(call);
+    const packed = BigInt.asUintN(64, (check as (pointer: number, length: number) => bigint)(input, call.length));
+    const output = Number(packed >> 32n);
+    const length = Number(packed & 0xffffffffn);
+    // The check may have grown the memory, so the view must be made after it.
+    const answer = new TextDecoder().decode(new Uint8Array(memory.buffer, output, length));
+    free(output, length);
+    const found = JSON.parse(answer) as object;
+    if ("error" in found) throw new Error(String(found.error));
+    return found;
+  };
+}
