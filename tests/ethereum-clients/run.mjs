@@ -190,6 +190,33 @@ async function withCast() {
   assert.ok(JSON.parse(await cast("proof", made.contractAddress, "0x0")).storageProof.length === 1);
 }
 
+/** The faucet: coins and OPG, once for an address. */
+async function withFaucet() {
+  const port = await freePort();
+  const args = ["--json", "faucet", "--key", at("faucet.key"), "--rpc", url, "--listen", `127.0.0.1:${port}`];
+  writeFileSync(at("faucet.key"), wallet(9).privateKey, { mode: 0o600 });
+  const child = spawn(binary, [...args, "--opg", "2.5", "--coins", "0.1"], { env, stdio: ["ignore", "pipe", "inherit"] });
+  await new Promise((resolve) => child.stdout.once("data", resolve));
+  const ask = (body) =>
+    fetch(`http://127.0.0.1:${port}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  try {
+    const poor = HDNodeWallet.createRandom().address;
+    const both = await Promise.all([ask({ address: poor }), ask({ address: poor })]);
+    assert.deepEqual(both.map((answer) => answer.status).sort(), [200, 429]);
+    const late = both.find((answer) => answer.status === 429);
+    assert.ok(Number(late.headers.get("retry-after")) > 86_000);
+    assert.match((await late.json()).error, /within a day/);
+    const provider = new JsonRpcProvider(url);
+    const token = new Contract(JSON.parse(readFileSync(at("genesis.json"), "utf8")).system.addresses.opg, opg.abi, provider);
+    assert.deepEqual([await provider.getBalance(poor), await token.balanceOf(poor)], [parseEther("0.1"), parseEther("2.5")]);
+    assert.equal((await ask({ address: "0x12" })).status, 400);
+    assert.equal((await (await fetch(`http://127.0.0.1:${port}`)).json()).left_today, 99);
+    provider.destroy();
+  } finally {
+    child.kill();
+  }
+}
+
 /** The commands of the terminal: keys, stake, governance, powers. */
 async function withTerminal() {
   // A key from elsewhere, encrypted; what it printed and what lies there do not have it.
@@ -209,10 +236,12 @@ async function withTerminal() {
   writeFileSync(at("holder.key"), wallet(9).privateKey, { mode: 0o600 });
   const signer = ["--key", at("holder.key"), "--rpc", url];
 
-  assert.match((await refused("stake", "5000", ...signer))[1], /--validator-key/);
+  assert.match((await refused("stake", "5000", ...signer))[1], /assay join/);
   const { key } = await assay("keys", "validator", at("validator.key"));
-  assert.match((await refused("stake", "1", "--validator-key", key, ...signer))[1], /SelfStakeTooLow/);
-  assert.equal((await assay("stake", "5000", "--validator-key", key, ...signer)).stake, parseEther("5000").toString());
+  const joining = ["join", "--role", "validator", "--network", at("genesis.json"), "--validator-key", key, ...signer, "--stake"];
+  assert.match((await refused(...joining, "1"))[1], /SelfStakeTooLow/);
+  assert.equal((await assay(...joining, "4000")).stake, parseEther("4000").toString());
+  assert.equal((await assay("stake", "1000", ...signer)).stake, parseEther("5000").toString());
   assert.equal((await assay("delegate", wallet(9).address, "500.5", ...signer)).stake, parseEther("5500.5").toString());
   assert.equal((await assay("unstake", "0.5", ...signer)).stake, parseEther("5500").toString());
   assert.match((await refused("unstake", "1000000", ...signer))[1], /5500 OPG/);
@@ -276,6 +305,8 @@ try {
   const others = [withViem(), withCast(), withTerminal()];
   if (python) others.push(run(python, [join(here, "client.py"), url]));
   const [token] = await Promise.all([withEthers(), ...others]);
+  step("the faucet");
+  await withFaucet();
   step("killed and started again");
   const provider = new JsonRpcProvider(url);
   const before = await provider.getBlock("latest");

@@ -1,6 +1,6 @@
 //! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`.
 
-use assay_ledger::types::{Address, U256, hex};
+use assay_ledger::types::{Address, U256};
 use assay_receipt::Key;
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
@@ -19,15 +19,15 @@ const ONE: u128 = 1_000_000_000_000_000_000;
 #[derive(Args)]
 pub(crate) struct ChainArgs {
     /// A node's JSON-RPC
-    #[arg(long, default_value_t = format!("http://{}", crate::node::DEFAULT_RPC))]
-    pub(crate) rpc: String,
+    #[arg(long, help = format!("A node's JSON-RPC [default: http://{}]", crate::node::DEFAULT_RPC))]
+    rpc: Option<String>,
 }
 
 /// Which chain, and who signs.
 #[derive(Args)]
 pub(crate) struct SignerArgs {
     #[command(flatten)]
-    chain: ChainArgs,
+    pub(crate) chain: ChainArgs,
     /// Who signs: a name of `assay keys list`, or a key file; the wallet of `assay up` when left out
     #[arg(long)]
     key: Option<String>,
@@ -37,15 +37,6 @@ pub(crate) struct SignerArgs {
 pub(crate) struct StakeArgs {
     /// OPG, like 1000 or 0.5
     amount: String,
-    /// Your validator's public key, as `assay keys validator` prints it: joins the list of validators
-    #[arg(long)]
-    validator_key: Option<String>,
-    /// Where the other validators reach yours, IP:PORT; without it, yours connects to them
-    #[arg(long, requires = "validator_key")]
-    endpoint: Option<std::net::SocketAddr>,
-    /// What the validator keeps of its delegators' rewards, in hundredths of a per cent
-    #[arg(long, default_value_t = 500, requires = "validator_key", value_parser = clap::value_parser!(u16).range(..=10_000))]
-    commission: u16,
     #[command(flatten)]
     signer: SignerArgs,
 }
@@ -108,8 +99,18 @@ impl From<ClientError> for Error {
 }
 
 impl ChainArgs {
+    /// Where the node is.
+    pub(crate) fn url(&self) -> String {
+        self.rpc.clone().unwrap_or_else(|| format!("http://{}", crate::node::DEFAULT_RPC))
+    }
+
+    /// Another default.
+    pub(crate) fn prefer(&mut self, url: Option<&String>) {
+        self.rpc = self.rpc.take().or_else(|| url.cloned());
+    }
+
     pub(crate) fn open(&self) -> Result<Chain> {
-        Ok(Chain::at(&self.rpc)?)
+        Ok(Chain::at(&self.url())?)
     }
 }
 
@@ -223,31 +224,13 @@ pub(crate) fn parse_opg(text: &str) -> Result<U256> {
 pub(crate) async fn stake(args: StakeArgs, json: bool) -> Result<()> {
     let (amount, signer) = (parse_opg(&args.amount)?, args.signer.open()?);
     let me = signer.address();
-    let known = signer.chain.view("Staking", "validatorOf", &[text(me)]).await?["key"] != "0x";
-    let done = match (&args.validator_key, known) {
-        (_, true) => {
-            signer.approve("Staking", amount).await?;
-            signer.send("Staking", "delegateStake", &[text(me), text(amount)]).await?
-        }
-        (Some(key), false) => {
-            let key = key.trim_start_matches("0x");
-            if key.len() != 64 {
-                return Err(Error::said(format!(
-                    "{key} is no validator's key: that has 64 hexadecimal digits"
-                )));
-            }
-            // The contract keeps one string of bytes: the key, then the endpoint as text.
-            let endpoint = args.endpoint.map_or(String::new(), |endpoint| endpoint.to_string());
-            let key = format!("0x{key}{}", hex::encode(endpoint));
-            signer.approve("Staking", amount).await?;
-            signer.send("Staking", "join", &[json!(key), json!(args.commission), text(amount)]).await?
-        }
-        (None, false) => {
-            return Err(Error::said(format!(
-                "{me} runs no validator yet: say which with --validator-key, or give your stake to another's with `assay delegate`"
-            )));
-        }
-    };
+    if signer.chain.view("Staking", "validatorOf", &[text(me)]).await?["key"] == "0x" {
+        return Err(Error::said(format!(
+            "{me} runs no validator yet: begin with `assay join --role validator`, or give your stake to another's with `assay delegate`"
+        )));
+    }
+    signer.approve("Staking", amount).await?;
+    let done = signer.send("Staking", "delegateStake", &[text(me), text(amount)]).await?;
     signer.report("staked", me, &done, json).await
 }
 

@@ -14,11 +14,13 @@ mod config;
 mod dispute;
 mod doctor;
 mod error;
+mod faucet;
 mod finality;
 mod genesis;
 mod gov;
 mod graphs;
 mod home;
+mod join;
 mod keys;
 mod members;
 mod models;
@@ -78,10 +80,12 @@ enum Command {
     Unstake(chain::UnstakeArgs),
     /// Claim rewards, and OPG whose delay is over
     Claim(chain::ClaimArgs),
-    /// Bring a worker into the chain's registry, under an operator with a bond
-    Join(settle::JoinArgs),
+    /// Bring this machine into a network: as a validator, a worker or a full node
+    Join(join::JoinArgs),
     /// Put OPG into a payer's deposit, from which workers are paid
     Deposit(chain::DepositArgs),
+    /// Give coins and OPG to whoever asks, within limits, on a network for development
+    Faucet(faucet::FaucetArgs),
     /// Propose, vote, and carry out what was decided
     #[command(subcommand)]
     Gov(gov::GovCommand),
@@ -203,8 +207,9 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Delegate(args) => chain::delegate(args, json).await,
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
-        Command::Join(args) => settle::join(args, json).await,
+        Command::Join(args) => join::run(args, json).await,
         Command::Deposit(args) => chain::deposit(args, json).await,
+        Command::Faucet(args) => faucet::run(args, json).await,
         Command::Gov(command) => gov::run(command, json).await,
         Command::Power(args) => power::run(args, json).await,
         Command::Model(command) => models::run(command, json),

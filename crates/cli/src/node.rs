@@ -17,19 +17,25 @@ use crate::{genesis, home, keys, ui};
 /// Where a node serves JSON-RPC when it is not told.
 pub(crate) const DEFAULT_RPC: &str = "127.0.0.1:8645";
 
+/// The genesis in a node's data folder.
+pub(crate) const GENESIS: &str = "genesis.json";
+/// The validator's key in a node's data folder.
+pub(crate) const KEY: &str = "validator.key";
+
 #[derive(Args)]
 pub(crate) struct NodeArgs {
-    /// The chain's genesis file
-    #[arg(long, required_unless_present = "dev")]
+    /// The chain's genesis file; when left out, the one that `assay join` put into the data folder
+    #[arg(long)]
     genesis: Option<PathBuf>,
-    /// A validator's key file, as `assay keys validator` makes it: the node votes while the key has a seat. Without one it only follows
+    /// A validator's key file, as `assay keys validator` makes it: the node votes while the key has a seat. When left out, the one that
+    /// `assay join` made in the data folder; without any it only follows
     #[arg(long)]
     key: Option<PathBuf>,
     /// JSON-RPC of a node to follow while there is no seat, several times for several; those of the genesis when left out
     #[arg(long, value_name = "URL")]
     follow: Vec<String>,
     /// Who gets the tips of this validator's blocks; what the genesis says when left out
-    #[arg(long, requires = "key")]
+    #[arg(long)]
     beneficiary: Option<Address>,
     /// The folder for blocks and state; ~/.assay/node (or ~/.assay/dev-chain) when left out
     #[arg(long)]
@@ -55,15 +61,16 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         (None, false) => home::home()?.join("node"),
     };
     home::create_private(&data)?;
-    let (genesis, key) = match &args.genesis {
-        Some(file) => {
-            let key = args.key.as_deref().map(|key| keys::validator_secret(key, false)).transpose()?;
-            (genesis::read(file)?, key)
-        }
-        None => {
-            let (genesis, key) = development(&data, args.listen)?;
-            (genesis, Some(key))
-        }
+    let (genesis, key) = if args.dev {
+        let (genesis, key) = development(&data, args.listen)?;
+        (genesis, Some(key))
+    } else {
+        let joined = |name: &str| Some(data.join(name)).filter(|file| file.exists());
+        let file = args.genesis.clone().or_else(|| joined(GENESIS)).ok_or_else(|| {
+            Error::said("name the chain with --genesis FILE, or join one first: `assay join --role full --network FILE`")
+        })?;
+        let key = args.key.clone().or_else(|| joined(KEY));
+        (genesis::read(&file)?, key.map(|key| keys::validator_secret(&key, false)).transpose()?)
     };
     let follow = if args.follow.is_empty() { &genesis.follow } else { &args.follow };
     let sources = follow
@@ -142,8 +149,8 @@ impl Source for Upstream {
 
 /// The genesis and the key of a chain for development; made on first use.
 fn development(data: &Path, listen: SocketAddr) -> Result<(Genesis, String)> {
-    let file = data.join("genesis.json");
-    let secret = keys::validator_secret(&data.join("validator.key"), true)?;
+    let file = data.join(GENESIS);
+    let secret = keys::validator_secret(&data.join(KEY), true)?;
     if !file.exists() {
         let key = node::public_key(&secret).map_err(|error| Error::said(error.to_string()))?;
         let validator =

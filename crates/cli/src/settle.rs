@@ -1,7 +1,7 @@
 //! What a network on one machine needs on its chain, so that its workers can be paid, and `assay receipts --settled`: what became of each
 //! receipt there. Workers bring their receipts to the chain themselves (`assay_worker`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use assay_ledger::types::{Address, U256};
 use assay_receipt::{Domain, GRAPH_ARITHMETIC, Key, Level, Member, Offer};
@@ -9,22 +9,12 @@ use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
 use assay_wallet::client::{ClientError, Included, address_of};
 use assay_wallet::registry::sign_worker_key;
-use clap::Args;
 use serde_json::{Value, json};
 
-use crate::chain::{Signer, SignerArgs, number, opg};
+use crate::chain::{Signer, number, opg};
 use crate::error::{Error, Result};
+use crate::ui;
 use crate::ui::say;
-use crate::{members, ui};
-
-#[derive(Args)]
-pub(crate) struct JoinArgs {
-    /// Data folder of the worker, which is running
-    data: PathBuf,
-    /// The operator's key, which pays the bond and can take it out again
-    #[command(flatten)]
-    signer: SignerArgs,
-}
 
 /// Coins that a worker's address gets, in 10^-18: one pays for some thousand batches.
 const GAS: u128 = 1_000_000_000_000_000_000;
@@ -164,38 +154,6 @@ pub(crate) async fn register(signer: &Signer, member: &Member, worker: &Key) -> 
     }
     if chain.client.balance(address_of(worker)).await? < U256::from(GAS / 2) {
         signer.pay(address_of(worker), U256::from(GAS)).await?;
-    }
-    Ok(())
-}
-
-pub(crate) async fn join(args: JoinArgs, json: bool) -> Result<()> {
-    let signer = args.signer.open()?;
-    let member = members::descriptor(&args.data.join("worker.json"))?;
-    let worker = worker_key(&args.data)?;
-    register(&signer, &member, &worker).await?;
-    let operator = signer.chain.view("Registry", "operatorOf", &[text(signer.address())]).await?;
-    let bond = number(&operator["bond"])?;
-    if json {
-        ui::print_json(&json!({
-            "worker": member.worker, "operator": signer.address().to_string(), "name": operator["name"],
-            "bond": bond.to_string(), "url": member.url,
-        }));
-    } else {
-        say!("{} is registered at {}", ui::bold(&member.worker.to_string()), member.url);
-        say!(
-            "operator {} ({}), bond {} OPG",
-            operator["name"].as_str().unwrap_or_default(),
-            signer.address(),
-            opg(bond)
-        );
-        if member.key_epoch != 1 {
-            say!(
-                "{}",
-                ui::dim(
-                    "To be paid, it needs key_epoch = 1, the chain's domain and [worker.chain] in its configuration."
-                )
-            );
-        }
     }
     Ok(())
 }

@@ -332,12 +332,31 @@ fn an_embedding_is_verified_and_replayed_offline() {
         std::thread::sleep(Duration::from_millis(500));
     }
     // A worker joins again under its operator, and under nobody else's; anybody adds to a payer's deposit.
-    let join =
-        |worker: &'static str, key: &'static str| ["join", worker, "--key", key, "--rpc", &rpc].to_vec();
-    let joined = network.json(&join("up/worker-1", "up/worker-1/operator.key"));
+    let join = |genesis: &'static str, key: &'static str| {
+        let worker = ["join", "--role", "worker", "--data", "up/worker-1", "--network", genesis];
+        [&worker[..], &["--key", key, "--rpc", &rpc]].concat()
+    };
+    let own = "up/chain/genesis.json";
+    let joined = network.json(&join(own, "up/worker-1/operator.key"));
     assert_eq!((&joined["name"], &joined["bond"]), (&json!("operator-1"), &json!("1000000000000000000000")));
-    let refused = network.run(&join("up/worker-1", "up/worker-2/operator.key"));
+    let refused = network.run(&join(own, "up/worker-2/operator.key"));
     assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    // A node of another network is found out before anything is signed.
+    let mut other: Value = serde_json::from_slice(&std::fs::read(folder.join(own)).unwrap()).unwrap();
+    other["gasLimit"] = json!(50_000_000);
+    std::fs::write(folder.join("other.json"), other.to_string()).unwrap();
+    let refused = network.run(&join("other.json", "up/worker-1/operator.key"));
+    assert!(stderr(&refused).contains("another network"), "{}", stderr(&refused));
+    // A full node needs the genesis alone; a validator gets a key in its folder, and seats when the epoch ends.
+    let full = network.json(&["join", "--role", "full", "--data", "full", "--network", own, "--rpc", &rpc]);
+    assert_eq!((&full["data"], folder.join("full/genesis.json").exists()), (&json!("full"), true));
+    let wallet = ["--key", "up/wallet.key", "--rpc", &rpc, "--network", own];
+    let voter = ["join", "--role", "validator", "--data", "voter", "--stake", "5000"];
+    let joined = network.json(&[&voter[..], &wallet].concat());
+    assert_eq!(joined["stake"], json!("5000000000000000000000"), "{joined}");
+    let made = network.json(&["keys", "validator", "voter/validator.key"]);
+    assert_eq!(made["key"], joined["key"]);
+    assert_eq!(network.run(&[&voter[..], &wallet].concat()).status.code(), Some(1), "it is one already");
     let payer = format!("0x{}", "12".repeat(20));
     for sum in ["1500000000000000000", "3000000000000000000"] {
         let deposited = network.json(&["deposit", "1.5", "--payer", &payer, "--rpc", &rpc]);

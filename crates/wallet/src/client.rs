@@ -44,6 +44,9 @@ pub enum ClientError {
     Waiting(String),
 }
 
+/// Four new words of storage (EIP-2200, EIP-2929).
+const CHECKPOINTS_GAS: u64 = 4 * 22_100;
+
 type Result<T> = std::result::Result<T, ClientError>;
 
 /// What a transaction does.
@@ -225,8 +228,10 @@ impl Client {
         }
         let gas = quantity(&self.request("eth_estimateGas", json!([request.clone(), "latest"])).await?)?;
         let (chain_id, nonce, fees) = (self.chain_id().await?, self.nonce(from).await?, self.fees().await?);
-        // The state may be another by then: a quarter more, of which what is not used costs nothing.
-        let signed = sign(key, chain_id, nonce, gas + gas / 4, fees, call);
+        // The state may be another by then, and in another second votes and stake get new checkpoints, each in new storage. What
+        // is not used costs nothing.
+        let room = if call.data.is_empty() { 0 } else { gas / 4 + CHECKPOINTS_GAS };
+        let signed = sign(key, chain_id, nonce, gas + room, fees, call);
         let hash = hexadecimal(keccak256(&signed).as_slice());
         self.request("eth_sendRawTransaction", json!([hexadecimal(&signed)])).await?;
         let receipt = self.receipt(&hash).await?;
