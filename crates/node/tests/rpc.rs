@@ -7,8 +7,8 @@ mod common;
 
 use std::sync::Arc;
 
-use assay_ledger::types::{Address, TxKind, U256, hex};
-use assay_ledger::{Genesis, PoolLimits, Transaction};
+use assay_ledger::types::{Address, TxKind, U256, hex, keccak256};
+use assay_ledger::{Block, Genesis, PoolLimits, Transaction};
 use assay_node::chain::{Chain, ChainError, Origin};
 use assay_node::history::History;
 use assay_node::rpc::methods;
@@ -240,7 +240,16 @@ async fn what_cannot_be_is_refused_with_the_words_that_libraries_know() {
         ("eth_sendRawTransaction", send(vec![0x02; 200_000]), "oversized data"),
         ("eth_getBalance", json!(["0x12", "latest"]), "is no address"),
         ("eth_getBalance", json!([wallet.address().to_string(), "0x99"]), "header not found"),
-        ("eth_getLogs", json!([{"fromBlock": "0x5", "toBlock": "0x1"}]), "invalid block range"),
+        ("eth_getLogs", json!([{"fromBlock": "0x0", "toBlock": "0x1"}]), "beyond current head"),
+        ("eth_getLogs", json!([{"blockHash": word(1), "fromBlock": "0x0"}]), "both BlockHash and FromBlock"),
+        ("eth_getStorageAt", json!([wallet.address().to_string(), "0xasdf", "latest"]), "no hexadecimal"),
+        (
+            "eth_getStorageAt",
+            json!([wallet.address().to_string(), format!("{}0", word(0)), "latest"]),
+            "no hexadecimal",
+        ),
+        ("debug_getRawTransaction", json!([word(1)[2..]]), "is no hash"),
+        ("debug_getRawBlock", json!(["2"]), "no hexadecimal"),
         ("eth_getLogs", json!([{"topics": [[], [], [], [], []]}]), "exceed max topics"),
         (
             "eth_call",
@@ -259,10 +268,113 @@ async fn what_cannot_be_is_refused_with_the_words_that_libraries_know() {
         assert!(message.contains(words), "{method} {params}: {message}");
     }
     node.mine();
+    let reversed = json!([{"fromBlock": "0x1", "toBlock": "0x0"}]);
+    assert!(node.fail("eth_getLogs", reversed).await.1.contains("invalid block range"));
     let again = node.fail("eth_sendRawTransaction", send(wallet.dynamic(|t| t.value = U256::from(3)))).await;
     assert_eq!(again, (-32000, "nonce too low: next nonce 1, tx nonce 0".to_owned()));
     let (code, _) = node.fail("eth_noSuchMethod", json!([])).await;
     assert_eq!(code, -32601);
+}
+
+/// The names in an object, sorted.
+fn names(value: &Value) -> String {
+    let mut names: Vec<_> = value.as_object().unwrap_or_else(|| panic!("{value}")).keys().cloned().collect();
+    names.sort();
+    names.join(" ")
+}
+
+/// The objects of the JSON-RPC test cases of ethereum/execution-apis (the names of the fields in the cases that are named here). Their
+/// values depend on a chain of their own, with blocks of proof of work, which no chain of Assay can have.
+#[tokio::test]
+async fn objects_have_the_fields_of_the_cases_of_execution_apis() {
+    let node = node();
+    let created = node.send(&create(0)).await;
+    node.mine();
+    let contract = Wallet::new(0).address().create(0);
+    let emitting = node.send(&call(1, contract, 42)).await;
+    let legacy = node.send(&Wallet::new(1).legacy(0, Some(CHAIN))).await;
+    let listed = node.send(&Wallet::new(2).with_list(0)).await;
+    let delegating = node.send(&Wallet::new(3).delegating(0, &Wallet::new(4), contract)).await;
+    node.mine();
+
+    let common = "blockHash blockNumber blockTimestamp chainId from gas gasPrice hash input nonce r s to transactionIndex type v value";
+    let with = |more: &str| {
+        let mut names: Vec<_> = common.split(' ').chain(more.split_whitespace()).collect();
+        names.sort_unstable();
+        names.join(" ")
+    };
+    let fees = "maxFeePerGas maxPriorityFeePerGas";
+    for (case, hash, expected) in [
+        ("get-legacy-tx", &legacy, with("")),
+        ("get-legacy-create", &created, with(&format!("accessList yParity {fees}"))),
+        ("get-access-list", &listed, with("accessList yParity")),
+        ("get-dynamic-fee", &emitting, with(&format!("accessList yParity {fees}"))),
+        ("get-setcode-tx", &delegating, with(&format!("accessList authorizationList yParity {fees}"))),
+    ] {
+        let found = node.ask("eth_getTransactionByHash", json!([hash])).await;
+        assert_eq!(names(&found), expected, "eth_getTransactionByHash/{case}");
+    }
+    let delegated = node.ask("eth_getTransactionByHash", json!([delegating])).await;
+    assert_eq!(names(&delegated["authorizationList"][0]), "address chainId nonce r s yParity");
+
+    let receipt = "blockHash blockNumber contractAddress cumulativeGasUsed effectiveGasPrice from gasUsed logs logsBloom status to \
+                   transactionHash transactionIndex type";
+    let log = "address blockHash blockNumber blockTimestamp data logIndex removed topics transactionHash transactionIndex";
+    for hash in [&created, &emitting, &legacy, &listed, &delegating] {
+        let found = node.ask("eth_getTransactionReceipt", json!([hash])).await;
+        assert_eq!(
+            names(&found),
+            receipt,
+            "eth_getTransactionReceipt/get-legacy-contract and get-dynamic-fee"
+        );
+    }
+    let logs = node.ask("eth_getLogs", json!([{"fromBlock": "0x0", "toBlock": "latest"}])).await;
+    assert_eq!(names(&logs[0]), log, "eth_getLogs/filter-with-blockHash");
+
+    let header = "baseFeePerGas blobGasUsed difficulty excessBlobGas extraData gasLimit gasUsed hash logsBloom miner mixHash nonce \
+                  number parentBeaconBlockRoot parentHash receiptsRoot requestsHash sha3Uncles size stateRoot timestamp transactions \
+                  transactionsRoot uncles withdrawals withdrawalsRoot";
+    let block = node.ask("eth_getBlockByNumber", json!(["latest", false])).await;
+    assert_eq!(names(&block), header, "eth_getBlockByNumber/get-block-prague-fork");
+    assert_eq!(
+        node.ask("eth_getBlockByNumber", json!(["0x3e8", true])).await,
+        Value::Null,
+        "get-block-notfound"
+    );
+    let none = json!([format!("0x{:064x}", 0xdead_beef_u32)]);
+    for method in ["eth_getBlockReceipts", "eth_getTransactionByHash", "eth_getTransactionReceipt"] {
+        assert_eq!(node.ask(method, none.clone()).await, Value::Null, "{method}: not found");
+    }
+    // eth_getBlock*/get-genesis and debug_getRaw*: what is raw has the hash.
+    let raw = |method: &'static str| node.ask(method, json!(["latest"]));
+    let bytes = hex::decode(raw("debug_getRawHeader").await.as_str().unwrap()).unwrap();
+    assert_eq!(block["hash"], json!(keccak256(&bytes).to_string()));
+    let bytes = hex::decode(raw("debug_getRawBlock").await.as_str().unwrap()).unwrap();
+    assert_eq!(block["hash"], json!(Block::decode(&bytes).unwrap().hash().to_string()));
+    assert_eq!(block["size"], json!(format!("{:#x}", bytes.len())));
+
+    let proof = node.ask("eth_getProof", json!([contract.to_string(), ["0x01"], "latest"])).await;
+    let fields = "accountProof address balance codeHash nonce storageHash storageProof";
+    assert_eq!(names(&proof), fields, "eth_getProof/get-account-proof-with-storage");
+    assert_eq!(names(&proof["storageProof"][0]), "key proof value");
+    assert_eq!(proof["storageProof"][0]["key"], "0x01", "as it was asked");
+    let history = node.ask("eth_feeHistory", json!(["0x1", "0x2", [95, 99]])).await;
+    for (name, count) in [("reward", 1), ("baseFeePerGas", 2), ("gasUsedRatio", 1)] {
+        assert_eq!(history[name].as_array().map(Vec::len), Some(count), "eth_feeHistory/fee-history: {name}");
+    }
+    let frame = node.ask("debug_traceTransaction", json!([legacy, {"tracer": "callTracer"}])).await;
+    assert_eq!(
+        names(&frame),
+        "from gas gasUsed input to type value",
+        "debug_traceTransaction/calltracer-simple-transfer"
+    );
+    let steps = node.ask("debug_traceTransaction", json!([legacy])).await;
+    let empty = json!({"gas": 21_000, "failed": false, "returnValue": "0x", "structLogs": []});
+    assert_eq!(steps, empty, "debug_traceTransaction/trace-legacy-transfer");
+    // eth_call/call-omitted-block and call-revert-abi-error.
+    let data = |value: u64| json!([{"to": contract.to_string(), "input": word(value)}]);
+    assert_eq!(node.ask("eth_call", data(5)).await, word(5));
+    assert_eq!(names(&node.raw("eth_call", data(0)).await["error"]), "code data message");
 }
 
 #[tokio::test]

@@ -95,6 +95,7 @@ pub(crate) fn transaction(t: &Transaction, place: Option<(&Block, usize)>) -> Va
         "s": quantity(signature.s),
         "blockHash": place.map_or(Value::Null, |(block, _)| data(block.hash())),
         "blockNumber": place.map_or(Value::Null, |(block, _)| quantity(block.header.number)),
+        "blockTimestamp": place.map_or(Value::Null, |(block, _)| quantity(block.header.timestamp)),
         "transactionIndex": place.map_or(Value::Null, |(_, index)| quantity(index as u64)),
     });
     if let Some(id) = t.chain_id() {
@@ -209,31 +210,36 @@ pub(crate) fn revert_reason(output: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
+/// Hexadecimal text with its prefix.
+fn prefixed(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| text.starts_with("0x"))
+}
+
 pub(crate) fn address(value: &Value) -> Result<Address, Fault> {
-    value
-        .as_str()
+    prefixed(value)
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| Fault::params(format!("{value} is no address")))
 }
 
 pub(crate) fn hash(value: &Value) -> Result<B256, Fault> {
-    value
-        .as_str()
+    prefixed(value)
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| Fault::params(format!("{value} is no hash of 32 bytes")))
 }
 
 pub(crate) fn bytes(value: &Value) -> Result<Bytes, Fault> {
-    let text = value.as_str().filter(|text| text.starts_with("0x"));
-    text.and_then(|text| text.parse().ok())
+    prefixed(value)
+        .and_then(|text| text.parse().ok())
         .ok_or_else(|| Fault::params("hexadecimal data with 0x is missing"))
 }
 
 pub(crate) fn number(value: &Value) -> Result<U256, Fault> {
     let parsed = match value {
-        Value::String(text) => text.strip_prefix("0x").and_then(|digits| {
-            if digits.is_empty() { Some(U256::ZERO) } else { U256::from_str_radix(digits, 16).ok() }
-        }),
+        Value::String(text) => {
+            text.strip_prefix("0x").filter(|digits| digits.len() <= 64).and_then(|digits| {
+                if digits.is_empty() { Some(U256::ZERO) } else { U256::from_str_radix(digits, 16).ok() }
+            })
+        }
         Value::Number(number) => number.as_u64().map(U256::from),
         _ => None,
     };

@@ -184,6 +184,11 @@ pub(super) const SLOW: &[(&str, Method)] = &[
     }),
     ("eth_getRawTransactionByHash", |rpc, p| rpc.raw_transaction(at(p, 0)?)),
     ("debug_getRawTransaction", |rpc, p| rpc.raw_transaction(at(p, 0)?)),
+    ("debug_getRawHeader", |rpc, p| Ok(data(alloy_rlp::encode(rpc.header(Some(at(p, 0)?))?)))),
+    ("debug_getRawBlock", |rpc, p| {
+        let stored = rpc.stored(at(p, 0)?)?.ok_or_else(|| Fault::new("block not found"))?;
+        Ok(data(stored.block.encode()))
+    }),
     ("eth_getLogs", |rpc, p| rpc.get_logs(&LogFilter::parse(at(p, 0)?)?)),
     ("eth_getFilterChanges", |rpc, p| rpc.changes(text(p, 0)?)),
     ("eth_getFilterLogs", |rpc, p| rpc.filtered(text(p, 0)?)),
@@ -419,19 +424,15 @@ impl Rpc {
             let number = self.chain.history().number(hash)?.ok_or_else(|| Fault::new("unknown block"))?;
             return Ok(Value::Array(self.logs(filter, number, number)?));
         }
-        let head = self.chain.head().block.header.number;
-        let end = |tag: &Value| -> Result<u64, Fault> {
-            Ok(match self.number(tag)? {
-                Some(number) => number,
-                // A range may reach beyond the head.
-                None => small(tag)?,
-            })
+        let end = |tag: &Value| {
+            let beyond = || Fault::params("block range extends beyond current head block");
+            self.number(tag)?.ok_or_else(beyond)
         };
         let (from, to) = (end(&filter.from)?, end(&filter.to)?);
         if from > to {
             return Err(Fault::params("invalid block range params"));
         }
-        Ok(Value::Array(self.logs(filter, from, to.min(head))?))
+        Ok(Value::Array(self.logs(filter, from, to)?))
     }
 
     pub(super) fn logs(&self, filter: &LogFilter, from: u64, to: u64) -> Result<Vec<Value>, Fault> {
