@@ -38,6 +38,7 @@
 
 mod activation;
 mod attention;
+pub mod freivalds;
 mod kernel;
 mod kernels;
 mod linear;
@@ -54,7 +55,7 @@ mod weights;
 pub use activation::{Activation, activate, add, dequantise_row};
 pub use attention::{AttentionScratch, KeyValues, Scoring, SoftCap, attention};
 pub use kernel::Kernel;
-pub use linear::{Output, SEGMENT, linear};
+pub use linear::{Output, SEGMENT, linear, rescale_sums};
 pub use peak::multiply_adds;
 pub use quantise::{Quantised, QuantisedView, layer_norm, quantise, rms_norm, rms_norm_quantise};
 pub use rope::{RopeStyle, rope};

@@ -28,10 +28,12 @@ pub struct Output<'a> {
     /// The row whose output stands first in the buffer.
     origin: usize,
     rows: Range<usize>,
+    /// Where the exact sums go as well, laid out as `data`.
+    sums: Option<*mut i64>,
     life: PhantomData<&'a mut [i32]>,
 }
 
-// SAFETY: an `Output` is an exclusive borrow of its own words, as `&mut [i32]` is, and no two hold the same word.
+// SAFETY: an `Output` is an exclusive borrow of its own words (and sums), as `&mut [i32]` is, and no two hold the same one.
 unsafe impl Send for Output<'_> {}
 
 impl<'a> Output<'a> {
@@ -42,7 +44,29 @@ impl<'a> Output<'a> {
     pub fn new(buffer: &'a mut [i32], tokens: usize, rows: Range<usize>) -> Output<'a> {
         let stride = rows.len();
         assert_eq!(Some(buffer.len()), tokens.checked_mul(stride), "the buffer must be [tokens][rows]");
-        Output { data: buffer.as_mut_ptr(), tokens, stride, origin: rows.start, rows, life: PhantomData }
+        Output {
+            data: buffer.as_mut_ptr(),
+            tokens,
+            stride,
+            origin: rows.start,
+            rows,
+            sums: None,
+            life: PhantomData,
+        }
+    }
+
+    /// As [`Output::new`], and the exact sums of the products, before they are rounded, go to `sums`.
+    ///
+    /// # Panics
+    /// If the buffers do not both have `tokens · rows.len()` elements.
+    pub fn with_sums(
+        buffer: &'a mut [i32],
+        sums: &'a mut [i64],
+        tokens: usize,
+        rows: Range<usize>,
+    ) -> Output<'a> {
+        assert_eq!(buffer.len(), sums.len(), "the sums must be [tokens][rows]");
+        Output { sums: Some(sums.as_mut_ptr()), ..Output::new(buffer, tokens, rows) }
     }
 
     /// The rows that this part covers.
@@ -72,6 +96,25 @@ impl<'a> Output<'a> {
         // SAFETY: `linear` calls this with `token < self.tokens` and `row` in `self.rows`, within `stride` of the origin,
         // so the word is within the buffer borrowed for 'a; parts made by `split` have disjoint rows.
         unsafe { *self.data.add(token * self.stride + row - self.origin) = value }
+    }
+
+    /// Keeps exact sums of `N` rows from `row` on, if anybody wants them.
+    #[inline(always)]
+    pub(crate) fn keep<const N: usize>(&mut self, token: usize, row: usize, exact: [i64; N]) {
+        debug_assert!(token < self.tokens && self.rows.contains(&row) && row + N <= self.rows.end);
+        if let Some(sums) = self.sums {
+            // SAFETY: as for `set`, with all `N` rows in `self.rows`; a write of unaligned bytes.
+            unsafe {
+                sums.add(token * self.stride + row - self.origin).cast::<[i64; N]>().write_unaligned(exact)
+            }
+        }
+    }
+
+    /// Whether exact sums are wanted.
+    #[inline(always)]
+    #[allow(dead_code)] // only the vector kernels have them elsewhere
+    pub(crate) fn keeps_sums(&self) -> bool {
+        self.sums.is_some()
     }
 
     /// Writes the words of four rows from `row` on.
@@ -115,6 +158,21 @@ pub fn linear(
     assert!(out.tokens == x.scales.len() && out.rows.end <= w.rows, "the output does not fit the operands");
     assert!(bias.is_none_or(|b| b.len() == w.rows), "the bias does not fit the matrix");
     kernels::linear(kernel, w, x, bias, out);
+}
+
+/// What [`linear`] makes of the exact sums of one token: `out[r]` from `sums[r]`, for a matrix of `cols` columns.
+///
+/// # Panics
+/// If scales, bias (where there is one), sums and `out` are not equally long.
+pub fn rescale_sums(sums: &[i64], cols: usize, x: Scale, w: &[Scale], bias: Option<&[i32]>, out: &mut [i32]) {
+    let rows = out.len();
+    assert!(
+        sums.len() == rows && w.len() == rows && bias.is_none_or(|b| b.len() == rows),
+        "sums, scales, bias and output must have the same rows"
+    );
+    for (row, ((out, &sum), &w)) in out.iter_mut().zip(sums).zip(w).enumerate() {
+        *out = finish(sum, cols, x, w, bias.map(|b| b[row]));
+    }
 }
 
 /// Rounds and rescales one exact sum of a row of `cols`, and adds the bias.

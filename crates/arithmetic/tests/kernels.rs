@@ -106,10 +106,33 @@ fn run_linear(
     bias: Option<&[i32]>,
     parts: usize,
 ) -> Vec<i32> {
-    let mut out = vec![0x5555_5555; x.scales.len() * w.rows];
-    for mut part in Output::new(&mut out, x.scales.len(), 0..w.rows).split(parts) {
+    let tokens = x.scales.len();
+    let mut out = vec![0x5555_5555; tokens * w.rows];
+    for mut part in Output::new(&mut out, tokens, 0..w.rows).split(parts) {
         linear(kernel, w, x, bias, &mut part);
     }
+    // With the exact sums, from which the same words follow.
+    let (mut again, mut sums) = (vec![0; out.len()], vec![0x5555_5555; out.len()]);
+    for mut part in Output::with_sums(&mut again, &mut sums, tokens, 0..w.rows).split(parts) {
+        linear(kernel, w, x, bias, &mut part);
+    }
+    assert_eq!(again, out, "{kernel}");
+    let mut weights = vec![0; w.cols];
+    for row in 0..w.rows {
+        w.row(row, &mut weights);
+        for (token, values) in x.values.chunks_exact(w.cols.max(1)).enumerate() {
+            let sum: i64 = weights.iter().zip(values).map(|(&w, &x)| i64::from(w) * i64::from(x)).sum();
+            assert_eq!(sums[token * w.rows + row], sum, "{kernel} {token} {row}");
+        }
+    }
+    if w.rows > 0 {
+        let rows = sums.chunks_exact(w.rows).zip(again.chunks_exact_mut(w.rows));
+        for ((sums, again), &scale) in rows.zip(x.scales) {
+            again.fill(0);
+            rescale_sums(sums, w.cols, scale, w.scales, bias, again);
+        }
+    }
+    assert_eq!(again, out, "{kernel}");
     out
 }
 

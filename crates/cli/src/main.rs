@@ -22,6 +22,7 @@ mod graphs;
 mod home;
 mod join;
 mod keys;
+mod light;
 mod members;
 mod models;
 mod node;
@@ -101,6 +102,8 @@ enum Command {
     Infer(graphs::InferArgs),
     /// Run such a model and prove its outputs
     Prove(proofs::ProveArgs),
+    /// Write the trace of an answer, with which others check it without the model
+    Trace(light::TraceArgs),
     /// Check a receipt or a proof offline
     Verify(verify::VerifyArgs),
     /// List receipts, or save one
@@ -216,6 +219,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Members(command) => members::run(command, json),
         Command::Infer(args) => graphs::infer(&args, json),
         Command::Prove(args) => proofs::prove(&args, json),
+        Command::Trace(args) => light::trace(&args, json),
         Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Dispute(args) => dispute::run(args, json).await,

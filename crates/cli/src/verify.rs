@@ -8,12 +8,12 @@ use assay_engine::request::Processor;
 use assay_engine::{Config, Engine};
 use assay_model::Artifact;
 use assay_receipt::{Address, Bundle, Bytes32, GRAPH_ARITHMETIC, Members, Signed};
-use assay_verify::{Expected, Outcome, Report, State};
+use assay_verify::{CheckKind, Expected, Outcome, Report, State};
 use clap::Args;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::{finality, home, members, models, proofs, ui};
+use crate::{finality, home, light, members, models, proofs, ui};
 
 #[derive(Args)]
 pub(crate) struct VerifyArgs {
@@ -39,10 +39,14 @@ pub(crate) struct VerifyArgs {
     /// Also replay the answer here, with the imported model of this name, id or path
     #[arg(long, value_name = "MODEL")]
     replay: Option<String>,
+    /// Check the answer with this trace of `assay trace`, and the key of `assay model key`, without the model
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "replay")]
+    trace: Option<PathBuf>,
     /// The model that a proof, also one in a receipt, must be about; the imported one that it names when left out
     #[arg(long, conflicts_with = "replay")]
     model: Option<String>,
-    /// The key of `assay model commit` that a proof with committed weights is checked with; the model is not needed then
+    /// The key of `assay model commit` that a proof with committed weights is checked with, or that of `assay model key`
+    /// for a trace; the model is not needed then
     #[arg(long, conflicts_with_all = ["replay", "model"])]
     key: Option<PathBuf>,
 }
@@ -72,6 +76,11 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
     let members = in_force(list, signer, &bundle)?;
     let expected = Expected::of_members(bundle.domain, &members.statement);
     let report = match &args.replay {
+        None if args.trace.is_some() => {
+            // The arguments have both or neither.
+            let (trace, key) = (args.trace.unwrap_or_default(), args.key.unwrap_or_default());
+            light::check(&bundle, &expected, &trace, &key)?
+        }
         None if bundle.receipt.statement.arithmetic == GRAPH_ARITHMETIC => {
             let model = Bytes32::to_string(&bundle.receipt.statement.model);
             match proofs::model(&model, args.model.as_deref(), args.key.as_deref())? {
@@ -94,6 +103,13 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
         ui::print_json(&report);
     } else {
         print(&report, members.statement.serial, &signer);
+    }
+    if report.has_failed(CheckKind::Products) {
+        return Err(Error::Rejected(
+            "the trace does not show that this answer is the model's, nor that it is not: ask for another trace, or replay the \
+             answer with --replay"
+                .into(),
+        ));
     }
     match report.state {
         State::Signed | State::Replayed | State::Proved => Ok(()),
@@ -121,7 +137,7 @@ fn replay(bundle: &Bundle, expected: &Expected, artifact: Arc<Artifact>) -> Resu
 }
 
 /// The bundle in a file, and the list of workers beside it when the file is an incident.
-fn read(path: &Path) -> Result<(Bundle, Option<Signed<Members>>)> {
+pub(crate) fn read(path: &Path) -> Result<(Bundle, Option<Signed<Members>>)> {
     let bytes = home::read_bounded(path, FILE_BYTES_MAX)?;
     let invalid = |error: &dyn std::fmt::Display| {
         Error::Rejected(format!("{} is not a receipt: {error}", path.display()))

@@ -15,6 +15,7 @@ use crate::forward::{Core, Plan, Row, Want};
 use crate::generation::Generation;
 use crate::grammar::Matcher;
 use crate::kv::{Before, Pages, Table, token_bytes};
+use crate::light::{Fault, Light};
 use crate::pool::{Broken, Pool};
 use crate::schedule::{Clock, Service, shares};
 use crate::sequence::{Sequence, Task};
@@ -260,7 +261,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Setting`], [`Error::NoMemory`] and [`Error::NoThreads`].
     pub fn new(artifact: Arc<Artifact>, config: Config) -> Result<Engine, Error> {
-        Engine::start(artifact, None, config)
+        Engine::start(artifact, None, config, None)
     }
 
     /// An engine with a small model of the same vocabulary that guesses ahead. Its keys and values are within
@@ -273,10 +274,19 @@ impl Engine {
         draft: Arc<Artifact>,
         config: Config,
     ) -> Result<Engine, Error> {
-        Engine::start(artifact, Some(draft), config)
+        Engine::start(artifact, Some(draft), config, None)
     }
 
-    fn start(artifact: Arc<Artifact>, draft: Option<Arc<Artifact>>, config: Config) -> Result<Engine, Error> {
+    pub(crate) fn start(
+        artifact: Arc<Artifact>,
+        draft: Option<Arc<Artifact>>,
+        config: Config,
+        light: Option<Light>,
+    ) -> Result<Engine, Error> {
+        let checks = matches!(light, Some(Light::Check(_)));
+        if !(artifact.has_weights() || checks) || draft.as_ref().is_some_and(|draft| !draft.has_weights()) {
+            return Err(Error::NoWeights);
+        }
         if artifact.encoder().is_some() || draft.as_ref().is_some_and(|draft| draft.encoder().is_some()) {
             return Err(Error::Encoder);
         }
@@ -297,12 +307,13 @@ impl Engine {
         let page_bytes = config.page_tokens * (token_bytes(artifact.config()) + draft_bytes);
         within("kv_bytes", config.kv_bytes, page_bytes, 1 << 48)?;
         let pages = config.pages(&artifact, draft.as_deref());
-        let new = |model| Core::new(model, config.kernel, config.threads, pages, config.page_tokens);
-        let core = Arc::new(new(artifact)?);
+        let new =
+            |model, light| Core::new(model, config.kernel, config.threads, pages, config.page_tokens, light);
+        let core = Arc::new(new(artifact, light)?);
         let small = match draft {
             // The same threads run both models, so they meet at the same barrier.
             Some(draft) => {
-                let mut small = new(draft)?;
+                let mut small = new(draft, None)?;
                 small.barrier = Arc::clone(&core.barrier);
                 Some(Arc::new(small))
             }
@@ -335,6 +346,10 @@ impl Engine {
     /// The model.
     pub fn artifact(&self) -> &Arc<Artifact> {
         self.core.artifact()
+    }
+
+    pub(crate) fn light(&self) -> Option<&Light> {
+        self.core.light.as_ref()
     }
 
     /// Gives the engine a clock, in nanoseconds from whenever, to fill in [`Stats::spent`]; it has none of its own. Only
@@ -476,7 +491,9 @@ impl Engine {
     /// [`Error::ThreadFailed`].
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         let mut events: Vec<Event> = self.waiting.drain(..).collect();
-        let mut outcomes = self.pass()?.into_iter().peekable();
+        let outcomes = self.pass()?;
+        let fault = self.light().and_then(Light::fault);
+        let mut outcomes = outcomes.into_iter().peekable();
         let mut goes_on = Vec::with_capacity(self.sequences.len());
         for (index, sequence) in self.sequences.iter_mut().enumerate() {
             let guessed = sequence.drafts.len();
@@ -502,7 +519,11 @@ impl Engine {
             }
             goes_on
         });
-        Ok(events)
+        match fault {
+            // What came before the false product decides if it is enough.
+            Some((_, fault)) if events.is_empty() => Err(fault.into()),
+            _ => Ok(events),
+        }
     }
 
     /// The logits (Q16) of every position of `tokens`: `each` gets position and logits, in order. For measuring a
@@ -549,6 +570,11 @@ impl Engine {
         }
         if needed > self.kv_tokens() {
             return Err(Error::CacheTooSmall { needed, total: self.kv_tokens() });
+        }
+        if let Some(light) = self.light()
+            && !(task == Task::Replay && light.is_of(prompt, answer))
+        {
+            return Err(Fault::Text.into());
         }
         if self.sequences.len() >= self.config.max_batch + self.config.max_waiting {
             return Err(Error::QueueFull { waiting: self.stats().waiting });
@@ -604,12 +630,14 @@ impl Engine {
         }
         self.pool.run().map_err(|Broken| Error::ThreadFailed)?;
         let mut plan = core.plan();
-        plan.rows.clear();
-        let outcomes = plan
-            .wants
-            .drain(..)
-            .map(|want| want.outcome.into_inner().unwrap_or_else(PoisonError::into_inner));
-        Ok(owners.into_iter().zip(outcomes).collect())
+        // Choices from a false product on say nothing.
+        let end = core.light.as_ref().and_then(Light::fault).map_or(usize::MAX, |(position, _)| position);
+        let Plan { rows, wants, .. } = &mut *plan;
+        let outcomes = wants.drain(..).take_while(|want| rows[want.row].position < end);
+        let outcomes = outcomes.map(|want| want.outcome.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let outcomes = owners.into_iter().zip(outcomes).collect();
+        rows.clear();
+        Ok(outcomes)
     }
 
     /// Plans a pass: a token of every sequence that has one left to run (it decodes), and prompts.

@@ -99,6 +99,12 @@ pub enum Error {
     /// A worker thread panicked; a defect. The engine does not run any more.
     #[error("a thread of the engine failed; make a new engine and report this defect")]
     ThreadFailed,
+    /// What is known of the model is not enough to run it, see [`crate::light`].
+    #[error("the model's weights are not here; use the model itself")]
+    NoWeights,
+    /// The trace of a light check is false: the answer may be right or wrong.
+    #[error(transparent)]
+    Light(#[from] crate::light::Fault),
     /// The system has no more threads.
     #[error("the engine's threads cannot be started ({0}); lower the number of threads")]
     NoThreads(String),

@@ -20,6 +20,7 @@ use crate::Error;
 use crate::choose::{Outcome, Rule};
 use crate::grammar::Mask;
 use crate::kv::{Head, Store};
+use crate::light::{At, Light, Place, Product};
 use crate::pool::{Barrier, Broken, Tasks};
 use crate::timing::{Stage, Timer};
 
@@ -28,6 +29,9 @@ const LOGIT_ROWS: usize = 512;
 
 /// Rows whose logits exist at once: bounds the memory of a replay.
 const LOGIT_BATCH: usize = 32;
+
+/// Rows whose logits a thread makes at once when products are recorded or checked, whole rows of them.
+const LIGHT_LOGITS: usize = 8;
 
 /// Rows of a block: enough that the weights, converted once a block, cost little; few enough that activations stay in
 /// the second-level cache.
@@ -127,6 +131,8 @@ pub(crate) struct Core {
     kv: Store,
     pub(crate) barrier: Arc<Barrier>,
     pub(crate) timer: Timer,
+    /// What happens to the products, if anything does.
+    pub(crate) light: Option<Light>,
     plan: RwLock<Plan>,
     scratch: Vec<Mutex<Scratch>>,
     /// One a query head.
@@ -169,6 +175,7 @@ impl Core {
         threads: usize,
         pages: usize,
         page_tokens: usize,
+        light: Option<Light>,
     ) -> Result<Core, Error> {
         let shape = artifact.config();
         let experts = shape.experts.map_or(0, |experts| experts.used);
@@ -189,6 +196,7 @@ impl Core {
             embedding_scale: shape.embedding_scale_q16.map(|f| Scale::from_integer(f.into()).shifted(-16)),
             barrier: Arc::new(Barrier::new(threads)),
             timer: Timer::default(),
+            light,
             plan: RwLock::default(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             queries: (0..shape.heads).map(|_| RwLock::default()).collect(),
@@ -211,7 +219,8 @@ impl Core {
     pub(crate) fn prepare(&self, plan: &mut Plan) {
         let shape = self.artifact.config();
         let rows = plan.rows.len();
-        let phases = if rows < few_rows(self.threads) {
+        // Whole products are recorded and checked.
+        let phases = if rows < few_rows(self.threads) && self.light.is_none() {
             plan.used = 0;
             5 * shape.layers
         } else {
@@ -239,7 +248,10 @@ impl Core {
         } else {
             self.split_rows(&plan, &mut scratch, &mut phases)?;
         }
-        self.logits(&plan, &mut scratch, &mut phases)?;
+        match &self.light {
+            None => self.logits(&plan, &mut scratch, &mut phases)?,
+            Some(_) => self.light_logits(&plan, &mut scratch, &mut phases),
+        }
         self.wait()
     }
 
@@ -268,6 +280,32 @@ impl Core {
         self.timer.time(Stage::Linear, || linear(self.kernel, w, x, bias, &mut out));
     }
 
+    /// As [`Core::linear_part`], for a product that is recorded or checked if any is.
+    fn linear_at(
+        &self,
+        at: At<'_>,
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        x: QuantisedView<'_>,
+        bias: Option<&[i32]>,
+        out: &mut Vec<i32>,
+    ) {
+        let Some(light) = &self.light else { return self.linear_part(w, rows, x, bias, out) };
+        let tokens = x.scales.len();
+        out.resize(tokens * rows.len(), 0);
+        let part = MatrixView { scales: &w.scales[rows.clone()], ..*w };
+        light.product(at, &part, x, bias, out, |out, sums| {
+            let mut out = Output::with_sums(out, sums, tokens, rows);
+            self.timer.time(Stage::Linear, || linear(self.kernel, w, x, bias, &mut out));
+        });
+    }
+
+    /// The places of rows, if anybody looks at the products.
+    fn places(&self, rows: &[Row]) -> Vec<Place> {
+        let rows = if self.light.is_some() { rows } else { &[] };
+        rows.iter().map(|row| Place { position: row.position, slot: 0 }).collect()
+    }
+
     /// Embeds rows.
     fn embed(&self, rows: &[Row], x: &mut Vec<i32>) {
         let embedding = self.artifact.embedding();
@@ -277,7 +315,9 @@ impl Core {
             let token = row.token as usize;
             let scale = embedding.scales[token];
             let scale = self.embedding_scale.map_or(scale, |factor| scale.mul(factor));
-            embedding.row(token, &mut weights);
+            if !self.light.as_ref().is_some_and(|light| light.embedding(row.token, &mut weights)) {
+                embedding.row(token, &mut weights);
+            }
             dequantise_row(&weights, scale, x);
         }
     }
@@ -463,11 +503,14 @@ impl Core {
         phases: &mut Phases<'_>,
     ) -> Result<(), Broken> {
         let shape = self.artifact.config();
-        let used = self.route(layer, s);
+        // Nobody looks at these products.
+        let at = At { layer: 0, product: Product::Router, expert: 0, places: &[] };
+        let used = self.route(at, layer, s);
         for task in phases.next(count * used) {
             let x = s.quantised.view().tokens(task / used..task / used + 1);
             let mut out = write(&self.odd[task]);
-            self.expert(layer, s.routes[task].0, x, &mut s.gate, &mut s.other, &mut s.head, &mut out);
+            let at = At { expert: s.routes[task].0, ..at };
+            self.expert(at, layer, x, &mut s.gate, &mut s.other, &mut s.head, &mut out);
         }
         self.wait()?;
         s.other.resize(count * shape.dim, 0);
@@ -483,9 +526,10 @@ impl Core {
     }
 
     /// Chooses the experts of the rows in `s.quantised` into `s.routes`; returns how many a row has.
-    fn route(&self, layer: &Layer<'_>, s: &mut Scratch) -> usize {
+    fn route(&self, at: At<'_>, layer: &Layer<'_>, s: &mut Scratch) -> usize {
         let (Some(router), Some(experts)) = (&layer.router, self.artifact.config().experts) else { return 0 };
-        self.linear_part(router, 0..router.rows, s.quantised.view(), None, &mut s.gate);
+        let at = at.of(Product::Router);
+        self.linear_at(at, router, 0..router.rows, s.quantised.view(), None, &mut s.gate);
         s.routes.clear();
         let mut chosen = Vec::new();
         for logits in s.gate.chunks_exact(router.rows) {
@@ -499,8 +543,8 @@ impl Core {
     #[allow(clippy::too_many_arguments)] // the buffers are parts of one scratch, of which the caller borrows others
     fn expert(
         &self,
+        at: At<'_>,
         layer: &Layer<'_>,
-        expert: usize,
         x: QuantisedView<'_>,
         gate: &mut Vec<i32>,
         up: &mut Vec<i32>,
@@ -508,13 +552,13 @@ impl Core {
         out: &mut Vec<i32>,
     ) {
         let shape = self.artifact.config();
-        let rows = expert * shape.ffn..(expert + 1) * shape.ffn;
-        self.linear_part(&layer.gate, rows.clone(), x, None, gate);
-        self.linear_part(&layer.up, rows, x, None, up);
+        let rows = at.expert * shape.ffn..(at.expert + 1) * shape.ffn;
+        self.linear_at(at.of(Product::Gate), &layer.gate, rows.clone(), x, None, gate);
+        self.linear_at(at.of(Product::Up), &layer.up, rows, x, None, up);
         self.activate(gate, up);
         self.quantise(gate, shape.ffn, quantised);
-        let rows = expert * shape.dim..(expert + 1) * shape.dim;
-        self.linear_part(&layer.down, rows, quantised.view(), None, out);
+        let rows = at.expert * shape.dim..(at.expert + 1) * shape.dim;
+        self.linear_at(at.of(Product::Down), &layer.down, rows, quantised.view(), None, out);
     }
 
     // Many rows: blocks of rows run through the layers.
@@ -542,25 +586,34 @@ impl Core {
     }
 
     /// All rows of a matrix.
-    fn linear_all(&self, w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Vec<i32>) {
-        self.linear_part(w, 0..w.rows, x, bias, out);
+    fn linear_all(
+        &self,
+        at: At<'_>,
+        w: &MatrixView<'_>,
+        x: QuantisedView<'_>,
+        bias: Option<&[i32]>,
+        out: &mut Vec<i32>,
+    ) {
+        self.linear_at(at, w, 0..w.rows, x, bias, out);
     }
 
     /// Queries, keys and values.
     fn begin_layer(&self, plan: &Plan, rows: &[Row], index: usize, block: &mut Block, s: &mut Scratch) {
         let shape = self.artifact.config();
         let layer = self.artifact.layer(index);
+        let places = self.places(rows);
+        let at = At { layer: index, product: Product::Query, expert: 0, places: &places };
         self.norm(&block.x, layer.attention_norm, &mut s.quantised);
         let x = s.quantised.view();
-        self.linear_all(&layer.q, x, layer.q_bias, &mut s.other);
+        self.linear_all(at, &layer.q, x, layer.q_bias, &mut s.other);
         self.turn(rows, &layer, shape.heads, layer.q_norm, &mut s.other);
         self.quantise(&s.other, shape.head_dim, &mut block.queries);
 
-        self.linear_all(&layer.k, x, layer.k_bias, &mut s.other);
+        self.linear_all(at.of(Product::Key), &layer.k, x, layer.k_bias, &mut s.other);
         self.turn(rows, &layer, shape.kv_heads, layer.k_norm, &mut s.other);
         self.store(plan, rows, index, s, Head::put_key);
 
-        self.linear_all(&layer.v, s.quantised.view(), layer.v_bias, &mut s.other);
+        self.linear_all(at.of(Product::Value), &layer.v, s.quantised.view(), layer.v_bias, &mut s.other);
         self.store(plan, rows, index, s, Head::put_value);
     }
 
@@ -610,20 +663,22 @@ impl Core {
                 }
             }
         });
+        let places = self.places(rows);
+        let at = At { layer: index, product: Product::Attention, expert: 0, places: &places };
         self.quantise(&s.wide, shape.heads * dim, &mut s.quantised);
-        self.linear_all(&layer.o, s.quantised.view(), None, &mut s.other);
+        self.linear_all(at, &layer.o, s.quantised.view(), None, &mut s.other);
         self.norm_in_place(layer.post_attention_norm, &mut s.other);
         add(&mut block.x, &s.other);
 
         self.norm(&block.x, layer.ffn_norm, &mut s.quantised);
         if layer.router.is_some() {
-            self.experts(&layer, s);
+            self.experts(at, &layer, s);
         } else {
-            self.linear_all(&layer.gate, s.quantised.view(), None, &mut s.wide);
-            self.linear_all(&layer.up, s.quantised.view(), None, &mut s.other);
+            self.linear_all(at.of(Product::Gate), &layer.gate, s.quantised.view(), None, &mut s.wide);
+            self.linear_all(at.of(Product::Up), &layer.up, s.quantised.view(), None, &mut s.other);
             self.activate(&mut s.wide, &s.other);
             self.quantise(&s.wide, shape.ffn, &mut s.quantised);
-            self.linear_all(&layer.down, s.quantised.view(), None, &mut s.other);
+            self.linear_all(at.of(Product::Down), &layer.down, s.quantised.view(), None, &mut s.other);
         }
         self.norm_in_place(layer.post_ffn_norm, &mut s.other);
         add(&mut block.x, &s.other);
@@ -631,9 +686,9 @@ impl Core {
 
     /// The feed-forward part of a layer with experts, from `s.quantised` to `s.other`: each expert takes the rows that
     /// use it at once.
-    fn experts(&self, layer: &Layer<'_>, s: &mut Scratch) {
+    fn experts(&self, at: At<'_>, layer: &Layer<'_>, s: &mut Scratch) {
         let shape = self.artifact.config();
-        let used = self.route(layer, s);
+        let used = self.route(at, layer, s);
         let (dim, count) = (shape.dim, shape.experts.map_or(0, |experts| experts.count));
         // The answer to each pair of a row and one of its experts.
         s.wide.resize(s.routes.len() * dim, 0);
@@ -651,7 +706,14 @@ impl Core {
                 values.copy_from_slice(row.values);
                 *scale = row.scales[0];
             }
-            self.expert(layer, expert, rows.view(), &mut s.gate, &mut up, &mut s.head, &mut out);
+            let places: Vec<Place> = match at.places {
+                [] => Vec::new(),
+                places => {
+                    pairs.iter().map(|pair| Place { slot: pair % used, ..places[pair / used] }).collect()
+                }
+            };
+            let at = At { expert, places: &places, ..at };
+            self.expert(at, layer, rows.view(), &mut s.gate, &mut up, &mut s.head, &mut out);
             for (pair, out) in pairs.iter().zip(out.chunks_exact(dim)) {
                 s.wide[pair * dim..][..dim].copy_from_slice(out);
             }
@@ -667,19 +729,8 @@ impl Core {
 
     fn logits(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) -> Result<(), Broken> {
         let output = self.artifact.output();
-        let dim = output.cols;
         for wants in plan.wants.chunks(LOGIT_BATCH) {
-            s.wide.clear();
-            for want in wants {
-                if plan.used == 0 {
-                    s.wide.extend_from_slice(&s.x[want.row * dim..][..dim]);
-                } else {
-                    let block = &plan.blocks[want.row / plan.block_rows];
-                    let block = block.lock().unwrap_or_else(PoisonError::into_inner);
-                    s.wide.extend_from_slice(&block.x[want.row % plan.block_rows * dim..][..dim]);
-                }
-            }
-            self.norm(&s.wide, self.artifact.output_norm(), &mut s.quantised);
+            self.last_norm(plan, wants, s);
             for task in phases.next(output.rows.div_ceil(LOGIT_ROWS)) {
                 let rows = part(task, output.rows, LOGIT_ROWS);
                 let mut logits = write(&self.odd[task]);
@@ -695,20 +746,56 @@ impl Core {
                 for (i, out) in s.logits.chunks_mut(LOGIT_ROWS).enumerate() {
                     out.copy_from_slice(&read(&self.odd[i])[task * out.len()..][..out.len()]);
                 }
-                let outcome = self.timer.time(Stage::Choice, || {
-                    want.rule.choose(
-                        &mut s.sampler,
-                        &mut s.logits,
-                        want.mask.as_ref(),
-                        &want.history,
-                        want.index,
-                    )
-                });
-                *want.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+                self.choose(want, &mut s.sampler, &mut s.logits);
             }
             self.wait()?;
         }
         Ok(())
+    }
+
+    /// The same where products are recorded or checked: some rows a task, each of them whole.
+    fn light_logits(&self, plan: &Plan, s: &mut Scratch, phases: &mut Phases<'_>) {
+        let (output, layer) = (self.artifact.output(), self.artifact.config().layers);
+        for wants in plan.wants.chunks(LOGIT_BATCH) {
+            for task in phases.next(wants.len().div_ceil(LIGHT_LOGITS)) {
+                let wants = &wants[part(task, wants.len(), LIGHT_LOGITS)];
+                self.last_norm(plan, wants, s);
+                let place = |want: &Want| Place { position: plan.rows[want.row].position, slot: 0 };
+                let places: Vec<Place> = wants.iter().map(place).collect();
+                let at = At { layer, product: Product::Output, expert: 0, places: &places };
+                self.linear_all(at, &output, s.quantised.view(), None, &mut s.logits);
+                for (want, logits) in wants.iter().zip(s.logits.chunks_exact_mut(output.rows)) {
+                    if let Some(cap) = self.logit_cap {
+                        logits.iter_mut().for_each(|logit| *logit = cap.apply(*logit));
+                    }
+                    self.choose(want, &mut s.sampler, logits);
+                }
+            }
+        }
+    }
+
+    /// The rows whose logits are wanted, normalised, to `s.quantised`.
+    fn last_norm(&self, plan: &Plan, wants: &[Want], s: &mut Scratch) {
+        let dim = self.artifact.config().dim;
+        s.wide.clear();
+        for want in wants {
+            if plan.used == 0 {
+                s.wide.extend_from_slice(&s.x[want.row * dim..][..dim]);
+            } else {
+                let block = &plan.blocks[want.row / plan.block_rows];
+                let block = block.lock().unwrap_or_else(PoisonError::into_inner);
+                s.wide.extend_from_slice(&block.x[want.row % plan.block_rows * dim..][..dim]);
+            }
+        }
+        self.norm(&s.wide, self.artifact.output_norm(), &mut s.quantised);
+    }
+
+    /// Chooses a token from logits, which are changed.
+    fn choose(&self, want: &Want, sampler: &mut Sampler, logits: &mut [i32]) {
+        let outcome = self.timer.time(Stage::Choice, || {
+            want.rule.choose(sampler, logits, want.mask.as_ref(), &want.history, want.index)
+        });
+        *want.outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     }
 }
 

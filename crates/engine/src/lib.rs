@@ -42,6 +42,7 @@ mod forward;
 pub mod generation;
 pub mod grammar;
 mod kv;
+pub mod light;
 mod pool;
 pub mod request;
 mod schedule;

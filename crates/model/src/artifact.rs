@@ -40,6 +40,8 @@ pub struct Artifact {
     manifest: Manifest,
     id: Bytes32,
     data: Range<usize>,
+    /// Whether the weights are missing.
+    bare: bool,
     embedding: Matrix,
     layers: Vec<LayerParts>,
     output_norm: Vec<i32>,
@@ -202,6 +204,11 @@ pub struct EncoderLayer<'a> {
     pub ffn_norm: Norm<'a>,
 }
 
+/// Whether an artifact without weights has a section of this kind.
+fn is_small(kind: SectionKind) -> bool {
+    matches!(kind, SectionKind::Scales | SectionKind::Q16 | SectionKind::Tokenizer)
+}
+
 /// Decodes sections by name.
 struct Reader<'a> {
     data: &'a [u8],
@@ -336,12 +343,81 @@ impl Artifact {
                 reason: "its padding is not zero".into(),
             });
         }
+        let id = merkle::keccak(manifest_bytes);
         let data = start..file.len();
-        // The file has `expected` bytes in memory, so every offset below fits a usize.
-        let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
-        let sections =
-            manifest.sections.iter().map(|s| (s.name.as_str(), (s.kind, range(s.offset, s.bytes)))).collect();
-        let read = Reader { data: &file[start..], offset: start, sections };
+        // The file has `expected` bytes in memory, so every offset fits a usize.
+        let ranges =
+            manifest.sections.iter().map(|s| s.offset as usize..(s.offset + s.bytes) as usize).collect();
+        Artifact::read(bytes, data, id, manifest, ranges, None)
+    }
+
+    /// A model without its weights, of the manifest's bytes, the [`Artifact::small_sections`] and the first rows of each
+    /// rotary table (cosines, then sines). It says what the model is and has everything but the weights, and can neither
+    /// run nor be verified: whoever trusts it has it from whom they trust.
+    ///
+    /// # Errors
+    /// As [`Artifact::parse`].
+    pub fn without_weights(
+        manifest: &[u8],
+        sections: Bytes,
+        ropes: Vec<[Vec<i32>; 2]>,
+    ) -> Result<Artifact, Error> {
+        let id = merkle::keccak(manifest);
+        let manifest = Manifest::parse(manifest)?;
+        if manifest.arithmetic != assay_arithmetic::VERSION {
+            let expected = assay_arithmetic::VERSION;
+            return Err(Error::ArithmeticVersion { found: manifest.arithmetic, expected });
+        }
+        let mut end = 0u64;
+        let mut ranges = Vec::with_capacity(manifest.sections.len());
+        let found = (*sections).as_ref().len() as u64;
+        for section in &manifest.sections {
+            let start = end;
+            if is_small(section.kind) {
+                end = end.saturating_add(section.bytes);
+                if end > found {
+                    return Err(Error::Length { expected: end, found });
+                }
+            }
+            ranges.push(start as usize..end as usize); // within what is in memory
+        }
+        if end != found {
+            return Err(Error::Length { expected: end, found });
+        }
+        Artifact::read(sections, 0..end as usize, id, manifest, ranges, Some(ropes))
+    }
+
+    /// The bytes of the sections that are neither weights nor rotary tables, in the order of the directory: scales,
+    /// norms, biases and the tokenizer.
+    pub fn small_sections(&self) -> impl Iterator<Item = &[u8]> {
+        let small = self.manifest.sections.iter().filter(|section| is_small(section.kind));
+        small.map(|s| {
+            self.slice(self.data.start + s.offset as usize..self.data.start + (s.offset + s.bytes) as usize)
+        })
+    }
+
+    /// Whether the weights are there: not in what [`Artifact::without_weights`] made.
+    pub fn has_weights(&self) -> bool {
+        !self.bare
+    }
+
+    /// Decodes the small sections. `ranges` are within `data`, one a section; rotary tables are given or read.
+    fn read(
+        bytes: Bytes,
+        data: Range<usize>,
+        id: Bytes32,
+        manifest: Manifest,
+        ranges: Vec<Range<usize>>,
+        ropes: Option<Vec<[Vec<i32>; 2]>>,
+    ) -> Result<Artifact, Error> {
+        let sections = manifest
+            .sections
+            .iter()
+            .zip(ranges)
+            .map(|(s, range)| (s.name.as_str(), (s.kind, range)))
+            .collect();
+        let start = data.start;
+        let read = Reader { data: &(*bytes).as_ref()[data.clone()], offset: start, sections };
 
         let config = &manifest.config;
         let (dim, ffn) = (config.dim, config.ffn);
@@ -377,20 +453,24 @@ impl Artifact {
         let tied = config.tied_embeddings;
         let tokenizer = read.range("tokenizer")?;
         Ok(Artifact {
-            id: merkle::keccak(manifest_bytes),
+            id,
+            bare: ropes.is_some(),
             embedding: read.matrix("embedding", config.vocab, dim, false)?,
             layers: layers?,
             output_norm: if encoder.is_some() { Vec::new() } else { read.words("output_norm")? },
             encoder,
             output: if tied { None } else { Some(read.matrix("output", config.vocab, dim, false)?) },
-            ropes: (0..config.rope_tables())
-                .map(|table| {
-                    Ok([
-                        read.rope(&rope_section("rope_cos", table))?,
-                        read.rope(&rope_section("rope_sin", table))?,
-                    ])
-                })
-                .collect::<Result<_, Error>>()?,
+            ropes: match ropes {
+                Some(ropes) => ropes,
+                None => (0..config.rope_tables())
+                    .map(|table| {
+                        Ok([
+                            read.rope(&rope_section("rope_cos", table))?,
+                            read.rope(&rope_section("rope_sin", table))?,
+                        ])
+                    })
+                    .collect::<Result<_, Error>>()?,
+            },
             tokenizer: start + tokenizer.start..start + tokenizer.end,
             leaves: OnceLock::new(),
             data,

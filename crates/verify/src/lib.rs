@@ -7,7 +7,7 @@
 //! people different stories.
 //!
 //! With feature `replay` (a default) `check_replayed` also repeats the answer on this machine, which leaves nobody to
-//! trust; with feature `proof` (a default) `check_proved` checks an answer that is a proof. Without them the crate compiles to a
+//! trust, and `check_light` does so without the model's weights; with feature `proof` (a default) `check_proved` checks an answer that is a proof. Without them the crate compiles to a
 //! small WebAssembly and runs in the browser.
 //!
 //! [`finality`] is about the chain: it checks that a block is final, from nothing but the hash of block 0.
@@ -30,6 +30,8 @@ mod check;
 mod failure;
 pub mod finality;
 mod json;
+#[cfg(feature = "replay")]
+mod light;
 mod members;
 #[cfg(feature = "proof")]
 mod proof;
@@ -42,6 +44,8 @@ pub use assay_receipt::{Bundle, Level};
 pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
+#[cfg(feature = "replay")]
+pub use light::check_light;
 pub use members::{MembersError, check_members};
 #[cfg(feature = "proof")]
 pub use proof::{ProofError, check_proved, proof_of};

@@ -81,7 +81,7 @@ pub fn check_embedded(
 }
 
 /// Whether the model of this id and arithmetic is the one to repeat the answer with.
-fn replayable(bundle: &Bundle, given: Bytes32, version: u32) -> Result<(), ReplayError> {
+pub(crate) fn replayable(bundle: &Bundle, given: Bytes32, version: u32) -> Result<(), ReplayError> {
     let receipt = &bundle.receipt.statement;
     if receipt.arithmetic == 0 {
         return Err(ReplayError::Forwarder);
@@ -96,7 +96,7 @@ fn replayable(bundle: &Bundle, given: Bytes32, version: u32) -> Result<(), Repla
 }
 
 /// Adds the outcome of a replay on this machine to a report that was not rejected.
-fn with_replay(mut report: Report, verdict: &OutputVerdict) -> Report {
+pub(crate) fn with_replay(mut report: Report, verdict: &OutputVerdict) -> Report {
     let mut checks = Checks(std::mem::take(&mut report.checks));
     let who = format!("worker {} of {}", report.worker, report.operator.as_deref().unwrap_or("unknown"));
     let (mut proves, mut trusted) = signed_words(&who);

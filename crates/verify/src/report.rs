@@ -73,6 +73,8 @@ pub enum CheckKind {
     Replay,
     /// The proof that is the answer shows what the model gives for the inputs of the request.
     Proof,
+    /// The matrix products in the trace of a light check are the model's.
+    Products,
 }
 
 /// How a check came out.

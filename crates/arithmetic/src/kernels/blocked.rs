@@ -193,6 +193,12 @@ macro_rules! blocked_linear {
             };
             let shift = sum_shift(w.cols);
             for t in 0..T {
+                if out.keeps_sums() {
+                    let mut exact = [0i64; GROUP];
+                    // SAFETY: four lanes of 64 bits.
+                    unsafe { _mm256_storeu_si256(exact.as_mut_ptr().cast(), sums[t]) };
+                    out.keep(token + t, row, exact);
+                }
                 let x = x.scales[token + t].shifted(shift as i32);
                 let sums = round_lanes(sums[t], shift);
                 let (mut result, sane) = rescale_lanes(sums, scales, x);

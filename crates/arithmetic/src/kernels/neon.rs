@@ -57,6 +57,7 @@ pub(crate) unsafe fn linear(
                     *sum += part;
                 }
             }
+            out.keep(token, row, sums);
             for (r, sum) in sums.into_iter().enumerate() {
                 let bias = bias.map(|b| b[row + r]);
                 out.set(token, row + r, finish(sum, w.cols, x.scales[token], w.scales[row + r], bias));

@@ -27,6 +27,7 @@ pub(crate) fn linear_range(
             let values = &x.values[token * x.cols..][..x.cols];
             let products = weights.iter().zip(values).map(|(&w, &x)| i32::from(w).wrapping_mul(x.into()));
             let sum = products.map(i64::from).sum();
+            out.keep(token, row, [sum]);
             out.set(token, row, finish(sum, w.cols, x.scales[token], w.scales[row], bias.map(|b| b[row])));
         }
     }

@@ -5,6 +5,8 @@ mod cheating;
 mod common;
 mod finality;
 mod fuzz;
+#[cfg(feature = "replay")]
+mod light;
 #[cfg(feature = "proof")]
 mod proof;
 #[cfg(feature = "replay")]

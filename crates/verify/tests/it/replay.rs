@@ -12,14 +12,14 @@ use assay_verify::*;
 
 use crate::common::{expected, key};
 
-fn engine(seed: u64) -> Engine {
+pub(crate) fn engine(seed: u64) -> Engine {
     let bytes = import_gguf(&tiny_gguf(Architecture::Llama, seed), &mut |_, _| {}).unwrap();
     let artifact = Artifact::parse(Arc::new(bytes)).unwrap();
     Engine::new(Arc::new(artifact), Config { threads: 1, ..Config::default() }).unwrap()
 }
 
 /// Answers a request and signs it as the worker of the vectors, Alice's.
-fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expected) {
+pub(crate) fn serve(engine: &mut Engine, lie: impl FnOnce(&mut Output)) -> (Bundle, Expected) {
     let processor = Processor::from_artifact(engine.artifact()).unwrap();
     let mut request = Request::from_text(engine.artifact().id(), "Once upon a time", 12);
     request.sampling = Sampling { temperature_milli: 900, seed: 5, ..Sampling::default() };
