@@ -88,6 +88,8 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (done, ended) = tokio::sync::oneshot::channel();
+    // A panic ends the node with one sentence, which has the panic's own words.
+    std::panic::set_hook(Box::new(|panic| tracing::debug!(%panic, "a part of the node panicked")));
     // Consensus has a runtime of its own, so it gets a thread of its own.
     std::thread::spawn(move || {
         let ready = move |address: SocketAddr| {

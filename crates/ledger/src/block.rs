@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alloy_consensus::Header;
-use alloy_primitives::B256;
+use alloy_primitives::{B256, keccak256};
 use alloy_rlp::{Decodable, Encodable, Header as Rlp};
 use thiserror::Error;
 
@@ -79,8 +79,25 @@ impl Block {
         out
     }
 
+    /// The hash of the block that these bytes encode, if they do: the header is not looked at.
+    pub fn hash_of(mut bytes: &[u8]) -> Option<B256> {
+        let mut payload = Rlp::decode_bytes(&mut bytes, true).ok()?;
+        let whole = payload;
+        Rlp::decode_bytes(&mut payload, true).ok()?;
+        Some(keccak256(&whole[..whole.len() - payload.len()]))
+    }
+
     /// Reads [`encode`](Self::encode)'s bytes and recovers all senders. Checks nothing else: see [`crate::verify`].
-    pub fn decode(mut bytes: &[u8]) -> Result<Self, BlockError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, BlockError> {
+        Self::decode_with(bytes, |_| None)
+    }
+
+    /// [`decode`](Self::decode) with transactions that are known already, by their hashes: their senders are not recovered again, which
+    /// is most of the work.
+    pub fn decode_with(
+        mut bytes: &[u8],
+        known: impl Fn(&B256) -> Option<Transaction>,
+    ) -> Result<Self, BlockError> {
         let whole = bytes;
         let malformed = |error: alloy_rlp::Error| BlockError::Malformed(error.to_string());
         if bytes.len() > MAX_BLOCK_BYTES {
@@ -95,8 +112,11 @@ impl Block {
         let mut transactions = Vec::new();
         while !list.is_empty() {
             let encoded = Rlp::decode_bytes(&mut list, false).map_err(malformed)?;
-            let transaction = Transaction::decode(encoded)
-                .map_err(|error| BlockError::Transaction(transactions.len(), error))?;
+            let transaction = match known(&keccak256(encoded)) {
+                Some(known) => known,
+                None => Transaction::decode(encoded)
+                    .map_err(|error| BlockError::Transaction(transactions.len(), error))?,
+            };
             transactions.push(transaction);
         }
         let block = Self::new(header, transactions);

@@ -23,7 +23,7 @@ use crate::state::{AccountChange, Overrides, State, assume, changes};
 use crate::{Receipt, Transaction};
 
 /// The least gas that a transaction uses.
-const LEAST_GAS: u64 = 21_000;
+pub const LEAST_GAS: u64 = 21_000;
 /// What a header and the framing of a block take at most, in bytes.
 const BLOCK_OVERHEAD: usize = 2048;
 

@@ -43,7 +43,7 @@ pub use alloy_primitives as types;
 pub use block::{Block, BlockError, MAX_BLOCK_BYTES};
 pub use committee::{COMMITTEE_ADDRESS, Committee, MAX_MEMBERS, MAX_SEATS, Member};
 pub use execute::{
-    Attributes, Executed, Failure, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
+    Attributes, Executed, Failure, LEAST_GAS, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
 };
 pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, Validator};
 pub use pool::{Added, Pool, PoolError, PoolLimits};

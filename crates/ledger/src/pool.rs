@@ -320,22 +320,21 @@ impl Pool {
 
     /// What can be executed on `state`, in the order in which it pays the proposer: the highest tip first, the earliest of equals,
     /// each sender's in the order of its nonces.
-    pub fn best(&self, state: &State, base_fee: u64) -> Vec<Transaction> {
+    pub fn best(&self, state: &State, base_fee: u64) -> impl Iterator<Item = Transaction> {
         // The tip, then the earlier arrival; the sender only identifies.
         type Head = (u128, std::cmp::Reverse<u64>, Address, u64);
-        let head = |sender: &Address, nonce: u64| -> Option<Head> {
+        let head = move |sender: &Address, nonce: u64| -> Option<Head> {
             let entry = self.senders.get(sender)?.get(&nonce)?;
             let tip = entry.transaction.effective_tip(base_fee)?;
             Some((tip, std::cmp::Reverse(entry.arrived), *sender, nonce))
         };
         let mut heads: BinaryHeap<Head> =
             self.senders.keys().filter_map(|sender| head(sender, state.nonce(sender))).collect();
-        let mut best = Vec::new();
-        while let Some((_, _, sender, nonce)) = heads.pop() {
-            best.push(self.senders[&sender][&nonce].transaction.clone());
+        std::iter::from_fn(move || {
+            let (_, _, sender, nonce) = heads.pop()?;
             heads.extend(head(&sender, nonce + 1));
-        }
-        best
+            Some(self.senders[&sender][&nonce].transaction.clone())
+        })
     }
 
     /// A waiting transaction.

@@ -1,9 +1,14 @@
 //! Signed transactions from outside: decoding, bounds, and who sent them.
 
-use alloy_consensus::transaction::SignerRecoverable;
 use alloy_consensus::{EthereumTxEnvelope, Transaction as _, TxEip4844};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
-use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use k256::elliptic_curve::ops::{LinearCombination, Reduce};
+use k256::elliptic_curve::point::DecompressPoint;
+use k256::elliptic_curve::scalar::IsHigh;
+use k256::elliptic_curve::sec1::ToEncodedPoint;
+use k256::elliptic_curve::{Group, PrimeField};
+use k256::{AffinePoint, ProjectivePoint, Scalar};
 use revm::context::TxEnv;
 use revm::context::either::Either;
 use std::sync::Arc;
@@ -40,6 +45,34 @@ pub struct Signature {
     pub s: U256,
 }
 
+/// Who signed a hash: the key is r⁻¹(sR − zG) (SEC 1, 4.1.6). The signature holds for that key whatever it is, so it is not verified once
+/// more, which would take as long again. `None` where there is no key, or `s` is high (EIP-2).
+fn recover(hash: &B256, signature: &Signature) -> Option<Address> {
+    let scalar = |word: &U256| {
+        let scalar = Option::<Scalar>::from(Scalar::from_repr(word.to_be_bytes::<32>().into()))?;
+        (!bool::from(scalar.is_zero())).then_some(scalar)
+    };
+    let (r, s) = (scalar(&signature.r)?, scalar(&signature.s)?);
+    if bool::from(s.is_high()) {
+        return None;
+    }
+    let x = signature.r.to_be_bytes::<32>().into();
+    let point: AffinePoint = Option::from(AffinePoint::decompress(&x, u8::from(signature.y_parity).into()))?;
+    let inverse = Option::<Scalar>::from(r.invert())?;
+    let z = <Scalar as Reduce<k256::U256>>::reduce_bytes(&hash.0.into());
+    let key = ProjectivePoint::lincomb(
+        &ProjectivePoint::GENERATOR,
+        &-(inverse * z),
+        &ProjectivePoint::from(point),
+        &(inverse * s),
+    );
+    if bool::from(key.is_identity()) {
+        return None;
+    }
+    let encoded = key.to_affine().to_encoded_point(false);
+    Some(Address::from_slice(&keccak256(&encoded.as_bytes()[1..])[12..]))
+}
+
 /// A transaction whose sender is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction(Arc<Inner>);
@@ -63,7 +96,9 @@ impl Transaction {
         }
         let envelope = EthereumTxEnvelope::<TxEip4844>::decode_2718_exact(bytes)
             .map_err(|error| TransactionError::Malformed(error.to_string()))?;
-        let sender = envelope.recover_signer().map_err(|_| TransactionError::Signature)?;
+        let signature = envelope.signature();
+        let signature = Signature { y_parity: signature.v(), r: signature.r(), s: signature.s() };
+        let sender = recover(&envelope.signature_hash(), &signature).ok_or(TransactionError::Signature)?;
         // A decoder that is too lenient would give one transaction several encodings.
         let again = envelope.encoded_2718();
         if again != bytes {
@@ -216,5 +251,52 @@ impl Transaction {
                 .map(|list| list.iter().cloned().map(Either::Left).collect())
                 .unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_consensus::crypto::secp256k1::recover_signer;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The order of secp256k1's group (SEC 2).
+    const ORDER: U256 =
+        alloy_primitives::uint!(0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141_U256);
+
+    fn both(hash: B256, r: U256, s: U256, y_parity: bool) -> (Option<Address>, Option<Address>) {
+        let theirs = recover_signer(&alloy_primitives::Signature::new(r, s, y_parity), hash).ok();
+        (recover(&hash, &Signature { y_parity, r, s }), theirs)
+    }
+
+    proptest! {
+        /// Most numbers are the x of a point half of the time, and any such point with any `s` is somebody's signature.
+        #[test]
+        fn senders_are_those_of_alloy(hash in any::<[u8; 32]>(), r in any::<[u8; 32]>(), s in any::<[u8; 32]>(), parity in any::<bool>()) {
+            let (r, s) = (U256::from_be_bytes(r), U256::from_be_bytes(s));
+            for s in [s, s >> 1] {
+                let (ours, theirs) = both(hash.into(), r, s, parity);
+                prop_assert_eq!(ours, theirs);
+            }
+        }
+    }
+
+    #[test]
+    fn no_signature_at_the_edges() {
+        let hash = B256::repeat_byte(7);
+        let (half, one) = (ORDER >> 1, U256::from(1));
+        // 1 and the half of the order are in range; 5 is no point's x.
+        for r in [U256::ZERO, one, U256::from(5), half, ORDER - one, ORDER, U256::MAX] {
+            for s in [U256::ZERO, one, half, half + one, ORDER - one, ORDER, U256::MAX] {
+                for parity in [false, true] {
+                    let (ours, theirs) = both(hash, r, s, parity);
+                    assert_eq!(ours, theirs, "{r} {s}");
+                }
+            }
+        }
+        assert!(both(hash, one, one, false).0.is_some());
+        assert_eq!(both(hash, one, half + one, false).0, None, "high s");
+        assert_eq!(both(hash, U256::from(5), one, false).0, None, "no point");
     }
 }

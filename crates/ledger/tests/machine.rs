@@ -390,3 +390,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_block_is_read_with_what_is_known() {
+    let (rules, first) = genesis();
+    let transfers: Vec<_> = (0..3).map(|seed| Wallet::new(seed).transfer(0)).collect();
+    let block = next(&rules, &first, transfers.clone()).block;
+    let bytes = block.encode();
+    assert_eq!(Block::hash_of(&bytes), Some(block.hash()));
+    assert_eq!(Block::hash_of(&bytes[1..]), None);
+    let asked = std::cell::RefCell::new(Vec::new());
+    let read = Block::decode_with(&bytes, |hash| {
+        asked.borrow_mut().push(*hash);
+        transfers.iter().skip(1).find(|known| known.hash() == *hash).cloned()
+    });
+    assert_eq!(read.unwrap(), block);
+    let hashes: Vec<_> = block.transactions.iter().map(Transaction::hash).collect();
+    assert_eq!(asked.into_inner(), hashes);
+    // Knowing another one under a hash would be noticed: it is not the block's encoding any more.
+    let wrong = Block::decode_with(&bytes, |_| Some(transfers[0].clone()));
+    assert!(matches!(wrong, Err(BlockError::Malformed(_))));
+}

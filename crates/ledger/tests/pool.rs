@@ -81,7 +81,7 @@ fn replacement_needs_a_tenth_more_of_fee_and_tip() {
     }
     let new = priced(&wallet, 0, 11 * GWEI, GWEI + GWEI / 10);
     assert_eq!(pool.add(new.clone()).unwrap().replaced, Some(old.hash()));
-    assert_eq!(pool.best(&first.state, 1), [new]);
+    assert_eq!(pool.best(&first.state, 1).collect::<Vec<_>>(), [new]);
     assert!(pool.get(&old.hash()).is_none());
 }
 
@@ -155,7 +155,7 @@ proptest! {
                 prop_assert!(pending.iter().chain(&queued).filter(|t| t.sender() == address).count() <= 4);
             }
         }
-        let best = pool.best(&first.state, 1);
+        let best: Vec<_> = pool.best(&first.state, 1).collect();
         prop_assert_eq!(best.len(), pool.content().0.len());
         for (i, earlier) in best.iter().enumerate() {
             for later in &best[i + 1..] {

@@ -2,12 +2,12 @@
 //! pool. Consensus feeds it, JSON-RPC reads it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use assay_ledger::types::{Address, B256, hex};
 use assay_ledger::{
-    Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError, Pool,
-    PoolError, PoolLimits, Rules, State, Transaction, build, verify,
+    Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError,
+    LEAST_GAS, Pool, PoolError, PoolLimits, Rules, State, Transaction, build, verify,
 };
 use thiserror::Error;
 use tokio::sync::{Notify, broadcast};
@@ -71,6 +71,7 @@ pub struct Chain {
     transactions: broadcast::Sender<(Transaction, Origin)>,
     /// Wakes a proposer that waits for something to put into a block.
     arrived: Notify,
+    failure: OnceLock<String>,
 }
 
 impl Chain {
@@ -111,12 +112,24 @@ impl Chain {
             heads: broadcast::channel(BACKLOG).0,
             transactions: broadcast::channel(BACKLOG).0,
             arrived: Notify::new(),
+            failure: OnceLock::new(),
         })
     }
 
     /// A panic while the lock was held leaves a state that is still whole: all changes are single assignments or inserts.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes why this node cannot go on.
+    pub fn fail(&self, why: String) {
+        // The first reason is the cause of the others.
+        let _ = self.failure.set(why);
+    }
+
+    /// Why this node cannot go on.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Chain id and gas limit.
@@ -187,7 +200,7 @@ impl Chain {
     pub fn has_work(&self, parent: &B256) -> bool {
         let inner = self.lock();
         let Some(parent) = inner.executed.get(parent) else { return false };
-        !inner.pool.is_empty() && !inner.pool.best(&parent.state, next_base_fee(parent)).is_empty()
+        inner.pool.best(&parent.state, next_base_fee(parent)).next().is_some()
     }
 
     /// Resolves when a transaction has entered the pool since the last call.
@@ -199,12 +212,24 @@ impl Chain {
     pub fn propose(&self, parent: &B256, now: u64, beneficiary: Address) -> Result<Block, ChainError> {
         let parent = self.executed(parent).ok_or(ChainError::Parent(*parent))?;
         let header = &parent.block.header;
-        let candidates = self.pool(|pool| pool.best(&parent.state, next_base_fee(&parent)));
+        // Twice what a block can hold, since some may not fit.
+        let most = (self.rules.gas_limit / LEAST_GAS) as usize;
+        let candidates: Vec<_> =
+            self.pool(|pool| pool.best(&parent.state, next_base_fee(&parent)).take(2 * most).collect());
         let attributes = Attributes { timestamp: now.max(header.timestamp), beneficiary };
         let executed = build(&self.rules, header, &parent.state, &attributes, candidates);
         let block = executed.block.clone();
         self.lock().executed.insert(block.hash(), Arc::new(executed));
         Ok(block)
+    }
+
+    /// Reads a block's encoding. What is known here is not computed again: the senders of transactions that wait, and blocks that were
+    /// executed.
+    pub fn decode(&self, bytes: &[u8]) -> Result<Block, BlockError> {
+        match Block::hash_of(bytes).and_then(|hash| self.executed(&hash)) {
+            Some(known) if known.block.encode() == bytes => Ok(known.block.clone()),
+            _ => Block::decode_with(bytes, |hash| self.pool(|pool| pool.get(hash).cloned())),
+        }
     }
 
     /// Executes and checks a block whose parent was executed here.

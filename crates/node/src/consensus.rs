@@ -17,8 +17,11 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use assay_ledger::types::{Address, B256};
-use assay_ledger::{Block, Committee, MAX_BLOCK_BYTES, MAX_SEATS, MAX_TRANSACTION_BYTES, Transaction};
+use alloy_rlp::Decodable;
+use assay_ledger::types::{Address, B256, Bytes, keccak256};
+use assay_ledger::{
+    Block, Committee, MAX_BLOCK_BYTES, MAX_MEMBERS, MAX_SEATS, MAX_TRANSACTION_BYTES, Transaction,
+};
 use bytes::BufMut;
 use commonware_actor::Feedback;
 use commonware_broadcast::buffered;
@@ -48,7 +51,7 @@ use commonware_utils::{Acknowledgement, NZDuration, NZU16, NZU32, NZU64, NZUsize
 use futures_util::StreamExt;
 use futures_util::future::Either;
 use rand_core::CryptoRng;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tracing::{debug, error};
 
 use self::seats::{Repeated, Repeater, Scheme, Seats, Turns};
@@ -69,8 +72,31 @@ impl Default for Pace {
     }
 }
 
-/// The p2p channels: numbers, and how many messages a second a peer may send.
-pub const CHANNELS: [(u64, u32); 6] = [(0, 1024), (1, 1024), (2, 256), (3, 256), (4, 256), (5, 16_384)];
+/// The p2p channels: numbers, and how many messages a second a peer may send. A validator votes three times a view, and there are at most
+/// ten views a second.
+///
+/// commonware sets memory aside for one second's messages of every peer that a network may have, for what comes in and again for what
+/// goes out, and touches it at once: 16,384 transactions a second for each of 129 peers of four epochs were five gigabytes.
+pub const CHANNELS: [(u64, u32); 6] = [(0, 128), (1, 128), (2, 64), (3, 32), (4, 128), (5, 32)];
+
+/// The most messages for which a network may set memory aside, in either direction; a message takes some 300 bytes.
+const MAILBOX_MESSAGES: usize = 1 << 18;
+
+/// For how many epochs' committees a network keeps connections: this one's and that before.
+pub const TRACKED_EPOCHS: usize = 2;
+
+const _: () = {
+    let (mut each, mut channel) = (0, 0);
+    while channel < CHANNELS.len() {
+        each += CHANNELS[channel].1 as usize;
+        channel += 1;
+    }
+    assert!(each * (MAX_MEMBERS + 1) * TRACKED_EPOCHS <= MAILBOX_MESSAGES);
+};
+
+/// The most bytes of transactions in one message, and how long the next one waits, so that a second's fit the channel.
+const GOSSIP_BYTES: usize = 2 * MAX_TRANSACTION_BYTES;
+const GOSSIP_INTERVAL: Duration = Duration::from_millis(40);
 
 /// A sender and a receiver for each of [`CHANNELS`]: votes, certificates, their resolver, blocks, backfill, transactions.
 pub type Channels<S, R> = [(S, R); 6];
@@ -93,10 +119,14 @@ impl EncodeSize for Payload {
     }
 }
 
-impl Read for Payload {
-    type Cfg = ();
+/// What helps to read blocks: the chain, where there is one.
+#[derive(Clone, Default)]
+pub struct Known(Option<Arc<Chain>>);
 
-    fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
+impl Read for Payload {
+    type Cfg = Known;
+
+    fn read_cfg(buf: &mut impl Buf, known: &Known) -> Result<Self, CodecError> {
         let length = u32::read_cfg(buf, &())? as usize;
         if length > MAX_BLOCK_BYTES {
             return Err(CodecError::InvalidLength(length));
@@ -106,7 +136,11 @@ impl Read for Payload {
         }
         let mut bytes = vec![0; length];
         buf.copy_to_slice(&mut bytes);
-        Block::decode(&bytes).map(Self).map_err(|error| CodecError::Wrapped("block", error.into()))
+        let block = match &known.0 {
+            Some(chain) => chain.decode(&bytes),
+            None => Block::decode(&bytes),
+        };
+        block.map(Self).map_err(|error| CodecError::Wrapped("block", error.into()))
     }
 }
 
@@ -131,7 +165,7 @@ impl commonware_consensus::Block for Payload {
 }
 
 impl BoundedBlock for Payload {
-    fn max_encode_size(_: &()) -> usize {
+    fn max_encode_size(_: &Known) -> usize {
         4 + MAX_BLOCK_BYTES
     }
 }
@@ -259,6 +293,7 @@ impl Reporter for App {
                 // Without the acknowledgement marshal stops, and with it the node: nothing is lost, and going on could lose something.
                 Err(error) => {
                     error!(%error, "a finalized block could not be kept; the node stops");
+                    self.chain.fail(error.to_string());
                     return Feedback::Closed;
                 }
             }
@@ -344,8 +379,8 @@ impl certificate::Provider for Schemes {
 /// The largest message that any channel carries, in bytes.
 pub fn largest_message() -> u32 {
     let simplex = mux::prefixed(simplex::max_payload_size::<Scheme, Digest>(MAX_SEATS));
-    let marshal = marshal::max_payload_size::<Standard<Payload>, Scheme>(MAX_SEATS, &());
-    commonware_p2p::max_message_size(&[simplex, marshal, MAX_TRANSACTION_BYTES])
+    let marshal = marshal::max_payload_size::<Standard<Payload>, Scheme>(MAX_SEATS, &Known::default());
+    commonware_p2p::max_message_size(&[simplex, marshal, 2 * GOSSIP_BYTES])
 }
 
 const REPLAY_BUFFER: NonZeroUsize = NZUsize!(1 << 20);
@@ -395,6 +430,7 @@ where
     let schemes = Schemes { chain: chain.clone(), key, recent: Arc::default() };
     let [votes, certificates, resolving, blocks, backfill, transactions] = channels;
     let cache = CacheRef::new(NZU16!(4096), NZUsize!(2048));
+    let known = Known(Some(chain.clone()));
     let first = chain.committee().ok_or("the chain has no validators: its genesis names none")?;
     let length = NonZeroU64::new(first.blocks).ok_or("an epoch has no blocks")?;
     let epocher = FixedEpocher::new(length);
@@ -407,7 +443,7 @@ where
     .map_err(|error| format!("the archive of finalizations could not be opened: {error}"))?;
     let finalized = immutable::Archive::<_, _, Arc<Payload>>::init(
         context.child("blocks"),
-        archive(&partition, "blocks", &cache, ()),
+        archive(&partition, "blocks", &cache, known.clone()),
     )
     .await
     .map_err(|error| format!("the archive of blocks could not be opened: {error}"))?;
@@ -439,7 +475,7 @@ where
             replay_buffer: REPLAY_BUFFER,
             key_write_buffer: WRITE_BUFFER,
             value_write_buffer: WRITE_BUFFER,
-            block_codec_config: (),
+            block_codec_config: known.clone(),
             max_repair: NZUsize!(32),
             max_pending_acks: NZUsize!(16),
             strategy: Sequential,
@@ -454,7 +490,7 @@ where
             mailbox_size: MAILBOX,
             deque_size: 16,
             priority: true,
-            codec_config: (),
+            codec_config: known,
             peer_provider: peers.clone(),
             strategy: Sequential,
         },
@@ -483,10 +519,12 @@ where
     votes_mux.start();
     certificates_mux.start();
     resolving_mux.start();
+    let (sender, receiver) = transactions;
     let handles = [
         buffer.start(blocks),
         marshal.start(app.clone(), buffered, resolver),
-        gossip(context.child("gossip"), chain.clone(), transactions),
+        tell(context.child("tell"), chain.clone(), sender),
+        listen(context.child("listen"), chain.clone(), receiver),
         keep_certificates(context.child("proofs"), chain, mailbox.clone()),
     ];
     let epochs = Epochs {
@@ -659,7 +697,8 @@ where
                 page_cache: self.cache.clone(),
                 leader_timeout: pace.idle + Duration::from_secs(1),
                 certification_timeout: pace.idle + Duration::from_secs(2),
-                timeout_retry: Duration::from_secs(4),
+                // Whoever comes back hears of the view that the others are in with their next attempt to leave it.
+                timeout_retry: Duration::from_secs(1),
                 view_retention: ViewDelta::new(256),
                 skip: SkipPolicy::Enabled {
                     timeout: Duration::from_secs(10),
@@ -702,35 +741,65 @@ fn keep_certificates<E: Spawner>(
     })
 }
 
-/// Tells peers of transactions that arrived here, and takes theirs.
-fn gossip<E, S, R>(context: E, chain: Arc<Chain>, (mut sender, mut receiver): (S, R)) -> Handle<()>
+/// Tells peers of transactions that arrived here: the first at once, and those that come soon after it together.
+fn tell<E, S>(context: E, chain: Arc<Chain>, mut sender: S) -> Handle<()>
+where
+    E: Spawner + Clock,
+    S: Sender<PublicKey = PublicKey>,
+{
+    context.spawn(move |context| async move {
+        let mut local = chain.subscribe_transactions();
+        let mut next = None;
+        loop {
+            let mut message = Vec::new();
+            if let Some(first) = next.take() {
+                message.push(first);
+            } else {
+                match local.recv().await {
+                    Ok((transaction, Origin::Local)) => message.push(transaction.bytes().clone()),
+                    Ok((_, Origin::Peer)) | Err(RecvError::Lagged(_)) => continue,
+                    Err(RecvError::Closed) => return,
+                }
+            }
+            let mut bytes = message[0].len();
+            loop {
+                match local.try_recv() {
+                    Ok((transaction, Origin::Local)) => {
+                        let transaction = transaction.bytes().clone();
+                        bytes += transaction.len();
+                        if bytes > GOSSIP_BYTES {
+                            next = Some(transaction);
+                            break;
+                        }
+                        message.push(transaction);
+                    }
+                    Ok((_, Origin::Peer)) | Err(TryRecvError::Lagged(_)) => {}
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
+            }
+            sender.send(Recipients::All, IoBuf::from(alloy_rlp::encode(&message)), false);
+            context.sleep(GOSSIP_INTERVAL).await;
+        }
+    })
+}
+
+/// Takes the transactions that peers tell of. Recovering their senders takes a thread for a while.
+fn listen<E, R>(context: E, chain: Arc<Chain>, mut receiver: R) -> Handle<()>
 where
     E: Spawner,
-    S: Sender<PublicKey = PublicKey>,
     R: Receiver<PublicKey = PublicKey>,
 {
-    context.spawn(move |_| async move {
-        let mut local = chain.subscribe_transactions();
-        loop {
-            tokio::select! {
-                // In this order always: a simulation follows from its seed.
-                biased;
-                sent = local.recv() => match sent {
-                    Ok((transaction, Origin::Local)) => {
-                        sender.send(Recipients::All, IoBuf::from(transaction.bytes().to_vec()), false);
-                    }
-                    Ok((_, Origin::Peer)) | Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return,
-                },
-                received = receiver.recv() => match received {
-                    Ok((_, message)) => {
-                        if let Ok(transaction) = Transaction::decode(message.as_ref()) {
-                            // A peer's pool may be ahead or behind; what does not fit here is not its fault.
-                            let _ = chain.add(transaction, Origin::Peer);
-                        }
-                    }
-                    Err(_) => return,
-                },
+    context.shared(true).spawn(move |_| async move {
+        while let Ok((_, message)) = receiver.recv().await {
+            let Ok(transactions) = Vec::<Bytes>::decode(&mut message.as_ref()) else { continue };
+            for bytes in transactions {
+                if chain.pool(|pool| pool.get(&keccak256(&bytes)).is_some()) {
+                    continue;
+                }
+                if let Ok(transaction) = Transaction::decode(&bytes) {
+                    // A peer's pool may be ahead or behind; what does not fit here is not its fault.
+                    let _ = chain.add(transaction, Origin::Peer);
+                }
             }
         }
     })

@@ -101,6 +101,7 @@ where
                     Ok(()) => moved = true,
                     Err(FollowError::Chain(ChainError::History(error))) => {
                         error!(%error, "a block could not be kept; the node stops");
+                        chain.fail(error.to_string());
                         return false;
                     }
                     Err(error) => {

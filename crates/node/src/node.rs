@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use thiserror::Error;
 use tracing::info;
 
 use crate::chain::{Chain, ChainError};
-use crate::consensus::{self, CHANNELS, End, Pace, Participation};
+use crate::consensus::{self, CHANNELS, End, Pace, Participation, TRACKED_EPOCHS};
 use crate::follow::{self, Source};
 use crate::history::History;
 use crate::rpc;
@@ -62,9 +63,25 @@ pub enum NodeError {
         "this node has no seat in consensus and no other node to follow: name the JSON-RPC of one or more with --follow URL"
     )]
     Alone,
+    /// Files could not be written or read while it ran.
+    #[error(
+        "the node stopped, since its data folder could not be written or read ({0}). What was finalized is kept: make room there, and start it again"
+    )]
+    Storage(String),
     /// Consensus ended by itself.
-    #[error("consensus stopped; the log says why. What was finalized is kept: start the node again")]
-    Stopped,
+    #[error("consensus stopped ({0}). What was finalized is kept: start the node again")]
+    Stopped(String),
+}
+
+impl NodeError {
+    /// Why consensus ended, from what was said when it did.
+    fn stopped(why: String) -> Self {
+        // Errors of commonware's storage reach us as the text of a panic, in which only the system's number is always the same.
+        if why.contains("os error") || why.contains("database failed") {
+            return Self::Storage(why);
+        }
+        Self::Stopped(why)
+    }
 }
 
 /// A new validator key from 32 random bytes: the secret, and the public key for genesis.
@@ -110,6 +127,12 @@ pub fn validators(genesis: &Genesis) -> Result<Set<PublicKey>, NodeError> {
     Set::try_from(keys).map_err(|_| NodeError::Config("the genesis names a validator twice".to_owned()))
 }
 
+/// Threads that speak with clients, and threads for what they ask: as many calls run at the same time.
+const CLIENT_THREADS: usize = 2;
+const CALL_THREADS: usize = 16;
+/// Executing a block, and writing it, holds a thread.
+const CONSENSUS_THREADS: usize = 4;
+
 /// Runs a node until `stop` resolves: a validator while its key has a seat, following `sources` while it has none. Blocks its thread, on
 /// which no other runtime may be at work. `ready` gets the address of JSON-RPC when it serves.
 pub fn run<S: Source>(
@@ -138,51 +161,80 @@ pub fn run<S: Source>(
         return Err(NodeError::Alone);
     }
 
-    let storage = runtime::Config::new().with_storage_directory(config.data.join("consensus"));
-    runtime::Runner::new(storage).start(|context| async move {
-        let (address, server) = rpc::serve(chain.clone(), config.rpc)
-            .await
-            .map_err(|error| NodeError::Io(format!("JSON-RPC could not listen at {}", config.rpc), error))?;
-        ready(address);
-        let sources = Arc::new(sources);
-        let phases = async {
-            for phase in 0u64.. {
-                if !sources.is_empty() {
-                    let forwarding = follow::forward(
-                        context.child("forward").with_attribute("phase", phase),
-                        chain.clone(),
-                        sources.clone(),
-                    );
-                    let context = context.child("follow").with_attribute("phase", phase);
-                    let followed = follow::follow(context, chain.clone(), sources.clone(), &seated).await;
-                    forwarding.abort();
-                    if !followed {
-                        return NodeError::Stopped;
+    // Clients have threads of their own: no block that is executed keeps them waiting, and no call keeps a vote waiting.
+    let clients = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CLIENT_THREADS)
+        .max_blocking_threads(CALL_THREADS)
+        .thread_name("rpc")
+        .enable_all()
+        .build()
+        .map_err(io("threads for JSON-RPC"))?;
+    let (address, server) = clients
+        .block_on(rpc::serve(chain.clone(), config.rpc))
+        .map_err(io(&format!("JSON-RPC could not listen at {}", config.rpc)))?;
+    ready(address);
+
+    let storage = runtime::Config::new()
+        .with_worker_threads(CONSENSUS_THREADS)
+        .with_storage_directory(config.data.join("consensus"));
+    let failed = chain.clone();
+    let consensus = || {
+        runtime::Runner::new(storage).start(|context| async move {
+            let sources = Arc::new(sources);
+            let phases = async {
+                for phase in 0u64.. {
+                    if !sources.is_empty() {
+                        let forwarding = follow::forward(
+                            context.child("forward").with_attribute("phase", phase),
+                            chain.clone(),
+                            sources.clone(),
+                        );
+                        let context = context.child("follow").with_attribute("phase", phase);
+                        let followed = follow::follow(context, chain.clone(), sources.clone(), &seated).await;
+                        forwarding.abort();
+                        if !followed {
+                            return stopped(&chain);
+                        }
+                    }
+                    let context = context.child("validator").with_attribute("phase", phase);
+                    let (config, key, kept) = (config.clone(), key.clone(), chain.clone());
+                    // In a task of its own, whose end is that of everything that it spawned.
+                    let consensus =
+                        context.spawn(move |context| Box::pin(validate(context, config, key, kept)));
+                    match consensus.await.unwrap_or(Ok(End::Failed)) {
+                        Ok(End::Unseated) if !sources.is_empty() => {
+                            info!("the seat is gone; the node follows")
+                        }
+                        Ok(End::Unseated) => return NodeError::Alone,
+                        Ok(End::Failed) => return stopped(&chain),
+                        Err(error) => return error,
                     }
                 }
-                let context = context.child("validator").with_attribute("phase", phase);
-                let (config, key, chain) = (config.clone(), key.clone(), chain.clone());
-                // In a task of its own, whose end is that of everything that it spawned.
-                let consensus = context.spawn(move |context| Box::pin(validate(context, config, key, chain)));
-                match consensus.await.unwrap_or(Ok(End::Failed)) {
-                    Ok(End::Unseated) if !sources.is_empty() => info!("the seat is gone; the node follows"),
-                    Ok(End::Unseated) => return NodeError::Alone,
-                    Ok(End::Failed) => return NodeError::Stopped,
-                    Err(error) => return error,
-                }
-            }
-            NodeError::Stopped
-        };
-        let result = tokio::select! {
-            () = stop => Ok(()),
-            error = phases => Err(error),
-        };
-        // It may have stopped by itself.
-        let _ = server.stop();
-        // Journals are synced as they are written: what a slow end would lose, a crash would too.
-        let _ = context.stop(0, Some(Duration::from_secs(3))).await;
-        result
-    })
+                stopped(&chain)
+            };
+            let result = tokio::select! {
+                () = stop => Ok(()),
+                error = phases => Err(error),
+            };
+            // Journals are synced as they are written: what a slow end would lose, a crash would too.
+            let _ = context.stop(0, Some(Duration::from_secs(3))).await;
+            result
+        })
+    };
+    // commonware's storage panics where a file cannot be written. What it was doing is as after a crash, and nobody looks at it any more.
+    let result = std::panic::catch_unwind(AssertUnwindSafe(consensus)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+        Err(NodeError::stopped(failed.failure().unwrap_or(said).to_owned()))
+    });
+    // It may have stopped by itself.
+    let _ = server.stop();
+    clients.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn stopped(chain: &Chain) -> NodeError {
+    NodeError::stopped(chain.failure().unwrap_or("the log says why").to_owned())
 }
 
 fn seats(chain: &Chain, key: &PublicKey) -> u32 {
@@ -226,6 +278,7 @@ async fn validate(
     );
     // A validator may be behind an address translator: what counts is its key.
     settings.bypass_ip_check = true;
+    settings.tracked_peer_sets = NZUsize!(TRACKED_EPOCHS);
     let (mut network, oracle) = Network::new(context.child("network"), settings);
     let channels = CHANNELS.map(|(channel, rate)| network.register(channel, consensus::quota(rate)));
     let network = network.start();

@@ -1,5 +1,9 @@
 //! `assay bench chain`: transfers a second and time to finality of chains with one and with four validators on this machine, and of
 //! anvil in the same run. Every transfer is signed beforehand, and counts when it is in a block that the node shows.
+//!
+//! Then receipts: signed by a worker, with vouchers that a payer signed, settled in batches through the settlement contract of a chain
+//! with one validator. They are signed beforehand too, as in life, where answers take longer than signatures. What is measured is checking
+//! every voucher's signature, building the lines' sum trees, and submitting until the batch is final.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,18 +12,28 @@ use std::time::{Duration, Instant};
 use assay_ledger::Validator;
 use assay_ledger::types::{U256, hex};
 use assay_node::node;
-use assay_receipt::{Key, keccak256};
-use assay_wallet::client::{Call, Client, Fees, address_of, sign};
+use assay_receipt::{Bytes32, Domain, Key, Level, Member, Receipt, Signed, Voucher, keccak256};
+use assay_wallet::abi::text;
+use assay_wallet::client::{Call, Client, ClientError, Fees, address_of, sign};
+use assay_wallet::settlement::{Line, Payable};
 use serde_json::{Value, json};
 
+use crate::chain::Signer;
 use crate::error::{Error, Result};
 use crate::ui::say;
-use crate::{genesis, home, keys, ui};
+use crate::{genesis, home, keys, members, settle, ui};
 
 /// Accounts that send, each its own transfers in order.
 const SENDERS: usize = 64;
 /// Transfers in one request.
 const BATCH: usize = 100;
+/// Requests under way at the same time.
+const CONNECTIONS: usize = 4;
+/// Receipts of a line, as workers settle them, and lines of a batch.
+const LINE: usize = 1_000;
+const LINES: usize = 20;
+/// What a receipt of the measurement costs, in 10^-18 OPG: one for each of its tokens.
+const PRICE: u128 = 30;
 /// Measurements of the time to finality.
 const SINGLES: usize = 15;
 const READY: Duration = Duration::from_secs(60);
@@ -29,8 +43,11 @@ const FEES: Fees = Fees { most: 1_000_000_000_000, tip: 1_000_000_000 };
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Transfers to send to each chain
-    #[arg(long, default_value_t = 640, value_parser = clap::value_parser!(u32).range(64..=32_000))]
+    #[arg(long, default_value_t = 6_400, value_parser = clap::value_parser!(u32).range(64..=32_000))]
     transfers: u32,
+    /// Receipts to settle
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    receipts: u32,
     /// anvil's program, from `npm ci` in contracts
     #[arg(long, default_value = "contracts/node_modules/.bin/anvil")]
     anvil: PathBuf,
@@ -40,6 +57,7 @@ pub(crate) struct Args {
 struct Chain {
     name: String,
     children: Vec<Child>,
+    rpc: String,
     client: Client,
 }
 
@@ -103,8 +121,9 @@ impl Chain {
         let file = folder.join(format!("genesis-{validators}.json"));
         genesis::write(&genesis::development(listed.clone(), accounts)?, &file)?;
         let name = format!("Assay, {validators} validator{}", if validators == 1 { "" } else { "s" });
-        let client = Client::new(&format!("http://127.0.0.1:{}", ports[1]))?;
-        let mut chain = Self { name, children: Vec::new(), client };
+        let rpc = format!("http://127.0.0.1:{}", ports[1]);
+        let client = Client::new(&rpc)?;
+        let mut chain = Self { name, children: Vec::new(), rpc, client };
         for (number, validator) in listed.iter().enumerate() {
             let data = data(number).display().to_string();
             let arguments = [
@@ -130,8 +149,10 @@ impl Chain {
         let port = free_ports(1)?[0];
         let arguments = format!("--port {port} --silent --gas-limit 60000000 --chain-id 31415");
         let arguments: Vec<_> = arguments.split(' ').map(str::to_owned).collect();
-        let client = Client::new(&format!("http://127.0.0.1:{port}"))?;
-        let chain = Self { name: "anvil".to_owned(), children: vec![spawn(program, &arguments)?], client };
+        let rpc = format!("http://127.0.0.1:{port}");
+        let client = Client::new(&rpc)?;
+        let chain =
+            Self { name: "anvil".to_owned(), children: vec![spawn(program, &arguments)?], rpc, client };
         chain.ready("").await?;
         for account in accounts {
             chain.client.request("anvil_setBalance", json!([account, "0x21e19e0c9bab2400000"])).await?;
@@ -164,11 +185,21 @@ impl Chain {
             .map(|(key, nonce)| signed(key, nonce))
             .collect();
         let began = Instant::now();
-        for part in all.chunks(BATCH) {
-            for answer in self.client.batch("eth_sendRawTransaction", part).await? {
-                answer?;
+        // Each sender's transfers go through one connection, in order.
+        let parts = all
+            .chunks(keys.len())
+            .flat_map(|round| round.chunks(keys.len().div_ceil(CONNECTIONS)).enumerate());
+        let mut connections = vec![Vec::new(); CONNECTIONS];
+        parts.for_each(|(connection, part)| connections[connection].extend_from_slice(part));
+        let sending = connections.iter().map(|transfers| async {
+            for part in transfers.chunks(BATCH) {
+                for answer in self.client.batch("eth_sendRawTransaction", part).await? {
+                    answer?;
+                }
             }
-        }
+            Ok::<(), Error>(())
+        });
+        futures_util::future::try_join_all(sending).await?;
         for key in keys {
             loop {
                 let done = self
@@ -203,13 +234,152 @@ impl Chain {
     }
 }
 
+/// What settling took.
+struct Settled {
+    receipts: usize,
+    batches: usize,
+    /// Checking the vouchers' signatures, sum trees, and from the first submission until the last batch is final.
+    seconds: [f64; 3],
+    gas: u64,
+    /// Of slots that were empty before: 32 bytes each for the slot and its value.
+    state_bytes: usize,
+}
+
+/// A receipt that the contract would pay, with its voucher.
+fn payable(domain: &Domain, worker: &Key, payer: &Key, now_ms: u64, index: u64) -> Payable {
+    let model = Bytes32([7; 32]);
+    let mut nonce = Bytes32::ZERO;
+    nonce.0[..8].copy_from_slice(&now_ms.to_be_bytes());
+    nonce.0[8..16].copy_from_slice(&index.to_be_bytes());
+    let request = Bytes32(keccak256(nonce.0).0);
+    let receipt = Receipt {
+        worker: worker.address(),
+        key_epoch: 1,
+        model,
+        arithmetic: 1,
+        level: Level::Signed,
+        request,
+        output: request,
+        chunks: 3,
+        chain: request,
+        trace: Bytes32::ZERO,
+        prompt_tokens: 10,
+        completion_tokens: 20,
+        price: PRICE,
+        payer: payer.address(),
+        cap: PRICE,
+        nonce,
+        sequence: index,
+        previous: request,
+        received_at_ms: now_ms,
+        first_token_at_ms: now_ms,
+        finished_at_ms: now_ms,
+    };
+    let voucher = Voucher {
+        payer: payer.address(),
+        worker: worker.address(),
+        model,
+        request,
+        nonce,
+        prompt_price: 1,
+        completion_price: 1,
+        cap: PRICE,
+        expires_at_ms: now_ms + 1_000,
+    };
+    Payable { receipt: Signed::sign(worker, domain, receipt), voucher: Signed::sign(payer, domain, voucher) }
+}
+
+/// Does a piece of work on every part of a list, on all processors.
+fn parallel<T: Sync, U: Send>(list: &[T], work: impl Fn(&[T]) -> U + Sync) -> Vec<U> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = list
+            .chunks(list.len().div_ceil(threads).max(1))
+            .map(|part| scope.spawn(move || work(part)))
+            .collect();
+        // A part panics only where the whole would have.
+        parts.into_iter().filter_map(|part| part.join().ok()).collect()
+    })
+}
+
+impl Chain {
+    async fn settle(&self, operator: Key, worker: &Key, payer: &Key, receipts: usize) -> Result<Settled> {
+        let signer = Signer::new(&self.rpc, operator)?;
+        let member = Member {
+            worker: worker.address(),
+            key_epoch: 1,
+            operator: "bench".to_owned(),
+            url: "https://192.0.2.1:1".to_owned(),
+            tls_sha256: Bytes32([9; 32]),
+            models: Vec::new(),
+        };
+        settle::register(&signer, &member, worker).await?;
+        settle::deposit(&signer, address_of(payer), U256::from(PRICE * receipts as u128)).await?;
+        let domain = settle::domain(self.client.chain_id().await?);
+        let now_ms = members::now_s() * 1_000;
+        let indices: Vec<_> = (0..receipts as u64).collect();
+        let payables = parallel(&indices, |part| {
+            part.iter().map(|index| payable(&domain, worker, payer, now_ms, *index)).collect::<Vec<_>>()
+        })
+        .concat();
+        // The contract's own opinion of one of them.
+        let one = Line::new(payables[..1].to_vec()).map_err(ClientError::from)?.json();
+        let price = json!(PRICE.to_string());
+        let arguments = [text(worker.address()), json!(members::now_s()), one, price, payables[0].leaf()];
+        let fault = signer.chain.view("Rules", "fault", &arguments).await?;
+        if fault != "" {
+            return Err(Error::said(format!("a receipt of the measurement is not payable: {fault}")));
+        }
+
+        let began = Instant::now();
+        let good = parallel(&payables, |part| {
+            part.iter().all(|one| one.voucher.signer(&domain).is_ok_and(|signer| signer == payer.address()))
+        });
+        let checked = began.elapsed();
+        if good.contains(&false) {
+            return Err(Error::said("a voucher of the measurement is not signed by its payer"));
+        }
+        let lines: Vec<_> = payables.chunks(LINE).collect();
+        let lines =
+            parallel(&lines, |part| part.iter().map(|line| Line::new(line.to_vec())).collect::<Vec<_>>());
+        let lines = lines.into_iter().flatten().collect::<std::result::Result<Vec<_>, _>>();
+        let lines = lines.map_err(ClientError::from)?;
+        let built = began.elapsed();
+        let (mut gas, mut sent_batches) = (0, Vec::new());
+        for batch in lines.chunks(LINES) {
+            let batch: Vec<_> = batch.iter().map(Line::json).collect();
+            let arguments = [text(worker.address()), json!(batch)];
+            let sent = signer.chain.transact(worker, "Settlement", "submit", &arguments).await?;
+            gas += sent.gas;
+            // The contract leaves lines out that it does not take.
+            if sent.logs.len() != 1 {
+                return Err(Error::said("a batch of the measurement was not settled as a whole"));
+            }
+            sent_batches.push(sent.hash);
+        }
+        let settled = began.elapsed();
+        let mut slots = 0;
+        for hash in &sent_batches {
+            let options = json!({"disableStack": true});
+            let trace = self.client.request("debug_traceTransaction", json!([hash, options])).await?;
+            let steps = trace["structLogs"].as_array().map(Vec::as_slice).unwrap_or_default();
+            // What EIP-2200 charges for a slot that was empty.
+            let new = |step: &&Value| step["op"] == "SSTORE" && step["gasCost"].as_u64() >= Some(20_000);
+            slots += steps.iter().filter(new).count();
+        }
+        let seconds = [checked, built - checked, settled - built].map(|time| time.as_secs_f64());
+        Ok(Settled { receipts, batches: sent_batches.len(), seconds, gas, state_bytes: 64 * slots })
+    }
+}
+
 pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
     let keys = senders()?;
     let accounts: Vec<_> = keys.iter().map(|key| key.address().to_string()).collect();
     let accounts: Vec<_> = accounts.iter().map(String::as_str).collect();
     let folder = home::home()?.join(format!("bench-chain-{}", std::process::id()));
     home::create_private(&folder)?;
-    let mut found = Vec::new();
+    let (mut found, mut settled) = (Vec::new(), None);
     let work = async {
         for which in ["1", "4", "anvil"] {
             let spinner = ui::spinner(&format!("{} transfers to {which}", args.transfers));
@@ -227,6 +397,12 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
             };
             found.push(chain.measure(&keys, args.transfers as usize).await?);
             spinner.finish_and_clear();
+            if which == "1" {
+                let spinner = ui::spinner(&format!("{} receipts", args.receipts));
+                let (worker, payer) = (&keys[1], &keys[2]);
+                settled = Some(chain.settle(keys[0].clone(), worker, payer, args.receipts as usize).await?);
+                spinner.finish_and_clear();
+            }
         }
         Ok::<(), Error>(())
     };
@@ -241,7 +417,15 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
                     "finalityMs": {"median": row.finality_ms.0, "longest": row.finality_ms.1}})
             })
             .collect();
-        ui::print_json(&json!({"machine": super::machine(), "transfers": args.transfers, "chains": rows}));
+        let settled = settled.map(|done| {
+            json!({
+                "receipts": done.receipts, "batches": done.batches, "checkSeconds": done.seconds[0], "treeSeconds": done.seconds[1],
+                "submitSeconds": done.seconds[2], "gas": done.gas, "stateBytes": done.state_bytes,
+            })
+        });
+        ui::print_json(&json!({
+            "machine": super::machine(), "transfers": args.transfers, "chains": rows, "settlement": settled,
+        }));
         return Ok(());
     }
     say!(
@@ -264,5 +448,20 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
         "{}",
         ui::table(&["chain", "transfers/s", "a transfer is final after, ms (median)", "longest"], &rows)
     );
+    if let Some(done) = settled {
+        let [check, trees, submit] = done.seconds;
+        let receipts = done.receipts as f64;
+        say!(
+            "\n{} receipts in {} batches of lines of {LINE}, with one validator: {:.0} receipts/s, every voucher's signature checked\n\
+             ({check:.2} s), sum trees built ({trees:.2} s), submitted and final ({submit:.2} s: {:.0} receipts/s); a receipt leaves {:.2} bytes of\n\
+             state and costs {:.0} gas.",
+            done.receipts,
+            done.batches,
+            receipts / (check + trees + submit),
+            receipts / submit,
+            done.state_bytes as f64 / receipts,
+            done.gas as f64 / receipts,
+        );
+    }
     Ok(())
 }
