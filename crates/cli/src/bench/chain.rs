@@ -400,7 +400,8 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
             if which == "1" {
                 let spinner = ui::spinner(&format!("{} receipts", args.receipts));
                 let (worker, payer) = (&keys[1], &keys[2]);
-                settled = Some(chain.settle(keys[0].clone(), worker, payer, args.receipts as usize).await?);
+                let operator = senders()?.swap_remove(0);
+                settled = Some(chain.settle(operator, worker, payer, args.receipts as usize).await?);
                 spinner.finish_and_clear();
             }
         }
