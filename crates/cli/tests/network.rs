@@ -25,7 +25,7 @@ impl Network {
     /// Starts the network and waits until it has caught its cheater; returns what it printed about that.
     fn with_a_caught_cheater() -> (Self, Value) {
         let model = common::model();
-        Self::start(&["--with-cheater", "--validators", "0"], |home| {
+        Self::start(&["--with-cheater"], |home| {
             let models = home.join("models");
             std::fs::create_dir(&models).unwrap();
             let here = models.join(model.file_name().unwrap());
@@ -59,10 +59,17 @@ impl Network {
             let network = Self { home, url: format!("http://{free}"), up };
             assert_eq!(started["url"], json!(network.url), "{started}");
             // The chain settles what the workers answer.
-            assert_eq!(started["chain"].is_string(), !flags.contains(&"--validators"), "{started}");
-            let caught = flags.contains(&"--with-cheater");
-            let caught = caught.then(|| documents.next().expect("it catches the cheater").unwrap());
-            return (network, caught.unwrap_or_default());
+            let chain = !flags.contains(&"--validators");
+            assert_eq!(started["chain"].is_string(), chain, "{started}");
+            let mut shown = json!({});
+            if flags.contains(&"--with-cheater") {
+                shown = documents.next().expect("it catches the cheater").unwrap();
+                if chain {
+                    shown["dispute"] =
+                        documents.next().expect("it disputes the lie").unwrap()["dispute"].take();
+                }
+            }
+            return (network, shown);
         }
         panic!("every port was taken");
     }
@@ -71,7 +78,7 @@ impl Network {
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = assay(self.home.path());
         command.args(arguments);
-        if ["chat", "workers", "receipts", "audit", "incident", "doctor"]
+        if ["chat", "workers", "receipts", "audit", "incident", "doctor", "dispute"]
             .iter()
             .any(|name| arguments.contains(name))
         {
@@ -180,8 +187,25 @@ fn a_network_answers_proves_survives_and_catches() {
     let (network, caught) = Network::with_a_caught_cheater();
     let folder = network.home.path();
 
-    // The cheater: which worker, which request, which token, and what it costs.
+    // The cheater: what it loses on the chain, and once only.
+    let dispute = &caught["dispute"];
+    assert_eq!(dispute["won"], json!(true), "{dispute}");
+    let bond = |when: &str| dispute[when].as_str().unwrap().parse::<u128>().unwrap();
+    assert!(bond("bond_after") < bond("bond_before"), "{dispute}");
+    let port: u16 = network.url.rsplit(':').next().unwrap().parse().unwrap();
+    let rpc = format!("http://127.0.0.1:{}", port + 45);
     let caught = &caught["caught"];
+    let again = caught["suspended"]["request_id"].as_str().unwrap();
+    let again = network.run(&["dispute", again, "--rpc", &rpc]);
+    assert!(!again.status.success(), "{}", stderr(&again));
+    // Against an honest answer nothing is posted.
+    let question = json!({"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0});
+    let honest = network.post("/v1/chat/completions", &question);
+    let honest = network.run(&["dispute", honest["id"].as_str().unwrap(), "--rpc", &rpc]);
+    assert_eq!(honest.status.code(), Some(1), "{}", stderr(&honest));
+    assert!(stderr(&honest).contains("nothing was spent"), "{}", stderr(&honest));
+
+    // Which worker, which request, which token.
     assert_eq!(caught["operator"], "operator-cheap");
     let lie = &caught["suspended"];
     assert_ne!(lie["expected"], lie["claimed"]);
