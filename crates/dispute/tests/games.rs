@@ -21,11 +21,13 @@ use assay_receipt::{
 };
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
-use assay_wallet::client::address_of;
+use assay_wallet::client::{ClientError, address_of};
 use assay_wallet::registry::sign_worker_key;
 use assay_wallet::settlement::{Line, Payable};
 use assay_wallet::system::Description;
 use node::Node;
+use proptest::collection::vec;
+use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
 const START: u64 = 1_800_000_000;
@@ -227,6 +229,121 @@ impl World {
             }
         }
     }
+}
+
+/// Whose turn it is to be dishonest, and from which of its traces each of its moves comes; `None` for no move.
+type Moves<'a> = Vec<Option<&'a Arc<Trace>>>;
+
+impl World {
+    /// Plays a game in which the worker takes each move from another of its traces. Whether it has won.
+    async fn play_against_worker(&self, case: &Case, ours: &Arc<Trace>, moves: Moves<'_>) -> bool {
+        let mut moves = moves.into_iter();
+        loop {
+            let challenger =
+                Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, ours.clone());
+            let mut game = challenger.open(&case.settled).await.unwrap();
+            challenger.step(&mut game).await.unwrap();
+            let made = moves.next();
+            if let Some(Some(trace)) = made {
+                let mut defender = Defender::new(self.chain.clone(), self.worker.clone());
+                match defender.round(|_| async { Some(trace.clone()) }).await {
+                    // What does not follow from the commitment is refused.
+                    Ok(_) | Err(ClientError::Reverted(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            game.read(&self.chain).await.unwrap();
+            match game.end() {
+                Some((worker_won, _)) => return worker_won,
+                None if made.is_none() => self.pass(4_000),
+                None => {}
+            }
+        }
+    }
+
+    /// Plays a game in which the challenger takes each move from another of its traces. Whether the worker has won.
+    async fn play_against_challenger(&self, case: &Case, honest: &Arc<Trace>, moves: Moves<'_>) -> bool {
+        let challenger = |trace: &Arc<Trace>| {
+            Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, trace.clone())
+        };
+        let mut game = challenger(honest).open(&case.settled).await.unwrap();
+        let mut moves = moves.into_iter();
+        loop {
+            let made = moves.next();
+            if let Some(Some(trace)) = made {
+                // Most of what it could try is refused, by itself or by the contract.
+                let _ = challenger(trace).step(&mut game).await;
+            }
+            let mut defender = Defender::new(self.chain.clone(), self.worker.clone());
+            defender.round(|_| async { Some(honest.clone()) }).await.unwrap();
+            game.read(&self.chain).await.unwrap();
+            match game.end() {
+                Some((worker_won, _)) => return worker_won,
+                None if made.is_none() => self.pass(4_000),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Runs games with moves from any of `traces` in any order, as many as `PROPTEST_CASES` says, or six.
+fn any_strategy(traces: &[Arc<Trace>], game: impl Fn(Moves<'_>)) {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(6);
+    let config = Config { cases, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
+    // Mostly one of them all the way, or no game would get beyond its second move.
+    let one = (0..traces.len(), vec(0..8 + traces.len(), 12));
+    let outcome = TestRunner::new(config).run(&one, |(first, picks)| {
+        let pick = |number: usize| match number.checked_sub(7) {
+            None => Some(&traces[first]),
+            Some(0) => None,
+            Some(other) => traces.get(other - 1),
+        };
+        game(picks.into_iter().map(pick).collect());
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn no_strategy_of_a_liar_wins() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(World::new());
+    let model_ = model(Architecture::Llama, 1);
+    let (honest, of_honest) = answer(&model_, &greedy());
+    let wrong = vec![honest[0], (honest[1] + 1) % 267, honest[2]];
+    let ours = trace(&model_, &wrong, &greedy());
+    let entry = |array, layer| Entry { array, layer, a: 1, b: 1, c: 0 };
+    let lying = |entry| {
+        Arc::new(Trace::lying(model_.clone(), &PROMPT, &wrong, &greedy(), Lie { entry, bit: 1 }).unwrap())
+    };
+    let weak = trace(&model(Architecture::Llama, 9), &wrong, &greedy());
+    let theirs = [ours.clone(), of_honest, lying(entry(16, 1)), lying(entry(33, 1)), weak];
+    any_strategy(&theirs, |moves| {
+        runtime.block_on(async {
+            let case = world.settle(model_.id(), &wrong, &greedy(), 3).await;
+            assert!(!world.play_against_worker(&case, &ours, moves).await);
+        });
+    });
+}
+
+#[test]
+fn no_strategy_against_an_honest_worker_wins() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(World::new());
+    let model_ = model(Architecture::Qwen3, 2);
+    let (output, honest) = answer(&model_, &drawn());
+    let wrong = vec![output[0], (output[1] + 1) % 267, output[2]];
+    let entry = Entry { array: 24, layer: 1, a: 1, b: 1, c: 0 };
+    let lie = Trace::lying(model_.clone(), &PROMPT, &output, &drawn(), Lie { entry, bit: 1 }).unwrap();
+    let longer = trace(&model_, &[&output[..], &[1]].concat(), &drawn());
+    let weak = trace(&model(Architecture::Qwen3, 9), &output, &drawn());
+    let theirs = [honest.clone(), trace(&model_, &wrong, &drawn()), Arc::new(lie), longer, weak];
+    any_strategy(&theirs, |moves| {
+        runtime.block_on(async {
+            let case = world.settle(model_.id(), &output, &drawn(), 3).await;
+            assert!(world.play_against_challenger(&case, &honest, moves).await);
+        });
+    });
 }
 
 struct Outcome {
