@@ -57,7 +57,8 @@ def lenet(folder):
     constant = lambda name, *shape: numpy_helper.from_array(
         (random.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32), name)
     zeros = lambda name, size: numpy_helper.from_array(np.zeros(size, np.float32), name)
-    conv = lambda x, i, pad: helper.make_node("Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], kernel_shape=[5, 5], pads=[pad] * 4)
+    conv = lambda x, i, pad: helper.make_node("Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], kernel_shape=[5, 5], pads=[pad] * 4,
+                                             strides=[1, 1])  # EZKL does not know the default
     relu = lambda x, y: helper.make_node("Relu", [x], [y])
     pool = lambda x, y: helper.make_node("MaxPool", [x], [y], kernel_shape=[2, 2], strides=[2, 2])
     gemm = lambda x, i, y: helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], [y], transB=1)

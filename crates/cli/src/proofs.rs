@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use assay_proof::{Key, Model, Proof, Stage};
+use assay_proof::{HidingProof, Key, Model, Proof, Stage};
 use clap::Args;
 use serde_json::json;
 
@@ -24,14 +24,86 @@ pub(crate) struct ProveArgs {
     /// The model's key, made by `assay model commit`: the proof is then checked with the key, without the model
     #[arg(long)]
     key: Option<PathBuf>,
+    /// What the proof is not to tell: it is then zero-knowledge, and larger
+    #[arg(long, value_enum)]
+    hide: Option<Hide>,
 }
 
-/// What a proof file begins with, in any version.
-const MAGIC: &[u8] = b"ASSAYPF";
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Hide {
+    /// The inputs, and what lies between them and the outputs
+    Inputs,
+}
 
-/// Says what every proof leaves to know.
+/// What the files of proofs begin with, in any version.
+const MAGICS: [&[u8; 7]; 2] = [b"ASSAYPF", b"ASSAYZK"];
+
+/// Says what a proof leaves to know.
 const NOT_HIDING: &str =
-    "The proof is succinct, but not hiding: it contains the inputs and reveals parts of the computation.";
+    "The proof is succinct, not hiding: it contains the inputs and reveals parts of the computation.";
+const HIDING: &str = "The proof is zero-knowledge: about the inputs it tells nothing but the outputs.";
+
+/// A proof of either kind.
+enum AnyProof {
+    Open(Proof),
+    Hiding(HidingProof),
+}
+
+impl AnyProof {
+    fn from_bytes(bytes: &[u8]) -> std::result::Result<AnyProof, assay_proof::Error> {
+        if HidingProof::is_hiding(bytes) {
+            return HidingProof::from_bytes(bytes).map(AnyProof::Hiding);
+        }
+        Proof::from_bytes(bytes).map(AnyProof::Open)
+    }
+
+    fn to_bytes(&self) -> std::result::Result<Vec<u8>, assay_proof::Error> {
+        match self {
+            AnyProof::Open(proof) => proof.to_bytes(),
+            AnyProof::Hiding(proof) => proof.to_bytes(),
+        }
+    }
+
+    fn model(&self) -> [u8; 32] {
+        match self {
+            AnyProof::Open(proof) => proof.model,
+            AnyProof::Hiding(proof) => proof.model,
+        }
+    }
+
+    fn outputs(&self) -> &[i32] {
+        match self {
+            AnyProof::Open(proof) => &proof.outputs,
+            AnyProof::Hiding(proof) => &proof.outputs,
+        }
+    }
+
+    fn has_committed_weights(&self) -> bool {
+        match self {
+            AnyProof::Open(proof) => proof.has_committed_weights(),
+            AnyProof::Hiding(proof) => proof.has_committed_weights(),
+        }
+    }
+
+    fn is_hiding(&self) -> bool {
+        matches!(self, AnyProof::Hiding(_))
+    }
+
+    /// Checks it; returns how many examples it is about, and its bits of soundness.
+    fn verify(&self, model: &Model) -> std::result::Result<(usize, f64), assay_proof::Error> {
+        match self {
+            AnyProof::Open(proof) => {
+                model.verify(proof)?;
+                let examples = model.examples(&proof.inputs);
+                Ok((examples, model.security_bits(examples)?))
+            }
+            AnyProof::Hiding(proof) => {
+                model.verify_hiding(proof)?;
+                Ok((proof.examples, model.hiding_security_bits(proof.examples)?))
+            }
+        }
+    }
+}
 
 /// Writes the key of a model.
 pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result<()> {
@@ -75,9 +147,17 @@ pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
         });
         bar.set_position(Stage::ALL.iter().position(|known| *known == stage).unwrap_or(0) as u64);
     };
-    let proof = match &key {
-        Some(key) => assay_proof::prove_with_key(&graph, key, &inputs, &mut report),
-        None => assay_proof::prove_reporting(&graph, &inputs, &mut report),
+    let proof = match (args.hide, &key) {
+        (Some(Hide::Inputs), key) => {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed)
+                .map_err(|error| Error::said(format!("the system gives no random bytes: {error}")))?;
+            assay_proof::prove_hiding(&graph, key.as_ref(), &inputs, seed, &mut report).map(AnyProof::Hiding)
+        }
+        (None, Some(key)) => {
+            assay_proof::prove_with_key(&graph, key, &inputs, &mut report).map(AnyProof::Open)
+        }
+        (None, None) => assay_proof::prove_reporting(&graph, &inputs, &mut report).map(AnyProof::Open),
     };
     bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
@@ -87,14 +167,19 @@ pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     home::write_atomically(&args.out, &bytes, 0o644)?;
     let examples = inputs.len() / graph.inputs().len();
     if as_json {
+        // Without inputs and outputs.
+        let proof_bytes = match &proof {
+            AnyProof::Open(proof) => proof.proof_len(),
+            AnyProof::Hiding(proof) => proof.proof_len(),
+        };
         let said = json!({
             "model": hex(&graph.id()), "examples": examples, "seconds": seconds, "bytes": bytes.len(),
-            "proof_bytes": proof.proof_len().map_err(said)?, "path": args.out, "hiding": false,
+            "proof_bytes": proof_bytes.map_err(said)?, "path": args.out, "hiding": proof.is_hiding(),
         });
-        graphs::print_outputs(&graph, &proof.outputs, Some(said));
+        graphs::print_outputs(&graph, proof.outputs(), Some(said));
         return Ok(());
     }
-    graphs::print_outputs(&graph, &proof.outputs, None);
+    graphs::print_outputs(&graph, proof.outputs(), None);
     ui::say!(
         "\n{} {examples} example{} proved in {:.0} ms; {} has {:.1} kB",
         ui::green("✓"),
@@ -103,15 +188,16 @@ pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
         args.out.display(),
         bytes.len() as f64 / 1e3
     );
-    ui::say!("{}", ui::dim(NOT_HIDING));
+    ui::say!("{}", ui::dim(if proof.is_hiding() { HIDING } else { NOT_HIDING }));
     Ok(())
 }
 
 /// Whether a file begins as a proof does.
 pub(crate) fn is_proof(path: &Path) -> bool {
     use std::io::Read as _;
-    let mut head = [0; MAGIC.len()];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == MAGIC
+    let mut head = [0; 7];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+        && MAGICS.contains(&&head)
 }
 
 /// What to check a proof about the model with this id with: the key or the model named, or the imported model with the id; `None` when that
@@ -133,8 +219,8 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         }
         Error::Rejected(error.to_string())
     };
-    let proof = Proof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
-    let name = hex(&proof.model);
+    let proof = AnyProof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
+    let (name, hiding) = (hex(&proof.model()), proof.is_hiding());
     let model = self::model(&name, model, key)?.ok_or_else(|| {
         Error::said(match proof.has_committed_weights() {
             true => format!("the proof is about the weights behind the key {name}; give that key with --key"),
@@ -144,30 +230,49 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         })
     })?;
     let started = Instant::now();
-    model.verify(&proof).map_err(|error| rejected(&error))?;
-    let (graph, examples) = (model.graph(), model.examples(&proof.inputs));
-    let bits = model.security_bits(examples);
+    let (examples, bits) = proof.verify(&model).map_err(|error| rejected(&error))?;
+    let (graph, seconds) = (model.graph(), started.elapsed().as_secs_f64());
     let is_key = matches!(model, Model::Key(_));
-    let (seconds, bits) = (started.elapsed().as_secs_f64(), bits.unwrap_or(0.0));
+    let inputs = match &proof {
+        AnyProof::Open(_) => None,
+        AnyProof::Hiding(proof) => Some(hex(&proof.commitment())),
+    };
     if as_json {
         let said = json!({
-            "valid": true, "model": hex(&proof.model), "examples": examples, "seconds": seconds,
-            "security_bits": bits, "committed_weights": is_key, "hiding": false,
+            "valid": true, "model": name, "examples": examples, "seconds": seconds,
+            "security_bits": bits, "committed_weights": is_key, "hiding": hiding, "commitment": inputs,
         });
-        graphs::print_outputs(graph, &proof.outputs, Some(said));
+        graphs::print_outputs(graph, proof.outputs(), Some(said));
         return Ok(());
     }
-    graphs::print_outputs(graph, &proof.outputs, None);
-    ui::say!("\n{} checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
+    graphs::print_outputs(graph, proof.outputs(), None);
+    let kind = if hiding { "zero-knowledge" } else { "succinct, not hiding" };
+    ui::say!("\n{} ({kind}), checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
     ui::say!("\n{}", ui::bold("What this proves"));
     let subject = if is_key { "The model behind the key" } else { "The model" };
-    ui::say!("  {subject} {} gives these outputs for the inputs in the file.", hex(&proof.model));
+    match &inputs {
+        None => ui::say!("  {subject} {name} gives these outputs for the inputs in the file."),
+        Some(commitment) => {
+            ui::say!("  {subject} {name} gives these outputs for inputs that the prover knows,");
+            ui::say!("  that are in the model's ranges, and that the commitment {commitment} holds.");
+        }
+    }
     ui::say!("\n{}", ui::bold("What you still trust"));
     ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
-    ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
+    if hiding {
+        ui::say!("  That the model is the one that you mean. Any inputs that give these outputs would do.");
+    } else {
+        ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
+    }
     if is_key {
         ui::say!("  Whoever made the key: it was made from the model that you mean, and keeps its bounds.");
     }
-    ui::say!("{}", ui::dim(NOT_HIDING));
+    ui::say!("{}", ui::dim(if hiding { HIDING } else { NOT_HIDING }));
+    if hiding && is_key {
+        ui::say!(
+            "{}",
+            ui::dim("About the weights behind the key it does reveal parts, as every proof with a key.")
+        );
+    }
     Ok(())
 }

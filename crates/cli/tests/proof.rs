@@ -64,6 +64,27 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert!(String::from_utf8_lossy(&there(&["verify", &keyed]).stderr).contains("--key"));
     assert_eq!(there(&["verify", &proof, "--key", &key]).status.code(), Some(1));
 
+    // Hidden inputs: the file has none of them, and another process checks it all the same.
+    let hidden = file("hidden.proof");
+    let proved =
+        json(&run(&["prove", "digits_mlp", "--input", &rows, "--hide", "inputs", "-o", &hidden, "--json"]));
+    assert_eq!((&proved["hiding"], &proved["labels"]), (&Value::Bool(true), &inferred["labels"]));
+    let checked_hidden = json(&run(&["verify", &hidden, "--json"]));
+    assert_eq!(
+        (&checked_hidden["valid"], &checked_hidden["hiding"]),
+        (&Value::Bool(true), &Value::Bool(true))
+    );
+    assert_eq!(checked_hidden["outputs"], inferred["outputs"]);
+    assert!(checked_hidden["security_bits"].as_f64().unwrap() > 100.0);
+    let said = |proof: &str| String::from_utf8(run(&["verify", proof]).stdout).unwrap();
+    assert!(said(&hidden).contains("PROVED (zero-knowledge)"));
+    assert!(said(&proof).contains("PROVED (succinct, not hiding)"));
+    let mut bytes = std::fs::read(&hidden).unwrap();
+    let at = bytes.len() / 3;
+    bytes[at] ^= 4;
+    std::fs::write(&hidden, bytes).unwrap();
+    assert_eq!(run(&["verify", &hidden]).status.code(), Some(1));
+
     // One bit of the proof, and another model: both are answered with no.
     let mut bytes = std::fs::read(&proof).unwrap();
     let at = bytes.len() / 2;

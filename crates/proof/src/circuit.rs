@@ -5,7 +5,7 @@
 //! number by number with the batch in the low bits: slot `s` of example `b` lies at `s · batch + b`. Behind the slots
 //! follow the multiplicities of the table entries, behind the rows the entries themselves.
 
-use assay_graph::{Graph, Node};
+use assay_graph::{Graph, Node, Range, SHIFT_MAX};
 
 use crate::products::Products;
 use crate::{BATCH_MAX, Error};
@@ -56,6 +56,10 @@ pub(crate) struct Circuit<'a> {
     /// The entries of all tables that are used. Without look-ups there is one that nobody uses.
     pub(crate) entries: Vec<Entry>,
     pub(crate) products: Products,
+    /// When inputs are hidden: which of the ranges each is in. They are the first slots and the first rows, whose keys they are.
+    pub(crate) inputs: Vec<usize>,
+    /// The ranges that hidden inputs are in, and where the entries of each start.
+    pub(crate) ranges: Vec<(Range, usize)>,
 }
 
 /// The sizes of one proof.
@@ -71,6 +75,34 @@ pub(crate) struct Sizes {
 
 impl<'a> Circuit<'a> {
     pub(crate) fn new(graph: &'a Graph) -> Circuit<'a> {
+        Circuit::build(graph, Vec::new(), Vec::new())
+    }
+
+    /// As [`new`](Self::new), where the inputs are hidden: they are committed to and held to their ranges like the results of look-ups.
+    ///
+    /// # Errors
+    /// [`Error::Size`] when the ranges are too large to look anything up in them.
+    pub(crate) fn hiding(graph: &'a Graph) -> Result<Circuit<'a>, Error> {
+        let (mut ranges, mut numbers) = (Vec::new(), std::collections::HashMap::new());
+        let inputs = graph.inputs().iter().map(|range| {
+            *numbers.entry((range.low, range.high)).or_insert_with(|| {
+                ranges.push((*range, 0));
+                ranges.len() - 1
+            })
+        });
+        let inputs = inputs.collect();
+        // A graph bounds values: this does not overflow.
+        let entries: u64 =
+            ranges.iter().map(|(range, _)| (i64::from(range.high) - i64::from(range.low)) as u64 + 1).sum();
+        if entries > 1 << LOG_MAX {
+            return Err(Error::Size(format!(
+                "the ranges of the inputs have {entries} numbers, where 2^{LOG_MAX} can be hidden"
+            )));
+        }
+        Ok(Circuit::build(graph, inputs, ranges))
+    }
+
+    fn build(graph: &'a Graph, inputs: Vec<usize>, mut ranges: Vec<(Range, usize)>) -> Circuit<'a> {
         let tables = graph.tables();
         // The smallest offset is where a table's entries start; `usize::MAX` for one that is not used.
         let mut starts = vec![usize::MAX; tables.len() + assay_graph::SHIFT_MAX as usize + 1];
@@ -92,10 +124,15 @@ impl<'a> Circuit<'a> {
                 entries.extend((0..1i32 << shift).map(|key| Entry { tag: range_tag as u32, key, value: 0 }));
             }
         }
+        for (number, (range, start)) in ranges.iter_mut().enumerate() {
+            *start = entries.len();
+            let tag = input_tag(graph, number);
+            entries.extend((range.low..=range.high).map(|key| Entry { tag, key, value: 0 }));
+        }
         if entries.is_empty() {
             entries.push(Entry { tag: 0, key: 0, value: 0 });
         }
-        let (mut lookups, mut slots, mut rows) = (Vec::new(), 0, 0);
+        let (mut lookups, mut slots, mut rows) = (Vec::new(), inputs.len(), inputs.len());
         for (number, node) in graph.nodes().iter().enumerate() {
             let Node::Lookup { input, shift, table } = node else { continue };
             let width = graph.width(*input);
@@ -116,12 +153,22 @@ impl<'a> Circuit<'a> {
                 range_entries: starts[tables.len() + *shift as usize],
             });
         }
-        Circuit { graph, lookups, slots, rows, entries, products: Products::new(graph) }
+        Circuit { graph, lookups, slots, rows, entries, products: Products::new(graph), inputs, ranges }
     }
 
     /// The tag of the range of a look-up's remainders.
     pub(crate) fn range_tag(&self, shift: u32) -> u32 {
         self.graph.tables().len() as u32 + shift
+    }
+
+    /// Runs of rows of hidden inputs with one tag: the first, how many, and the tag.
+    pub(crate) fn input_tags(&self) -> impl Iterator<Item = (usize, usize, u32)> {
+        let mut first = 0;
+        self.inputs.chunk_by(|a, b| a == b).map(move |run| {
+            let start = first;
+            first += run.len();
+            (start, run.len(), input_tag(self.graph, run[0]))
+        })
     }
 
     /// The sizes for a batch.
@@ -153,4 +200,9 @@ impl<'a> Circuit<'a> {
         }
         Ok(Sizes { log_batch, log_rows, log_committed })
     }
+}
+
+/// The tag of a range of hidden inputs; behind those of tables and of remainders.
+fn input_tag(graph: &Graph, number: usize) -> u32 {
+    graph.tables().len() as u32 + SHIFT_MAX + 1 + number as u32
 }

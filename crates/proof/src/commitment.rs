@@ -11,14 +11,14 @@ use p3_whir::{FoldingFactor, PcsProof, ProtocolParameters, SecurityAssumption, W
 
 use crate::Error;
 use crate::circuit::{LOG_MAX, LOG_MIN};
-use crate::field::{Challenger, E, F};
+use crate::field::{Challenger, E, F, Sponge};
 use crate::hash::Blake3;
 
-type Leaf = SerializingHasher<Blake3>;
-type Node = CompressionFunctionFromHasher<Blake3, 2, 32>;
+pub(crate) type Leaf = SerializingHasher<Blake3>;
+pub(crate) type Node = CompressionFunctionFromHasher<Blake3, 2, 32>;
 type Trees = MerkleTreeMmcs<F, u8, Leaf, Node, 2, 32>;
-type Dft = Radix2DFTSmallBatch<F>;
-type Whir = WhirProver<E, F, Dft, Trees, Challenger, PrefixProver<F, E>>;
+pub(crate) type Dft = Radix2DFTSmallBatch<F>;
+type Whir = WhirProver<E, F, Dft, Trees, Sponge, PrefixProver<F, E>>;
 
 /// The opening of a commitment.
 pub(crate) type Opening = PcsProof<F, E, Trees>;
@@ -30,7 +30,7 @@ const WORK_BITS: usize = 14;
 
 /// The protocol for vectors of 2^`log` elements: rate 1/4, then folding by 16 (by 32 when large), in the list-decoding
 /// regime up to the Johnson bound, which is proved.
-fn config(log: usize) -> Result<WhirConfig<E, F, Challenger>, Error> {
+fn config(log: usize) -> Result<WhirConfig<E, F, Sponge>, Error> {
     let parameters = ProtocolParameters {
         starting_log_inv_rate: 2,
         round_log_inv_rates: Vec::new(),
@@ -54,31 +54,41 @@ fn schedule(log: usize) -> OpeningProtocol {
 }
 
 /// The base-two logarithm of the number of elements of [`E`], rounded down.
-const FIELD_BITS: f64 = 154.94;
+pub(crate) const FIELD_BITS: f64 = 154.94;
+
+/// The soundness of one opening of a commitment to 2^`log` elements, and the base-two logarithm of how many vectors it may stand for;
+/// `None` when there is none of such a size.
+pub(crate) fn opening_bits(log: usize) -> Option<(f64, f64)> {
+    let sizes = LOG_MIN..=LOG_MAX;
+    let report = sizes
+        .contains(&log)
+        .then(|| whir(log, Dft::default()).ok()?.prescribed_security(&schedule(log)))??;
+    Some((report.error().bits(), report.log2_max_candidates))
+}
+
+/// The sum of the degrees of everything that challenges are drawn for between commitment and opening, for 2^`log_rows` look-ups and table entries
+/// and a commitment to 2^`log` values, with or without one to weights.
+pub(crate) fn degrees(log_rows: usize, log: usize, weights: bool) -> f64 {
+    // Poles of degree 2 in the challenges; rounds of degree 3 with two combinations a level; three claims and the outputs'
+    // point; rounds of degree 2; rounds of degree 2 and 3 over products, and two more claims.
+    let (rows, levels) = ((1u64 << log_rows) as f64, log_rows as f64);
+    let products = 5.0 * LOG_MAX as f64 + 2.0;
+    let weights = if weights { 1.0 + 2.0 * LOG_MAX as f64 } else { 0.0 };
+    2.0 * rows + 1.5 * levels * levels + 3.0 * levels + 2.0 + 22.0 + 2.0 * log as f64 + products + weights
+}
 
 /// The proven soundness, in bits, of proofs with 2^`log_rows` look-ups and table entries and a commitment to 2^`log` values, beside
 /// one to 2^`log_weights` weights: the sum of the errors of the commitments, with their work, and of everything before them for
 /// each pair of codewords that the commitments may stand for. `None` when there is no commitment of such a size.
 pub(crate) fn security_bits(log_rows: usize, log: usize, log_weights: Option<usize>) -> Option<f64> {
-    let opening = |log: usize| {
-        let sizes = LOG_MIN..=LOG_MAX;
-        sizes.contains(&log).then(|| whir(log, Dft::default()).ok()?.prescribed_security(&schedule(log)))?
-    };
-    let (values, weights) = (opening(log)?, log_weights.map(opening));
-    let mut error = 2f64.powf(-values.error().bits());
-    let mut candidates = values.log2_max_candidates;
-    // Poles of degree 2 in the challenges; rounds of degree 3 with two combinations a level; three claims and the outputs'
-    // point; rounds of degree 2; rounds of degree 2 and 3 over products, and two more claims.
-    let (rows, levels) = ((1u64 << log_rows) as f64, log_rows as f64);
-    let products = 5.0 * LOG_MAX as f64 + 2.0;
-    let mut degrees =
-        2.0 * rows + 1.5 * levels * levels + 3.0 * levels + 2.0 + 22.0 + 2.0 * log as f64 + products;
-    if let Some(weights) = weights {
-        let weights = weights?;
-        error += 2f64.powf(-weights.error().bits());
-        candidates += weights.log2_max_candidates;
-        degrees += 1.0 + 2.0 * LOG_MAX as f64;
+    let (values, mut candidates) = opening_bits(log)?;
+    let mut error = 2f64.powf(-values);
+    if let Some(log) = log_weights {
+        let (weights, more) = opening_bits(log)?;
+        error += 2f64.powf(-weights);
+        candidates += more;
     }
+    let degrees = degrees(log_rows, log, log_weights.is_some());
     Some(-(error + degrees * 2f64.powf(candidates - FIELD_BITS)).log2())
 }
 
@@ -103,7 +113,7 @@ pub(crate) fn verify(
     let root = MerkleCap::new(vec![*root]);
     let points = [Point::new(point.to_vec())];
     let evals = whir(point.len(), Dft::default())?
-        .verify_at(&root, opening, &schedule(point.len()), &points, challenger)
+        .verify_at(&root, opening, &schedule(point.len()), &points, &mut challenger.sponge)
         .map_err(|_| INVALID)?;
     evals.first().and_then(|batch| batch.current().first().copied()).ok_or(INVALID)
 }
@@ -114,7 +124,8 @@ pub(crate) fn verify(
 /// [`Error::Prover`] when there is no commitment to vectors of 2^`log` elements.
 pub(crate) fn observe(root: &Root, log: usize, challenger: &mut Challenger) -> Result<(), Error> {
     let whir = whir(log, Dft::default())?;
-    MultilinearPcs::<E, Challenger>::observe_commitment(&whir, &MerkleCap::new(vec![*root]), challenger);
+    let root = MerkleCap::new(vec![*root]);
+    MultilinearPcs::<E, Sponge>::observe_commitment(&whir, &root, &mut challenger.sponge);
     Ok(())
 }
 
@@ -128,7 +139,7 @@ pub(crate) mod prover {
     pub(crate) struct Committed {
         whir: Whir,
         log: usize,
-        data: <Whir as MultilinearPcs<E, Challenger>>::ProverData,
+        data: <Whir as MultilinearPcs<E, Sponge>>::ProverData,
     }
 
     /// Commits to a vector of a power-of-two length and absorbs the commitment.
@@ -144,7 +155,7 @@ pub(crate) mod prover {
             vec![Table::new(RowMajorMatrix::new(vector, 1 << log))],
             folding,
         );
-        let (cap, data) = MultilinearPcs::<E, Challenger>::commit(&whir, witness, challenger)
+        let (cap, data) = MultilinearPcs::<E, Sponge>::commit(&whir, witness, &mut challenger.sponge)
             .map_err(|error| Error::Prover(error.to_string()))?;
         let root = cap.roots().first().copied().ok_or_else(|| Error::Prover("a tree without root".into()))?;
         Ok((root, Committed { whir, log, data }))
@@ -162,7 +173,7 @@ pub(crate) mod prover {
         let points = [Point::new(point.to_vec())];
         committed
             .whir
-            .open_at(committed.data, &schedule(committed.log), &points, challenger)
+            .open_at(committed.data, &schedule(committed.log), &points, &mut challenger.sponge)
             .map_err(|error| Error::Prover(error.to_string()))
     }
 }

@@ -9,31 +9,69 @@ use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32
 use p3_koala_bear::KoalaBear;
 
 use crate::hash::Blake3;
+use crate::value::Value;
 
 /// The base field: integers modulo 2^31 - 2^24 + 1.
 pub(crate) type F = KoalaBear;
 /// The field of challenges: degree 5, 2^154.9 elements.
 pub(crate) type E = QuinticTrinomialExtensionField<F>;
-/// The transcript: BLAKE3 over everything sent so far.
-pub(crate) type Challenger = SerializingChallenger32<F, HashChallenger<u8, Blake3, 32>>;
+/// The transcript as the commitments know it: BLAKE3 over everything sent so far.
+pub(crate) type Sponge = SerializingChallenger32<F, HashChallenger<u8, Blake3, 32>>;
+
+/// The transcript.
+#[derive(Clone)]
+pub(crate) struct Challenger {
+    pub(crate) sponge: Sponge,
+    /// What a hiding prover adds to its messages.
+    #[cfg(feature = "prover")]
+    pub(crate) pads: Option<Pads>,
+}
+
+/// One-time pads of messages, in their order.
+#[cfg(feature = "prover")]
+#[derive(Clone)]
+pub(crate) struct Pads {
+    pub(crate) pads: Vec<E>,
+    /// What was sent: each message plus its pad.
+    pub(crate) sent: Vec<E>,
+}
 
 /// The degree of [`E`] over [`F`].
 pub(crate) const DEGREE: usize = 5;
 
 /// A transcript that starts with these bytes.
 pub(crate) fn transcript(statement: Vec<u8>) -> Challenger {
-    Challenger::from_hasher(statement, Blake3)
+    Challenger {
+        sponge: Sponge::from_hasher(statement, Blake3),
+        #[cfg(feature = "prover")]
+        pads: None,
+    }
 }
 
+/// Sends messages: absorbs them, or with pads what hides them.
 pub(crate) fn observe(challenger: &mut Challenger, values: &[E]) {
+    #[cfg(feature = "prover")]
+    if let Some(Pads { pads, sent }) = &mut challenger.pads {
+        let first = sent.len();
+        // Without a pad nothing of the message is sent; `sent` is then too long, which the prover finds.
+        let masked = |(at, value): (usize, &E)| pads.get(at).map_or(E::ZERO, |pad| *pad + *value);
+        sent.extend((first..).zip(values).map(masked));
+        absorb(&mut challenger.sponge, &sent[first..]);
+        return;
+    }
+    absorb(&mut challenger.sponge, values);
+}
+
+/// Absorbs elements as they are.
+pub(crate) fn absorb(sponge: &mut Sponge, values: &[E]) {
     for value in values {
         let coefficients: &[F] = value.as_basis_coefficients_slice();
-        challenger.observe_slice(coefficients);
+        sponge.observe_slice(coefficients);
     }
 }
 
 pub(crate) fn draw(challenger: &mut Challenger) -> E {
-    challenger.sample_algebra_element()
+    challenger.sponge.sample_algebra_element()
 }
 
 pub(crate) fn draw_point(challenger: &mut Challenger, len: usize) -> Vec<E> {
@@ -74,8 +112,8 @@ pub(crate) fn select(point: &[E], index: usize) -> E {
 }
 
 /// `base + r · (low + …)`: the quadratic through `h(0)`, `h(1)` with leading coefficient `top`, at `r`.
-pub(crate) fn quadratic(at_0: E, at_1: E, top: E, r: E) -> E {
-    at_0 + r * (at_1 - at_0 - top + r * top)
+pub(crate) fn quadratic<V: Value>(at_0: V, at_1: V, top: V, r: E) -> V {
+    at_0 + (at_1 - at_0 - top + top * r) * r
 }
 
 /// `Σ_i w_i · c_i` over integers `w` below 2^31 in sum of magnitudes and field elements `c`: lazily reduced sums of products.

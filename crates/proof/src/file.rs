@@ -2,6 +2,9 @@
 
 use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::Error;
 use crate::circuit::LOG_MAX;
 use crate::commitment::{Opening, Root};
@@ -16,7 +19,7 @@ const MAGIC: &[u8; 8] = b"ASSAYPF3";
 pub const FILE_BYTES_MAX: usize = 1 << 28;
 
 /// The largest opening of a commitment that is read; real ones stay below 150 kB.
-const OPENING_BYTES_MAX: usize = 1 << 20;
+pub(crate) const OPENING_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of an element of the field of challenges.
 const ELEMENT: usize = 20;
@@ -40,12 +43,12 @@ pub struct Proof {
 
 /// What a proof with committed weights says about them.
 #[derive(Clone)]
-pub(crate) struct WeightsProof {
+pub(crate) struct WeightsProof<V = E> {
     /// What the maps with committed weights add to the linear claim without any slot: inputs and constants.
-    pub(crate) known: E,
+    pub(crate) known: V,
     /// What they add to the weight of the committed vector at its point.
-    pub(crate) at_point: E,
-    pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) at_point: V,
+    pub(crate) rounds: Vec<[V; 2]>,
     pub(crate) opening: Opening,
 }
 
@@ -77,10 +80,8 @@ impl Proof {
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let mut w = MAGIC.to_vec();
         w.extend_from_slice(&self.model);
-        for values in [&self.inputs, &self.outputs] {
-            w.extend_from_slice(&(values.len() as u32).to_le_bytes());
-            values.iter().for_each(|value| put_varint(&mut w, *value));
-        }
+        put_varints(&mut w, &self.inputs);
+        put_varints(&mut w, &self.outputs);
         w.extend_from_slice(&self.root);
         w.push(self.levels.len() as u8);
         for level in &self.levels {
@@ -106,9 +107,6 @@ impl Proof {
         }
         w.push(self.rounds.len() as u8);
         self.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
-        let encoded = |opening: &Opening| {
-            postcard::to_allocvec(opening).map_err(|error| Error::Prover(error.to_string()))
-        };
         match &self.weights {
             None => w.push(0),
             Some(weights) => {
@@ -169,11 +167,16 @@ impl Proof {
                 let count = r.log()?;
                 let rounds = r.rounds(count)?;
                 let len = u32::from_le_bytes(r.array()?) as usize;
-                Some(WeightsProof { known, at_point, rounds, opening: opening(r.take(len)?)? })
+                Some(WeightsProof {
+                    known,
+                    at_point,
+                    rounds,
+                    opening: opening(r.take(len)?, OPENING_BYTES_MAX)?,
+                })
             }
             _ => return Err(Error::File("it has an unknown part")),
         };
-        let opening = opening(r.bytes)?;
+        let opening = opening(r.bytes, OPENING_BYTES_MAX)?;
         Ok(Proof { model, inputs, outputs, root, levels, products, rounds, weights, opening })
     }
 
@@ -187,16 +190,34 @@ impl Proof {
     }
 }
 
-fn opening(bytes: &[u8]) -> Result<Opening, Error> {
-    if bytes.len() > OPENING_BYTES_MAX {
+/// The bytes of an opening.
+///
+/// # Errors
+/// [`Error::Prover`].
+pub(crate) fn encoded(opening: &impl Serialize) -> Result<Vec<u8>, Error> {
+    postcard::to_allocvec(opening).map_err(|error| Error::Prover(error.to_string()))
+}
+
+/// Reads an opening of at most `max` bytes.
+///
+/// # Errors
+/// [`Error::File`].
+pub(crate) fn opening<T: Serialize + DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, Error> {
+    if bytes.len() > max {
         return Err(Error::File("its opening is larger than any"));
     }
     const OPENING: Error = Error::File("its opening is damaged");
-    let opening: Opening = postcard::from_bytes(bytes).map_err(|_| OPENING)?;
+    let opening: T = postcard::from_bytes(bytes).map_err(|_| OPENING)?;
     if postcard::to_allocvec(&opening).map_err(|_| OPENING)? != bytes {
         return Err(OPENING);
     }
     Ok(opening)
+}
+
+/// A list: how many, and then each.
+pub(crate) fn put_varints(w: &mut Vec<u8>, values: &[i32]) {
+    w.extend_from_slice(&(values.len() as u32).to_le_bytes());
+    values.iter().for_each(|value| put_varint(w, *value));
 }
 
 /// Small magnitudes in few bytes: zigzag, then seven bits a byte, the lowest first.
@@ -209,31 +230,31 @@ fn put_varint(w: &mut Vec<u8>, value: i32) {
     w.push(rest as u8);
 }
 
-fn put_element(w: &mut Vec<u8>, element: E) {
+pub(crate) fn put_element(w: &mut Vec<u8>, element: E) {
     for coefficient in element.as_basis_coefficients_slice() {
         let coefficient: &F = coefficient;
         w.extend_from_slice(&coefficient.as_canonical_u32().to_le_bytes());
     }
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
+pub(crate) struct Reader<'a> {
+    pub(crate) bytes: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
+    pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let (head, rest) = self.bytes.split_at_checked(count).ok_or(Error::File("it ends too early"))?;
         self.bytes = rest;
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let mut out = [0; N];
         out.copy_from_slice(self.take(N)?);
         Ok(out)
     }
 
-    fn varints(&mut self) -> Result<Vec<i32>, Error> {
+    pub(crate) fn varints(&mut self) -> Result<Vec<i32>, Error> {
         let count = u32::from_le_bytes(self.array()?) as usize;
         // Each takes at least a byte.
         if count > self.bytes.len() {
@@ -277,6 +298,14 @@ impl<'a> Reader<'a> {
             Ok(round)
         };
         (0..count).map(round).collect()
+    }
+
+    pub(crate) fn elements(&mut self) -> Result<Vec<E>, Error> {
+        let count = u32::from_le_bytes(self.array()?) as usize;
+        if count > self.bytes.len() / ELEMENT {
+            return Err(Error::File("it ends too early"));
+        }
+        (0..count).map(|_| self.element()).collect()
     }
 
     fn element(&mut self) -> Result<E, Error> {

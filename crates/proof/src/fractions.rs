@@ -10,70 +10,79 @@
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
 
 use crate::Error;
-use crate::field::{Challenger, E, draw, observe, quadratic};
+use crate::field::{Challenger, E, draw, quadratic};
+use crate::value::{Residuals, Value};
+
+/// Why a sum of fractions is refused that is not zero or has a zero in a denominator.
+pub(crate) const NOT_IN_TABLE: &str = "a value is not in its table";
 
 /// The messages about one level.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Level {
+pub(crate) struct Level<V = E> {
     /// Value at 0 and leading coefficient of each round's quadratic.
-    pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) rounds: Vec<[V; 2]>,
     /// Numerators and denominators of the two halves at the point of the sum-check: `p0, p1, q0, q1`.
-    pub(crate) ends: [E; 4],
+    pub(crate) ends: [V; 4],
 }
 
 /// A claim about the leaves.
-pub(crate) struct Leaves {
+pub(crate) struct Leaves<V = E> {
     pub(crate) point: Vec<E>,
-    pub(crate) numerator: E,
-    pub(crate) denominator: E,
+    pub(crate) numerator: V,
+    pub(crate) denominator: V,
 }
 
-/// Follows the claim from the root, which must be zero, to the leaves.
+/// Follows the claim from the root, which must be zero, to the leaves. Also returns the root's denominator, which the caller holds to be no
+/// zero.
 ///
 /// # Errors
 /// [`Error::Rejected`].
-pub(crate) fn verify(levels: &[Level], challenger: &mut Challenger) -> Result<Leaves, Error> {
-    let mut leaves = Leaves { point: Vec::new(), numerator: E::ZERO, denominator: E::ZERO };
+pub(crate) fn verify<V: Value>(
+    levels: &[Level<V>],
+    challenger: &mut Challenger,
+    residuals: &mut Residuals,
+) -> Result<(Leaves<V>, V::Product), Error> {
+    let zero = V::known(E::ZERO);
+    let mut leaves = Leaves { point: Vec::new(), numerator: zero, denominator: zero };
+    let mut root = zero.times(zero);
     for (number, level) in levels.iter().enumerate() {
         let [p0, p1, q0, q1] = level.ends;
         let mut point = Vec::with_capacity(number + 1);
         if number == 0 {
-            if p0 * q1 + p1 * q0 != E::ZERO || q0 * q1 == E::ZERO {
-                return Err(Error::Rejected("a value is not in its table"));
-            }
+            V::equal(p0.times(q1) + p1.times(q0), zero, residuals, NOT_IN_TABLE)?;
+            root = q0.times(q1);
         } else {
             let lambda = draw(challenger);
-            let mut claim = leaves.numerator + lambda * leaves.denominator;
+            let mut claim = leaves.numerator + leaves.denominator * lambda;
             if level.rounds.len() != number {
                 return Err(Error::Rejected("a sum-check has another number of rounds"));
             }
             for (coordinate, round) in leaves.point.iter().zip(&level.rounds) {
                 point.push(round_claim(*coordinate, *round, &mut claim, challenger)?);
             }
-            if p0 * q1 + q0 * (p1 + lambda * q1) != claim {
-                return Err(Error::Rejected("a sum-check of the look-ups fails"));
-            }
+            let product = p0.times(q1) + q0.times(p1 + q1 * lambda);
+            V::equal(product, claim, residuals, "a sum-check of the look-ups fails")?;
         }
-        observe(challenger, &level.ends);
+        V::absorb(&level.ends, challenger);
         let mu = draw(challenger);
         point.insert(0, mu);
-        leaves = Leaves { point, numerator: p0 + mu * (p1 - p0), denominator: q0 + mu * (q1 - q0) };
+        leaves = Leaves { point, numerator: p0 + (p1 - p0) * mu, denominator: q0 + (q1 - q0) * mu };
     }
-    Ok(leaves)
+    Ok((leaves, root))
 }
 
 /// One round: from the claim `(1 - c) h(0) + c h(1)` to `h(r)`; returns `r`.
-pub(crate) fn round_claim(
+pub(crate) fn round_claim<V: Value>(
     c: E,
-    round: [E; 2],
-    claim: &mut E,
+    round: [V; 2],
+    claim: &mut V,
     challenger: &mut Challenger,
 ) -> Result<E, Error> {
-    observe(challenger, &round);
+    V::absorb(&round, challenger);
     let r = draw(challenger);
     // Zero with probability 2^-155; the honest prover cannot go on then either.
     let inverse = c.try_inverse().ok_or(Error::Rejected("a challenge is zero"))?;
-    let at_1 = (*claim - (E::ONE - c) * round[0]) * inverse;
+    let at_1 = (*claim - round[0] * (E::ONE - c)) * inverse;
     *claim = quadratic(round[0], at_1, round[1], r);
     Ok(r)
 }
@@ -81,6 +90,7 @@ pub(crate) fn round_claim(
 #[cfg(feature = "prover")]
 pub(crate) mod prover {
     use super::*;
+    use crate::field::observe;
     use crate::packed::{Packed, WIDTH, lanes, pack, unpack};
     use p3_field::Algebra;
     use rayon::prelude::*;

@@ -13,7 +13,7 @@
 //! What a proof says: *these inputs give these outputs in the graph with this id*. Values in the committed vector cannot
 //! wrap around in the field, because a graph bounds them ([`assay_graph::VALUE_MAX`]). It is succinct, but **not hiding**:
 //! inputs and outputs are in the open, and the openings of the commitment leak parts of what lies between. So it is no
-//! zero-knowledge proof.
+//! zero-knowledge proof. [`prove_hiding`] makes those: a [`HidingProof`] is larger, and tells nothing about the inputs but the outputs.
 //!
 //! This crate does no I/O and knows no clock. Without its `prover` feature it has no threads.
 //!
@@ -43,6 +43,10 @@ mod field;
 mod file;
 mod fractions;
 mod hash;
+mod hiding;
+mod hiding_commitment;
+#[cfg(all(test, feature = "prover"))]
+mod hiding_tests;
 #[cfg(all(test, feature = "prover"))]
 mod hostile;
 mod key;
@@ -53,12 +57,16 @@ mod products;
 #[cfg(feature = "prover")]
 mod prove;
 mod sumcheck;
+mod value;
 mod verify;
 mod weights;
 
 pub use assay_graph::Graph;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};
+pub use hiding::HidingProof;
+#[cfg(feature = "prover")]
+pub use hiding::prover::prove_hiding;
 pub use key::Key;
 pub use model::Model;
 #[cfg(feature = "prover")]

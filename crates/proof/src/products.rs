@@ -14,22 +14,23 @@ use assay_graph::{Graph, Node, Tensor};
 use p3_field::PrimeCharacteristicRing as _;
 
 use crate::error::Error;
-use crate::field::{Challenger, E, eq, eq_table, observe, select};
+use crate::field::{Challenger, E, eq, eq_table, select};
 use crate::sumcheck;
+use crate::value::{Residuals, Value};
 
 /// What a proof says about products.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ProductsProof {
+pub(crate) struct ProductsProof<V = E> {
     /// The weighted sum of all results.
-    pub(crate) value: E,
+    pub(crate) value: V,
     /// The sum-check over results.
-    pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) rounds: Vec<[V; 2]>,
     /// The vector of results at its point.
-    pub(crate) result: E,
+    pub(crate) result: V,
     /// The sum-check over operands.
-    pub(crate) operand_rounds: Vec<[E; 3]>,
+    pub(crate) operand_rounds: Vec<[V; 3]>,
     /// The two vectors of operands at its point.
-    pub(crate) operands: [E; 2],
+    pub(crate) operands: [V; 2],
 }
 
 /// One product.
@@ -73,14 +74,14 @@ pub(crate) struct Products {
 }
 
 /// What is left of the products: values of the operands at a point.
-pub(crate) struct Operands {
+pub(crate) struct Operands<V = E> {
     /// The point among the results.
     results: Vec<E>,
     /// The point among the operands, without the batch.
     place: Vec<E>,
     /// The point of the batch.
     pub(crate) batch: Vec<E>,
-    pub(crate) values: [E; 2],
+    pub(crate) values: [V; 2],
 }
 
 impl Products {
@@ -158,26 +159,27 @@ impl Products {
     ///
     /// # Errors
     /// [`Error::Rejected`].
-    pub(crate) fn verify(
+    pub(crate) fn verify<V: Value>(
         &self,
         weights: &[Vec<E>],
         batch: &[E],
-        proof: &ProductsProof,
+        proof: &ProductsProof<V>,
         challenger: &mut Challenger,
-    ) -> Result<Operands, Error> {
-        const WRONG: Error = Error::Rejected("a product is wrong");
+        residuals: &mut Residuals,
+    ) -> Result<Operands<V>, Error> {
+        const WRONG: &str = "a product is wrong";
+        let one = V::known(E::ONE);
         if proof.rounds.len() != self.log_results
             || proof.operand_rounds.len() != self.log_operands + batch.len()
         {
             return Err(Error::Rejected("it is of another size"));
         }
-        observe(challenger, &[proof.value]);
+        V::absorb(&[proof.value], challenger);
         let mut claim = proof.value;
         let results = sumcheck::verify(&proof.rounds, &mut claim, challenger);
-        if self.weight_at(weights, &results) * proof.result != claim {
-            return Err(WRONG);
-        }
-        observe(challenger, &[proof.result]);
+        let product = one.times(proof.result * self.weight_at(weights, &results));
+        V::equal(product, claim, residuals, WRONG)?;
+        V::absorb(&[proof.result], challenger);
         let mut claim = proof.result;
         let point = sumcheck::verify_cubic(&proof.operand_rounds, &mut claim, challenger);
         let (place, batch_point) = point.split_at(self.log_operands);
@@ -187,16 +189,14 @@ impl Products {
             result * operand * eq(result_group, group)
         };
         let weight = self.blocks.iter().map(share).sum::<E>() * eq(batch, batch_point);
-        if weight * proof.operands[0] * proof.operands[1] != claim {
-            return Err(WRONG);
-        }
-        observe(challenger, &proof.operands);
+        V::equal(proof.operands[0].times(proof.operands[1]) * weight, claim, residuals, WRONG)?;
+        V::absorb(&proof.operands, challenger);
         let (place, batch) = (place.to_vec(), batch_point.to_vec());
         Ok(Operands { results, place, batch, values: proof.operands })
     }
 
     /// The weights of each operand's values in `left + mu · right` of the values at the point.
-    pub(crate) fn seeds(&self, operands: &Operands, mu: E) -> Vec<(Tensor, Vec<E>)> {
+    pub(crate) fn seeds<V>(&self, operands: &Operands<V>, mu: E) -> Vec<(Tensor, Vec<E>)> {
         let mut out = Vec::new();
         for block in &self.blocks {
             let (_, [_, row, column]) = self.at_results(block, &operands.results);
@@ -224,7 +224,7 @@ impl Products {
 pub(crate) mod prover {
     use super::*;
     use crate::adjoint::transposed;
-    use crate::field::int;
+    use crate::field::{int, observe};
     use crate::verify::batched;
     use assay_graph::Trace;
 

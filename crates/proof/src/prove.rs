@@ -1,11 +1,12 @@
 //! The prover.
 
-use assay_graph::{Graph, Node, Trace};
+use assay_graph::{Graph, Node, Tensor, Trace};
 use p3_field::PrimeCharacteristicRing as _;
 
 use crate::circuit::{Circuit, Sizes};
 use crate::commitment::{self, prover::commit};
-use crate::field::{E, F, draw, int, observe};
+use crate::field::{Challenger, E, F, draw, int, observe};
+use crate::file::WeightsProof;
 use crate::key::Key;
 use crate::verify::{Claim, statement};
 use crate::weights::Layout;
@@ -91,6 +92,15 @@ impl Witness {
         let mut committed = vec![F::ZERO; 1 << sizes.log_committed];
         let mut hits = vec![0u32; circuit.rows * padded];
         let nodes = circuit.graph.nodes();
+        for (i, range) in circuit.inputs.iter().enumerate() {
+            let (range, first) = circuit.ranges[*range];
+            let x = trace.tensor(Tensor::INPUT);
+            for b in 0..padded {
+                let value = x[b.min(trace.batch() - 1) * circuit.inputs.len() + i];
+                committed[i * padded + b] = int(value);
+                hits[i * padded + b] = first as u32 + (value - range.low) as u32;
+            }
+        }
         for lookup in &circuit.lookups {
             let Node::Lookup { input, shift, table } = &nodes[lookup.node] else { continue };
             let table = &circuit.graph.tables()[*table as usize];
@@ -133,23 +143,66 @@ pub(crate) fn finish(
 ) -> Result<Proof, Error> {
     let model = key.as_ref().map_or(circuit.graph.id(), |(key, _)| key.id());
     let batch = inputs.len() / circuit.graph.inputs().len();
-    let Witness { committed, hits, products: values } = witness;
     let mut challenger = statement(&model, batch, inputs, outputs);
     report(Stage::Commit);
-    let mut weights = None;
-    if let Some((key, vector)) = key {
+    let weights = key.map(|(key, vector)| Weights::commit(key, vector, &mut challenger)).transpose()?;
+    let (root, commitment) = commit(witness.committed.clone(), &mut challenger)?;
+    let Argued { levels, products, rounds, weights, point } =
+        argue(circuit, sizes, inputs, outputs, witness, weights, &mut challenger, report)?;
+    let opening = commitment::prover::open(commitment, &point, &mut challenger)?;
+    let (inputs, outputs) = (inputs.to_vec(), outputs.to_vec());
+    Ok(Proof { model, inputs, outputs, root, levels, products, rounds, weights, opening })
+}
+
+/// Committed weights.
+pub(crate) struct Weights<'a> {
+    key: &'a Key,
+    layout: Layout,
+    vector: Vec<F>,
+    committed: commitment::prover::Committed,
+}
+
+impl<'a> Weights<'a> {
+    /// Commits to the weights again, and absorbs the commitment.
+    pub(crate) fn commit(
+        key: &'a Key,
+        vector: Vec<F>,
+        challenger: &mut Challenger,
+    ) -> Result<Weights<'a>, Error> {
         let layout = Layout::new(key.graph())?;
         let (root, committed) = commit(vector.clone(), &mut crate::field::transcript(Vec::new()))?;
         if root != key.root {
             return Err(Error::Key("the key is of another model"));
         }
-        commitment::observe(&root, layout.log, &mut challenger)?;
-        weights = Some((key, layout, vector, committed));
+        commitment::observe(&root, layout.log, challenger)?;
+        Ok(Weights { key, layout, vector, committed })
     }
-    let (root, commitment) = commit(committed.clone(), &mut challenger)?;
+}
 
+/// What a prover says after its commitment, and the point at which that is to be opened.
+pub(crate) struct Argued {
+    pub(crate) levels: Vec<fractions::Level>,
+    pub(crate) products: Option<products::ProductsProof>,
+    pub(crate) rounds: Vec<[E; 2]>,
+    pub(crate) weights: Option<WeightsProof>,
+    pub(crate) point: Vec<E>,
+}
+
+/// Everything between the commitment and its opening.
+#[expect(clippy::too_many_arguments, reason = "the statement, the witness, and what was sent so far")]
+pub(crate) fn argue(
+    circuit: &Circuit<'_>,
+    sizes: Sizes,
+    inputs: &[i32],
+    outputs: &[i32],
+    witness: Witness,
+    weights: Option<Weights<'_>>,
+    challenger: &mut Challenger,
+    report: &mut dyn FnMut(Stage),
+) -> Result<Argued, Error> {
+    let Witness { committed, hits, products: values } = witness;
     report(Stage::Lookups);
-    let (alpha, beta) = (draw(&mut challenger), draw(&mut challenger));
+    let (alpha, beta) = (draw(challenger), draw(challenger));
     let beta_2 = beta * beta;
     let tables: Vec<E> = circuit
         .entries
@@ -166,41 +219,42 @@ pub(crate) fn finish(
         .chain(multiplicities)
         .chain(std::iter::repeat_n(E::ZERO, padding))
         .collect();
-    let (levels, leaves) = fractions::prover::prove(numerators, denominators, &mut challenger)?;
+    let (levels, leaves) = fractions::prover::prove(numerators, denominators, challenger)?;
 
     report(Stage::Linear);
     let before = challenger.clone();
-    let mut claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut challenger);
+    let mut claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, challenger);
     // With committed weights: the claim as the verifier has it, and what is missing in it.
-    let public = weights.map(|(key, layout, vector, committed)| {
-        let circuit = Circuit::new(key.graph());
-        let public = Claim::new(&circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut before.clone());
-        let known = public.value - claim.value;
-        observe(&mut challenger, &[known]);
-        (circuit, layout, vector, committed, public, known)
-    });
+    let mut public = None;
+    if let Some(weights) = weights {
+        let graph = weights.key.graph();
+        let circuit = if circuit.inputs.is_empty() { Circuit::new(graph) } else { Circuit::hiding(graph)? };
+        let as_known =
+            Claim::new(&circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut before.clone());
+        let known = as_known.value - claim.value;
+        observe(challenger, &[known]);
+        public = Some((circuit, weights, as_known, known));
+    }
     let products = (!circuit.products.is_empty()).then(|| {
-        let (products, operands) =
-            circuit.products.prove(&claim.products, &claim.batch, &values, &mut challenger);
+        let (products, operands) = circuit.products.prove(&claim.products, &claim.batch, &values, challenger);
         claim.value -= products.value;
-        claim.join(circuit, &operands, inputs, &mut challenger);
+        claim.join(circuit, &operands, inputs, challenger);
         products
     });
     let functional = claim.weights(circuit);
-    let (rounds, point) = sumcheck::prover::prove(&committed, functional, claim.value, &mut challenger);
+    let (rounds, point) = sumcheck::prover::prove(&committed, functional, claim.value, challenger);
 
     report(Stage::Open);
     let weights = match public {
         None => None,
-        Some((public_circuit, layout, vector, committed, mut public, known)) => {
+        Some((public_circuit, weights, mut public, known)) => {
             // What products read does not depend on committed weights.
             public.operands.clone_from(&claim.operands);
             let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
-            let (circuit, challenger) = (&public_circuit, &mut challenger);
+            let Weights { layout, vector, committed, .. } = weights;
+            let circuit = &public_circuit;
             Some(layout.prove(circuit, &public, &point, &vector, committed, known, at_point, challenger)?)
         }
     };
-    let opening = commitment::prover::open(commitment, &point, &mut challenger)?;
-    let (inputs, outputs) = (inputs.to_vec(), outputs.to_vec());
-    Ok(Proof { model, inputs, outputs, root, levels, products, rounds, weights, opening })
+    Ok(Argued { levels, products, rounds, weights, point })
 }

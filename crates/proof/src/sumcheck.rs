@@ -1,34 +1,37 @@
 //! Sum-checks over products of multilinear polynomials: of two, as of a committed vector and public weights, and of three.
 
-use p3_field::PrimeCharacteristicRing as _;
-
-use crate::field::{Challenger, E, draw, observe, quadratic};
+use crate::field::{Challenger, E, draw, quadratic};
+use crate::value::Value;
 
 /// Follows `claim = Σ_x weights(x) · vector(x)` to a point; the claim becomes that of the product there.
-pub(crate) fn verify(rounds: &[[E; 2]], claim: &mut E, challenger: &mut Challenger) -> Vec<E> {
+pub(crate) fn verify<V: Value>(rounds: &[[V; 2]], claim: &mut V, challenger: &mut Challenger) -> Vec<E> {
     rounds.iter().map(|round| round_claim(*round, claim, challenger)).collect()
 }
 
 /// One round: from the claim `h(0) + h(1)` to `h(r)`; returns `r`.
-fn round_claim(round: [E; 2], claim: &mut E, challenger: &mut Challenger) -> E {
-    observe(challenger, &round);
+fn round_claim<V: Value>(round: [V; 2], claim: &mut V, challenger: &mut Challenger) -> E {
+    V::absorb(&round, challenger);
     let r = draw(challenger);
     *claim = quadratic(round[0], *claim - round[0], round[1], r);
     r
 }
 
 /// As [`verify`], for a product of three: a round is the value at 0 and the coefficients of `X²` and `X³`.
-pub(crate) fn verify_cubic(rounds: &[[E; 3]], claim: &mut E, challenger: &mut Challenger) -> Vec<E> {
+pub(crate) fn verify_cubic<V: Value>(
+    rounds: &[[V; 3]],
+    claim: &mut V,
+    challenger: &mut Challenger,
+) -> Vec<E> {
     rounds.iter().map(|round| cubic_round_claim(*round, claim, challenger)).collect()
 }
 
-fn cubic_round_claim(round: [E; 3], claim: &mut E, challenger: &mut Challenger) -> E {
-    observe(challenger, &round);
+fn cubic_round_claim<V: Value>(round: [V; 3], claim: &mut V, challenger: &mut Challenger) -> E {
+    V::absorb(&round, challenger);
     let r = draw(challenger);
     let [at_0, square, cube] = round;
     // h(0) + h(1) is the claim.
-    let linear = *claim - at_0.double() - square - cube;
-    *claim = at_0 + r * (linear + r * (square + r * cube));
+    let linear = *claim - at_0 - at_0 - square - cube;
+    *claim = at_0 + (linear + (square + cube * r) * r) * r;
     r
 }
 
@@ -38,7 +41,7 @@ pub(crate) mod prover {
     use crate::field::F;
     use crate::fractions::prover::fold;
     use crate::packed::{Packed, WIDTH, lanes, pack, unpack};
-    use p3_field::{Algebra, Field, PackedValue as _};
+    use p3_field::{Algebra, Field, PackedValue as _, PrimeCharacteristicRing as _};
     use rayon::prelude::*;
 
     const PARALLEL_MIN: usize = 1 << 10;

@@ -5,10 +5,13 @@ use p3_field::PrimeCharacteristicRing as _;
 
 use crate::adjoint;
 use crate::circuit::{Circuit, Sizes};
-use crate::field::{Challenger, E, F, draw, draw_point, eq, eq_table, int, observe};
-use crate::fractions::Leaves;
+use crate::commitment::Root;
+use crate::field::{Challenger, E, F, draw, draw_point, eq, eq_table, int};
+use crate::file::WeightsProof;
+use crate::fractions::{Leaves, Level};
 use crate::key::Key;
-use crate::products::Operands;
+use crate::products::{Operands, ProductsProof};
+use crate::value::{Residuals, Value};
 use crate::weights::Layout;
 use crate::{Error, Proof, VERSION, commitment, file, fractions, sumcheck};
 
@@ -42,65 +45,126 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &Proof) -> Resul
     let batch = graph.check_inputs(&proof.inputs)?;
     let circuit = Circuit::new(graph);
     let sizes = circuit.sizes(batch)?;
-    let layout = Layout::new(graph)?;
-    let outputs = graph.width(graph.output());
-    // Within the range that the graph can reach, an integer is determined by its value in the field.
+    check_outputs(graph, batch, &proof.outputs)?;
+    let mut challenger = statement(&id, batch, &proof.inputs, &proof.outputs);
+    let messages = Messages {
+        levels: &proof.levels,
+        products: proof.products.as_ref(),
+        rounds: &proof.rounds,
+        weights: proof.weights.as_ref(),
+    };
+    let commitments = Commitments { key, root: &proof.root };
+    let (inputs, outputs) = (&proof.inputs, &proof.outputs);
+    let end =
+        follow(&circuit, sizes, &commitments, &messages, inputs, outputs, &mut challenger, &mut Vec::new())?;
+    if end.root == E::ZERO {
+        return Err(Error::Rejected(fractions::NOT_IN_TABLE));
+    }
+    let opened = commitment::verify(&proof.root, &proof.opening, &end.point, &mut challenger)?;
+    if end.weight * opened != end.value {
+        return Err(WRONG_VALUES);
+    }
+    Ok(())
+}
+
+/// What the last check says when it fails.
+pub(crate) const WRONG_VALUES: Error =
+    Error::Rejected("the committed values do not fit the model, its inputs and outputs");
+
+/// Checks that outputs are as many as the model has, and in the range that it can reach: within that, an integer is determined by its value in
+/// the field.
+///
+/// # Errors
+/// [`Error::Rejected`].
+pub(crate) fn check_outputs(graph: &Graph, batch: usize, outputs: &[i32]) -> Result<(), Error> {
     let Range { low, high } = graph.range(graph.output());
-    if proof.outputs.len() != outputs * batch || proof.outputs.iter().any(|y| !(low..=high).contains(y)) {
+    let count = graph.width(graph.output()) * batch;
+    if outputs.len() != count || outputs.iter().any(|y| !(low..=high).contains(y)) {
         return Err(Error::Rejected("the outputs are not of this model"));
     }
-    if proof.levels.len() != sizes.log_rows || proof.rounds.len() != sizes.log_committed {
+    Ok(())
+}
+
+/// What a prover says after its commitment and before the opening.
+pub(crate) struct Messages<'a, V> {
+    pub(crate) levels: &'a [Level<V>],
+    pub(crate) products: Option<&'a ProductsProof<V>>,
+    pub(crate) rounds: &'a [[V; 2]],
+    pub(crate) weights: Option<&'a WeightsProof<V>>,
+}
+
+/// What a proof is about besides its statement.
+pub(crate) struct Commitments<'a> {
+    pub(crate) key: Option<&'a Key>,
+    pub(crate) root: &'a Root,
+}
+
+/// What is left after all messages: the committed vector at `point` times `weight` is to be `value`, and `root` no zero.
+pub(crate) struct End<V: Value> {
+    pub(crate) point: Vec<E>,
+    pub(crate) weight: V,
+    pub(crate) value: V,
+    pub(crate) root: V::Product,
+}
+
+/// Follows the messages from the commitment to its point, and checks all that can be checked before the opening.
+///
+/// # Errors
+/// [`Error::Rejected`].
+#[expect(clippy::too_many_arguments, reason = "the statement, what was sent, and what is known of it")]
+pub(crate) fn follow<V: Value>(
+    circuit: &Circuit<'_>,
+    sizes: Sizes,
+    commitments: &Commitments<'_>,
+    messages: &Messages<'_, V>,
+    inputs: &[i32],
+    outputs: &[i32],
+    challenger: &mut Challenger,
+    residuals: &mut Residuals,
+) -> Result<End<V>, Error> {
+    let layout = Layout::new(circuit.graph)?;
+    if messages.levels.len() != sizes.log_rows || messages.rounds.len() != sizes.log_committed {
         return Err(Error::Rejected("it is of another size"));
     }
-    let mut challenger = statement(&id, batch, &proof.inputs, &proof.outputs);
-    if let Some(key) = key {
-        commitment::observe(&key.root, layout.log, &mut challenger)?;
+    if let Some(key) = commitments.key {
+        commitment::observe(&key.root, layout.log, challenger)?;
     }
-    commitment::observe(&proof.root, sizes.log_committed, &mut challenger)?;
-    let (alpha, beta) = (draw(&mut challenger), draw(&mut challenger));
-    let leaves = fractions::verify(&proof.levels, &mut challenger)?;
-    let mut claim =
-        Claim::new(&circuit, sizes, alpha, beta, &leaves, &proof.inputs, &proof.outputs, &mut challenger);
-    if let Some(weights) = &proof.weights {
-        observe(&mut challenger, &[weights.known]);
-        claim.value -= weights.known;
+    commitment::observe(commitments.root, sizes.log_committed, challenger)?;
+    let (alpha, beta) = (draw(challenger), draw(challenger));
+    let (leaves, root) = fractions::verify(messages.levels, challenger, residuals)?;
+    let mut claim = Claim::new(circuit, sizes, alpha, beta, &leaves, inputs, outputs, challenger);
+    if let Some(weights) = messages.weights {
+        V::absorb(&[weights.known], challenger);
+        claim.value = claim.value - weights.known;
     }
-    match (circuit.products.is_empty(), &proof.products) {
+    match (circuit.products.is_empty(), messages.products) {
         (true, None) => {}
         (false, Some(products)) => {
-            let operands =
-                circuit.products.verify(&claim.products, &claim.batch, products, &mut challenger)?;
-            claim.value -= products.value;
-            claim.join(&circuit, &operands, &proof.inputs, &mut challenger);
+            let weights = &claim.products;
+            let operands = circuit.products.verify(weights, &claim.batch, products, challenger, residuals)?;
+            claim.value = claim.value - products.value;
+            claim.join(circuit, &operands, inputs, challenger);
         }
         _ => {
             return Err(Error::Rejected("it has products where the model has none, or the other way around"));
         }
     }
     let mut value = claim.value;
-    let point = sumcheck::verify(&proof.rounds, &mut value, &mut challenger);
-    let mut weight = claim.weight_at(&circuit, &point);
-    match (key, &proof.weights) {
+    let point = sumcheck::verify(messages.rounds, &mut value, challenger);
+    let mut weight = V::known(claim.weight_at(circuit, &point));
+    match (commitments.key, messages.weights) {
         (None, None) => {}
         (Some(key), Some(weights)) => {
-            layout.check(&circuit, &claim, &point, key, weights, &mut challenger)?;
-            weight += weights.at_point;
+            layout.check(circuit, &claim, &point, key, weights, challenger, residuals)?;
+            weight = weight + weights.at_point;
         }
         _ => return Err(Error::Rejected("it says nothing about the committed weights")),
     }
-    let opened = commitment::verify(&proof.root, &proof.opening, &point, &mut challenger)?;
-    if weight * opened != value {
-        return Err(Error::Rejected("the committed values do not fit the model, its inputs and outputs"));
-    }
-    Ok(())
+    Ok(End { point, weight, value, root })
 }
 
 /// The transcript of a statement: protocol, model, inputs and outputs.
 pub(crate) fn statement(model: &[u8; 32], batch: usize, inputs: &[i32], outputs: &[i32]) -> Challenger {
-    let hash = |values: &[i32]| {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        *blake3::hash(&bytes).as_bytes()
-    };
     let mut bytes = b"assay proof".to_vec();
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     bytes.extend_from_slice(model);
@@ -110,11 +174,17 @@ pub(crate) fn statement(model: &[u8; 32], batch: usize, inputs: &[i32], outputs:
     crate::field::transcript(bytes)
 }
 
+/// The hash of numbers.
+pub(crate) fn hash(values: &[i32]) -> [u8; 32] {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    *blake3::hash(&bytes).as_bytes()
+}
+
 /// The one claim that is left after the look-ups: a linear function of the committed vector has a value.
-pub(crate) struct Claim {
+pub(crate) struct Claim<V = E> {
     pub(crate) sizes: Sizes,
     /// The value of the function, what maps with committed weights make of inputs and constants included.
-    pub(crate) value: E,
+    pub(crate) value: V,
     /// The weight of each slot.
     slots: Vec<E>,
     /// The point of the batch; an example's share of a slot's weight is `eq` of it.
@@ -123,7 +193,7 @@ pub(crate) struct Claim {
     pub(crate) entries: Vec<E>,
     /// For each map with committed weights, the weights of its results.
     pub(crate) committed: Vec<Vec<E>>,
-    /// The inputs, summed over examples with the weights of the point of the batch.
+    /// The inputs, summed over examples with the weights of the point of the batch; zeros when they are hidden.
     pub(crate) inputs: Vec<E>,
     /// For each product, the weights of its results.
     pub(crate) products: Vec<Vec<E>>,
@@ -131,7 +201,7 @@ pub(crate) struct Claim {
     pub(crate) operands: Option<(Vec<E>, Vec<E>)>,
 }
 
-impl Claim {
+impl<V: Value> Claim<V> {
     /// Draws the challenges that combine the claims about denominators, outputs and numerators, in this order.
     #[expect(clippy::too_many_arguments, reason = "everything that the protocol has sent so far")]
     pub(crate) fn new(
@@ -139,11 +209,11 @@ impl Claim {
         sizes: Sizes,
         alpha: E,
         beta: E,
-        leaves: &Leaves,
+        leaves: &Leaves<V>,
         inputs: &[i32],
         outputs: &[i32],
         challenger: &mut Challenger,
-    ) -> Claim {
+    ) -> Claim<V> {
         let (rows_point, batch_point) = leaves.point.split_at(sizes.log_rows - sizes.log_batch);
         let width = circuit.graph.width(circuit.graph.output());
         let output_point = draw_point(challenger, width.next_power_of_two().trailing_zeros() as usize);
@@ -159,7 +229,6 @@ impl Claim {
         // Numerators: 1 in a row, minus the multiplicity in an entry, 0 behind them.
         let rows = &row_table[..circuit.rows];
         let rows_sum: E = rows.iter().copied().sum();
-        let multiplicities = rows_sum - leaves.numerator;
         // Denominators: α - β² tag - key - β value in rows and entries, 1 behind them.
         let mut known = E::ONE - rows_sum;
         let beta_2 = beta * beta;
@@ -178,27 +247,38 @@ impl Claim {
                 add(row, circuit.range_tag(lookup.shift));
             }
         }
-        let keys_and_values = known - leaves.denominator;
+        for (first, count, tag) in circuit.input_tags() {
+            let sum: E = rows[first..first + count].iter().copied().sum();
+            known += sum * (alpha - beta_2 * F::from_u32(tag));
+        }
 
         let output_table = eq_table(&output_point);
         let output_weights: Vec<E> = output_table[..width].iter().map(|weight| *weight * lambda).collect();
-        let value = {
-            let outputs = batched(outputs, width, &batch_table);
-            keys_and_values + dot(&outputs, &output_weights) + lambda * lambda * multiplicities
-        };
-        let linear = adjoint::pull_back(circuit, rows, beta, vec![(circuit.graph.output(), output_weights)]);
-        let inputs = batched(inputs, circuit.graph.inputs().len(), &batch_table);
-        let value = value - linear.constant - dot(&inputs, &linear.inputs);
         let lambda_2 = lambda * lambda;
+        let mut value =
+            known + dot(&batched(outputs, width, &batch_table), &output_weights) + lambda_2 * rows_sum;
+        let linear = adjoint::pull_back(circuit, rows, beta, vec![(circuit.graph.output(), output_weights)]);
+        value -= linear.constant;
+        let (mut slots, mut known_inputs) = (linear.slots, vec![E::ZERO; circuit.graph.inputs().len()]);
+        if circuit.inputs.is_empty() {
+            known_inputs = batched(inputs, known_inputs.len(), &batch_table);
+            value -= dot(&known_inputs, &linear.inputs);
+        } else {
+            // Hidden inputs are slots, and the keys of rows.
+            for (i, weight) in linear.inputs.iter().enumerate() {
+                slots[i] += *weight + rows[i];
+            }
+        }
+        let value = V::known(value) - leaves.denominator - leaves.numerator * lambda_2;
         let entries = entry_weights.into_iter().map(|weight| weight * lambda_2).collect();
         Claim {
             sizes,
             value,
-            slots: linear.slots,
+            slots,
             batch: batch_point.to_vec(),
             entries,
             committed: linear.committed,
-            inputs,
+            inputs: known_inputs,
             products: linear.products,
             operands: None,
         }
@@ -208,16 +288,23 @@ impl Claim {
     pub(crate) fn join(
         &mut self,
         circuit: &Circuit<'_>,
-        operands: &Operands,
+        operands: &Operands<V>,
         inputs: &[i32],
         challenger: &mut Challenger,
     ) {
         let mu = draw(challenger);
         let linear = adjoint::pull_back(circuit, &[], E::ZERO, circuit.products.seeds(operands, mu));
-        let inputs = batched(inputs, circuit.graph.inputs().len(), &eq_table(&operands.batch));
+        let mut constant = linear.constant;
+        let mut slots = linear.slots;
+        if circuit.inputs.is_empty() {
+            let inputs = batched(inputs, circuit.graph.inputs().len(), &eq_table(&operands.batch));
+            constant += dot(&inputs, &linear.inputs);
+        } else {
+            slots.iter_mut().zip(&linear.inputs).for_each(|(slot, weight)| *slot += *weight);
+        }
         let [left, right] = operands.values;
-        self.value += mu * (left + mu * right - linear.constant - dot(&inputs, &linear.inputs));
-        let slots = linear.slots.into_iter().map(|weight| weight * mu).collect();
+        self.value = self.value + (left + right * mu - V::known(constant)) * mu;
+        slots.iter_mut().for_each(|weight| *weight *= mu);
         self.operands = Some((slots, operands.batch.clone()));
     }
 

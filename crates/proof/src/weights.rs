@@ -14,9 +14,10 @@ use p3_field::PrimeCharacteristicRing as _;
 use crate::adjoint::forward;
 use crate::circuit::{Circuit, LOG_MAX, LOG_MIN};
 use crate::error::Error;
-use crate::field::{Challenger, E, draw, eq, eq_table, observe, select};
+use crate::field::{Challenger, E, draw, eq, eq_table, select};
 use crate::file::WeightsProof;
 use crate::key::Key;
+use crate::value::{Residuals, Value};
 use crate::verify::Claim;
 use crate::{commitment, sumcheck};
 
@@ -111,17 +112,20 @@ impl Layout {
     }
 
     /// For each map, the vectors `out` and `x` of its share in `known + tau · at_point`.
-    fn forms<'a>(
+    fn forms<'a, V: Value>(
         &self,
         circuit: &Circuit<'_>,
-        claim: &'a Claim,
+        claim: &'a Claim<V>,
         point: &[E],
         tau: E,
     ) -> Vec<(&'a [E], Vec<E>)> {
         let (high, low) = point.split_at(claim.sizes.log_committed - claim.sizes.log_batch);
         let known = forward(circuit, &vec![E::ZERO; circuit.slots], &claim.inputs, E::ONE);
-        let no_inputs = vec![E::ZERO; claim.inputs.len()];
-        let at_point = forward(circuit, &eq_table(high)[..circuit.slots], &no_inputs, E::ZERO);
+        let slots = &eq_table(high)[..circuit.slots];
+        // Hidden inputs are the first slots.
+        let mut inputs = slots[..circuit.inputs.len()].to_vec();
+        inputs.resize(claim.inputs.len(), E::ZERO);
+        let at_point = forward(circuit, slots, &inputs, E::ZERO);
         let share = tau * eq(&claim.batch, low);
         let add = |(known, at_point): (Vec<E>, Vec<E>)| {
             known.into_iter().zip(at_point).map(|(known, at_point)| known + share * at_point).collect()
@@ -179,28 +183,28 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Rejected`].
-    pub(crate) fn check(
+    #[expect(clippy::too_many_arguments, reason = "everything that the protocol has sent so far")]
+    pub(crate) fn check<V: Value>(
         &self,
         circuit: &Circuit<'_>,
-        claim: &Claim,
+        claim: &Claim<V>,
         point: &[E],
         key: &Key,
-        weights: &WeightsProof,
+        weights: &WeightsProof<V>,
         challenger: &mut Challenger,
+        residuals: &mut Residuals,
     ) -> Result<(), Error> {
         if weights.rounds.len() != self.log {
             return Err(Error::Rejected("it is of another size"));
         }
-        observe(challenger, &[weights.at_point]);
+        V::absorb(&[weights.at_point], challenger);
         let tau = draw(challenger);
         let forms = self.forms(circuit, claim, point, tau);
-        let mut value = weights.known + tau * weights.at_point;
+        let mut value = weights.known + weights.at_point * tau;
         let end = sumcheck::verify(&weights.rounds, &mut value, challenger);
         let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
-        if self.at(&forms, &end) * opened != value {
-            return Err(Error::Rejected("the committed weights give other values"));
-        }
-        Ok(())
+        let product = V::known(E::ONE).times(V::known(self.at(&forms, &end) * opened));
+        V::equal(product, value, residuals, "the committed weights give other values")
     }
 }
 
@@ -208,7 +212,7 @@ impl Layout {
 pub(crate) mod prover {
     use super::*;
     use crate::commitment::prover::Committed;
-    use crate::field::{F, int};
+    use crate::field::{F, int, observe};
     use rayon::prelude::*;
 
     impl Block {

@@ -1,4 +1,4 @@
-//! A model, its key and a proof about each in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
+//! A model, its key, a proof about each and one that hides its inputs in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
 //! `ASSAY_UPDATE_VECTORS=1 cargo test -p assay-proof --test vectors`.
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,9 @@ mod common;
 use std::path::Path;
 
 use assay_graph::Graph;
-use assay_proof::{Key, Proof, prove, prove_with_key, verify, verify_with_key};
+use assay_proof::{
+    HidingProof, Key, Model, Proof, prove, prove_hiding, prove_with_key, verify, verify_with_key,
+};
 
 #[test]
 fn the_published_proof_is_what_the_prover_makes() {
@@ -19,11 +21,16 @@ fn the_published_proof_is_what_the_prover_makes() {
         let inputs = common::inputs(&graph, 2, 5);
         prove_with_key(&graph, &key, &inputs, &mut |_| ()).unwrap().to_bytes().unwrap()
     };
+    let hidden = || {
+        let inputs = common::inputs(&graph, 2, 5);
+        prove_hiding(&graph, None, &inputs, [1; 32], &mut |_| ()).unwrap().to_bytes().unwrap()
+    };
     let files = [
         ("perceptron.graph", graph.encode()),
         ("perceptron.proof", common::single_threaded(proof)),
         ("perceptron.key", key.to_bytes()),
         ("perceptron-key.proof", common::single_threaded(keyed)),
+        ("perceptron-hidden.proof", common::single_threaded(hidden)),
     ];
     for (name, made) in files {
         let path = folder.join(name);
@@ -37,4 +44,6 @@ fn the_published_proof_is_what_the_prover_makes() {
     verify(&graph, &Proof::from_bytes(&read("perceptron.proof")).unwrap()).unwrap();
     let key = Key::from_bytes(&read("perceptron.key")).unwrap();
     verify_with_key(&key, &Proof::from_bytes(&read("perceptron-key.proof")).unwrap()).unwrap();
+    let hidden = HidingProof::from_bytes(&read("perceptron-hidden.proof")).unwrap();
+    Model::Graph(graph).verify_hiding(&hidden).unwrap();
 }

@@ -1,6 +1,6 @@
 //! One proof and the model that it is about, as bytes, to JSON.
 
-use assay_proof::{Error, Model, Proof};
+use assay_proof::{Error, HidingProof, Model, Proof};
 use serde_json::{Value, json};
 
 /// The JSON answer about a request: the file of the model or of its key and the file of the proof, each after its length, and the
@@ -27,8 +27,17 @@ fn file(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
     let said = |error: Error| error.to_string();
-    let proof = Proof::from_bytes(proof).map_err(said)?;
     let model = Model::from_bytes(model).map_err(said)?;
+    if HidingProof::is_hiding(proof) {
+        let proof = HidingProof::from_bytes(proof).map_err(said)?;
+        model.verify_hiding(&proof).map_err(said)?;
+        if !rows.is_empty() {
+            return Err("the proof hides its inputs: it may be about others than those".into());
+        }
+        let bits = model.hiding_security_bits(proof.examples).map_err(said)?;
+        return Ok(told(&model, &proof.outputs, proof.examples, bits, Value::Null));
+    }
+    let proof = Proof::from_bytes(proof).map_err(said)?;
     model.verify(&proof).map_err(said)?;
     if !rows.is_empty() {
         let rows: Vec<f64> = serde_json::from_slice(rows).map_err(|error| error.to_string())?;
@@ -37,19 +46,27 @@ fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
             return Err("the proof is about other inputs than those".into());
         }
     }
-    let (graph, examples) = (model.graph(), model.examples(&proof.inputs));
-    let outputs = || proof.outputs.chunks_exact(graph.width(graph.output()));
+    let examples = model.examples(&proof.inputs);
+    let bits = model.security_bits(examples).map_err(said)?;
+    let inputs = proof.inputs.chunks_exact(model.graph().inputs().len()).collect::<Vec<_>>();
+    Ok(told(&model, &proof.outputs, examples, bits, json!(inputs)))
+}
+
+/// What a proof shows; `inputs` is null when they are hidden.
+fn told(model: &Model, outputs: &[i32], examples: usize, bits: f64, inputs: Value) -> Value {
+    let graph = model.graph();
+    let outputs = || outputs.chunks_exact(graph.width(graph.output()));
     let label = |example: &[i32]| graph.class(example).map(|class| graph.interface().labels[class].clone());
-    Ok(json!({
+    json!({
         "valid": true,
-        "model": hex(&proof.model),
+        "model": hex(&model.id()),
         "examples": examples,
-        "security_bits": model.security_bits(examples).map_err(said)?,
-        "hiding": false,
-        "inputs": proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>(),
+        "security_bits": bits,
+        "hiding": inputs.is_null(),
+        "inputs": inputs,
         "outputs": outputs().map(|example| graph.decode_outputs(example)).collect::<Vec<_>>(),
         "labels": outputs().filter_map(label).collect::<Vec<_>>(),
-    }))
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -75,6 +75,19 @@ for (let at = 0; at < keyed.length; at += 509) {
   other[at] ^= 1 << (at % 8);
   assert.equal(check(key, other).valid, false, `byte ${at}`);
 }
+// Hidden inputs.
+const hidden = await read("docs/vectors/perceptron-hidden.proof");
+const told = check(model, hidden);
+assert.deepEqual([told.valid, told.hiding, told.inputs, told.examples], [true, true, null, 2], told.reason);
+assert.equal(report.hiding, false);
+assert.ok(told.security_bits > 100 && told.security_bits < 128);
+assert.match(check(model, hidden, rows.slice(0, 12)).reason, /hides its inputs/);
+assert.equal(check(key, hidden).valid, false);
+for (let at = 0; at < hidden.length; at += 1009) {
+  const other = hidden.slice();
+  other[at] ^= 1 << (at % 8);
+  assert.equal(check(model, other).valid, false, `byte ${at}`);
+}
 // It does not leak.
 const before = memory.buffer.byteLength;
 for (let count = 0; count < 20; count++) check(model, proof);

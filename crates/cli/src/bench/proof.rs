@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay_graph::Graph;
-use assay_proof::Key;
+use assay_proof::{Key, Model};
 use serde_json::json;
 
 use super::python::{self, Script};
@@ -51,7 +51,8 @@ struct Row {
 
 pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
     let folder = python::folder(&python::PROOF)?;
-    let models = folder.join("models");
+    // Another name whenever the models change.
+    let models = folder.join("models-2");
     home::create_private(&models)?;
     if !models.join("gpt.json").is_file() {
         let spinner = ui::spinner("training and exporting the models");
@@ -151,14 +152,25 @@ fn ours(
     }
     // A model that is valid only by the range of each single value cannot do without its weights.
     let (key, committing) = timed(|| Key::commit(&graph).ok());
-    let mut runs = vec![(1, rounds, None), (batch, 2, None)];
+    let mut runs = vec![(1, rounds, None, false), (batch, 2, None, false)];
     if let Some(key) = &key {
-        runs.extend([(1, rounds, Some(key)), (batch, 2, Some(key))]);
+        runs.extend([(1, rounds, Some(key), false), (batch, 2, Some(key), false)]);
     }
-    for (examples, rounds, key) in runs {
+    let hidden = Model::Graph(graph.clone());
+    for examples in [1, batch] {
+        if hidden.hiding_security_bits(examples).is_ok() {
+            runs.push((examples, if examples == 1 { rounds } else { 2 }, None, true));
+        }
+    }
+    for (examples, rounds, key, hide) in runs {
         let mut row = Row {
             model: title,
-            system: if key.is_some() { "Assay, committed weights" } else { "Assay" }.to_owned(),
+            system: match (key.is_some(), hide) {
+                (true, _) => "Assay, committed weights",
+                (false, true) => "Assay, hidden inputs",
+                (false, false) => "Assay",
+            }
+            .to_owned(),
             examples,
             setup: setup + if key.is_some() { committing } else { 0.0 },
             infer: f64::INFINITY,
@@ -176,6 +188,19 @@ fn ours(
             let (trace, seconds) = timed(|| graph.run(inputs));
             trace.map_err(|error| said(&error))?;
             row.infer = row.infer.min(seconds);
+            if hide {
+                // What hides nothing may be known to all.
+                let seed = [round as u8; 32];
+                let (proof, seconds) =
+                    timed(|| assay_proof::prove_hiding(&graph, None, inputs, seed, &mut |_| ()));
+                let proof = proof.map_err(|error| said(&error))?;
+                row.prove = row.prove.min(seconds);
+                let (checked, seconds) = timed(|| hidden.verify_hiding(&proof));
+                checked.map_err(|error| said(&error))?;
+                row.verify = row.verify.min(seconds);
+                row.proof_bytes = proof.proof_len().map_err(|error| said(&error))? as u64;
+                continue;
+            }
             let (proof, seconds) = timed(|| match key {
                 None => assay_proof::prove(&graph, inputs),
                 Some(key) => assay_proof::prove_with_key(&graph, key, inputs, &mut |_| ()),
