@@ -1,8 +1,13 @@
 //! The precompiled contract that checks proofs, called by a contract: a right proof, wrong ones, and their price.
 #![allow(clippy::unwrap_used)]
 
-use assay_ledger::types::{Address, Bytes, U256, hex};
-use assay_ledger::{Failure, Message, Outcome, Overrides, StateOverride, simulate};
+mod common;
+
+use assay_ledger::types::{Address, Bytes, TxKind, U256, hex};
+use assay_ledger::{
+    Attributes, Failure, Message, Outcome, Overrides, StateOverride, Transaction, build, simulate, verify,
+};
+use common::{Wallet, genesis};
 
 /// Hands its call data to the verifier and returns or reverts with what comes back.
 const RELAY: &str = "365f5f375f5f365f61a55b5afa3d5f5f3e6017573d5ffd5b3d5ff3";
@@ -96,6 +101,54 @@ fn what_is_not_proved_reverts_with_a_reason() {
     refused(Vec::new(), "shorter");
     refused(vec![0xff; 40], "shorter");
     refused(vec![0; (1 << 20) + 1], "larger");
+}
+
+/// Transactions in blocks: a contract keeps the model that was proved, a proof that is not one reverts, and whoever executes the block gets the same.
+#[test]
+fn a_block_checks_proofs() {
+    // Keeps the first word of what the verifier returns, or reverts with what it says.
+    let code = hex::decode("365f5f375f5f365f61a55b5afa3d5f5f3e6017573d5ffd5b5f515f5500").unwrap();
+    let head = [0x60, code.len() as u8, 0x60, 0x0a, 0x5f, 0x39, 0x60, code.len() as u8, 0x5f, 0xf3];
+    let init = [&head[..], &code].concat();
+    let (rules, first) = genesis();
+    let (one, other) = (Wallet::new(0), Wallet::new(1));
+    let transaction = |wallet: &Wallet, nonce: u64, to: TxKind, data: Vec<u8>| {
+        let bytes = wallet.dynamic(|t| {
+            (t.nonce, t.to, t.value, t.gas_limit, t.input) = (nonce, to, U256::ZERO, 8_000_000, data.into());
+        });
+        Transaction::decode(&bytes).unwrap()
+    };
+    let next = |parent: &assay_ledger::Executed, transactions| {
+        let timestamp = parent.block.header.timestamp + 1;
+        let attributes = Attributes { timestamp, beneficiary: Address::repeat_byte(0xfe) };
+        build(&rules, &parent.block.header, &parent.state, &attributes, transactions)
+    };
+    let create = transaction(&one, 0, TxKind::Create, init);
+    let keeper = create.created().unwrap();
+    let second = next(&first, vec![create]);
+    assert!(second.receipts[0].success);
+
+    let (model, proof) = (vector("perceptron.key"), vector("perceptron-key.proof"));
+    let mut forged = proof.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    let calls = vec![
+        transaction(&other, 0, TxKind::Call(keeper), input(&model, &forged)),
+        transaction(&one, 1, TxKind::Call(keeper), input(&model, &proof)),
+        // The verifier itself may be called as well.
+        transaction(&one, 2, TxKind::Call(assay_ledger::PROOF_VERIFIER), input(&model, &proof)),
+    ];
+    let third = next(&second, calls);
+    let mut held: Vec<_> = third.receipts.iter().map(|receipt| receipt.success).collect();
+    held.sort_unstable();
+    assert_eq!(held, [false, true, true]);
+    let proved = assay_proof::Proof::from_bytes(&proof).unwrap().model;
+    assert_eq!(third.state.account(&keeper).unwrap().slot(&U256::ZERO), U256::from_be_slice(&proved));
+    let repeated = verify(&rules, &second.block.header, &second.state, &third.block).unwrap();
+    assert_eq!(repeated.state.root(), third.state.root());
+    // A block that says that the forged proof held, with the gas that it used, is refused.
+    let mut lying = third.block.clone();
+    std::sync::Arc::make_mut(&mut lying.header).receipts_root = second.block.header.receipts_root;
+    assert!(verify(&rules, &second.block.header, &second.state, &lying).is_err());
 }
 
 /// Work is paid for before it is done: a model that is expensive to look at is not looked at without the gas for it.
