@@ -164,15 +164,21 @@ pub fn linear(
 ///
 /// # Panics
 /// If scales, bias (where there is one), sums and `out` are not equally long.
-pub fn rescale_sums(sums: &[i64], cols: usize, x: Scale, w: &[Scale], bias: Option<&[i32]>, out: &mut [i32]) {
+pub fn rescale_sums(
+    kernel: Kernel,
+    sums: &[i64],
+    cols: usize,
+    x: Scale,
+    w: &[Scale],
+    bias: Option<&[i32]>,
+    out: &mut [i32],
+) {
     let rows = out.len();
     assert!(
         sums.len() == rows && w.len() == rows && bias.is_none_or(|b| b.len() == rows),
         "sums, scales, bias and output must have the same rows"
     );
-    for (row, ((out, &sum), &w)) in out.iter_mut().zip(sums).zip(w).enumerate() {
-        *out = finish(sum, cols, x, w, bias.map(|b| b[row]));
-    }
+    kernels::rescale_sums(kernel, sums, cols, x, w, bias, out);
 }
 
 /// Rounds and rescales one exact sum of a row of `cols`, and adds the bias.

@@ -129,7 +129,7 @@ fn run_linear(
         let rows = sums.chunks_exact(w.rows).zip(again.chunks_exact_mut(w.rows));
         for ((sums, again), &scale) in rows.zip(x.scales) {
             again.fill(0);
-            rescale_sums(sums, w.cols, scale, w.scales, bias, again);
+            rescale_sums(kernel, sums, w.cols, scale, w.scales, bias, again);
         }
     }
     assert_eq!(again, out, "{kernel}");

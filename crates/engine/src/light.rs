@@ -43,7 +43,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use assay_arithmetic::{MatrixView, QuantisedView, rescale_sums};
+use assay_arithmetic::{Kernel, MatrixView, QuantisedView, rescale_sums};
 use assay_model::Artifact;
 
 pub use key::{KEY_BYTES_MAX, KEY_MAGIC, Key, KeyError};
@@ -162,6 +162,7 @@ impl Recorder {
 pub(crate) struct Checker {
     key: Arc<Key>,
     trace: Trace,
+    kernel: Kernel,
     /// Position and number of the first product that was found false. Positions first: what comes before it is right
     /// whatever rows are run together, so all runs find the same one.
     first: Mutex<Option<(usize, usize)>>,
@@ -189,7 +190,7 @@ impl Checker {
                 let found = (place.position, index);
                 *first = Some(first.map_or(found, |first| first.min(found)));
             }
-            rescale_sums(&sums, w.cols, scale, w.scales, bias, out);
+            rescale_sums(self.kernel, &sums, w.cols, scale, w.scales, bias, out);
         }
     }
 }
@@ -227,7 +228,7 @@ impl Engine {
         let artifact =
             key.with_ropes(ropes).map_err(|_| Fault::Form("its rotary tables do not fit the model"))?;
         let config = Config { max_batch: 1, ..config }.with_kv_tokens(&artifact, trace.positions() + 1);
-        let checker = Checker { key: Arc::clone(key), trace, first: Mutex::default() };
+        let checker = Checker { key: Arc::clone(key), trace, kernel: config.kernel, first: Mutex::default() };
         let light = Light::Check(Box::new(checker));
         Engine::start(Arc::new(artifact), None, config, Some(light))
             .map_err(|error| Fault::Engine(Box::new(error)))

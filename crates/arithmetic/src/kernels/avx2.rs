@@ -394,6 +394,50 @@ pub(super) fn rescale_lanes(sums: __m256i, scales: __m256i, common: Scale) -> (_
     (low_halves(value), _mm256_testz_si256(outside, outside) == 1)
 }
 
+/// What a linear layer makes of the exact sums of one token.
+///
+/// # Safety
+/// The machine has AVX2; all slices are as long as `out`.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn rescale_sums(
+    sums: &[i64],
+    cols: usize,
+    x: Scale,
+    w: &[Scale],
+    bias: Option<&[i32]>,
+    out: &mut [i32],
+) {
+    let shift = sum_shift(cols);
+    let common = x.shifted(shift as i32);
+    let whole = out.len() / GROUP * GROUP;
+    for row in (0..whole).step_by(GROUP) {
+        // SAFETY: four sums and four scales of eight bytes each.
+        let (exact, scales) = unsafe {
+            (
+                _mm256_loadu_si256(sums[row..row + GROUP].as_ptr().cast()),
+                _mm256_loadu_si256(w[row..row + GROUP].as_ptr().cast()),
+            )
+        };
+        let rounded = round_lanes(exact, shift);
+        let (mut result, sane) = rescale_lanes(rounded, scales, common);
+        if !sane {
+            let mut sums = words(low_halves(rounded));
+            for (sum, &scale) in sums.iter_mut().zip(&w[row..]) {
+                *sum = Rescale::of(common, scale).apply(*sum);
+            }
+            result = lanes(sums);
+        }
+        if let Some(bias) = bias {
+            // SAFETY: four words.
+            let bias = unsafe { _mm_loadu_si128(bias[row..row + GROUP].as_ptr().cast()) };
+            result = add_saturating(result, bias);
+        }
+        out[row..row + GROUP].copy_from_slice(&words(result));
+    }
+    let bias = bias.map(|bias| &bias[whole..]);
+    super::scalar::rescale_sums(&sums[whole..], cols, x, &w[whole..], bias, &mut out[whole..]);
+}
+
 /// The dot products of one query with each key, rescaled to Q16. Returns the largest.
 ///
 /// # Safety

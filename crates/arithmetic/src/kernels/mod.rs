@@ -48,6 +48,9 @@ dispatch! {
     [x86: avx2, avx512; arm: neon]
     linear(w: &MatrixView<'_>, x: QuantisedView<'_>, bias: Option<&[i32]>, out: &mut Output<'_>);
 
+    [x86: avx2, avx2; arm: scalar]
+    rescale_sums(sums: &[i64], cols: usize, x: Scale, w: &[Scale], bias: Option<&[i32]>, out: &mut [i32]);
+
     [x86: avx2, avx2; arm: neon]
     scores(query: &[i16], common: Scale, keys: &[i16], scales: &[Scale], out: &mut [i32]) -> i32;
 

@@ -33,6 +33,20 @@ pub(crate) fn linear_range(
     }
 }
 
+/// What a linear layer makes of the exact sums of one token.
+pub(crate) fn rescale_sums(
+    sums: &[i64],
+    cols: usize,
+    x: Scale,
+    w: &[Scale],
+    bias: Option<&[i32]>,
+    out: &mut [i32],
+) {
+    for (row, ((out, &sum), &w)) in out.iter_mut().zip(sums).zip(w).enumerate() {
+        *out = finish(sum, cols, x, w, bias.map(|b| b[row]));
+    }
+}
+
 /// The dot products of one query with each key, rescaled to Q16. Returns the largest.
 pub(crate) fn scores(query: &[i16], common: Scale, keys: &[i16], scales: &[Scale], out: &mut [i32]) -> i32 {
     let mut max = i32::MIN;

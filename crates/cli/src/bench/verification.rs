@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_engine::generation::Generation;
+use assay_engine::light;
 use assay_engine::request::{Prepared, Processor};
 use assay_engine::{Config, Engine, Event, Service};
 use assay_model::Artifact;
@@ -52,6 +53,12 @@ struct Sums {
     sign: Duration,
     check: Duration,
     replay: Duration,
+    /// Writing the trace of a light check, and the check.
+    record: Duration,
+    light: Duration,
+    trace_bytes: usize,
+    make_key: Duration,
+    key_bytes: usize,
     prompt_tokens: u64,
     tokens: u64,
     bundle_bytes: usize,
@@ -70,8 +77,14 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let key = Key::from_bytes([7; 32]).map_err(|error| said(&error))?;
     let expected = expected(&key, &artifact);
 
-    let bar = ui::bar(QUESTIONS.len() as u64, "asking and checking", false);
     let mut sums = Sums::default();
+    let started = Instant::now();
+    let secret = light::Key::make(&artifact, [7; 32], &mut |_, _| {}).map_err(|error| said(&error))?;
+    sums.make_key = started.elapsed();
+    sums.key_bytes = secret.to_bytes().len();
+    let secret = Arc::new(secret);
+
+    let bar = ui::bar(QUESTIONS.len() as u64, "asking and checking", false);
     let mut prepareds = Vec::new();
     for (number, question) in QUESTIONS.iter().enumerate() {
         let request = request(&artifact, question, args.tokens, number as u64);
@@ -101,6 +114,23 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
             return Err(said(&format!("an honest answer was not repeated: {:?}", report.failed().next())));
         }
 
+        let mut trace = Vec::new();
+        let started = Instant::now();
+        let tokens = &bundle.output.tokens;
+        light::record(&artifact, config, &prepared.generation, tokens, &mut trace, &mut |_, _| {})
+            .map_err(|error| said(&error))?;
+        sums.record += started.elapsed();
+        sums.trace_bytes += trace.len();
+
+        let started = Instant::now();
+        let trace = Arc::new(trace);
+        let report = assay_verify::check_light(&bundle, &expected, &secret, &processor, trace, config)
+            .map_err(|error| said(&error))?;
+        sums.light += started.elapsed();
+        if report.state != State::Replayed {
+            return Err(said(&format!("an honest trace was not accepted: {:?}", report.failed().next())));
+        }
+
         sums.prompt_tokens += u64::from(bundle.output.prompt_tokens);
         sums.tokens += u64::from(bundle.output.completion_tokens);
         sums.bundle_bytes += serde_json::to_vec(&bundle).map_err(|error| said(&error))?.len();
@@ -115,6 +145,7 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
 
 fn print(sums: &Sums, args: &Args, json: bool) {
     let count = QUESTIONS.len();
+    let positions = (sums.prompt_tokens + sums.tokens) as usize - count;
     let ms = |duration: Duration| duration.as_secs_f64() * 1e3 / count as f64;
     let share = |duration: Duration| 100.0 * duration.as_secs_f64() / sums.generate.as_secs_f64();
     if json {
@@ -124,6 +155,9 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             "generate_ms": ms(sums.generate), "sign_ms": ms(sums.sign), "check_ms": ms(sums.check),
             "replay_ms": ms(sums.replay), "generate_together_ms": ms(sums.generate_together), "sign_share_percent": share(sums.sign),
             "check_share_percent": share(sums.check), "replay_share_percent": share(sums.replay),
+            "record_ms": ms(sums.record), "light_ms": ms(sums.light), "light_share_percent": share(sums.light),
+            "trace_bytes": sums.trace_bytes / count, "trace_position_bytes": sums.trace_bytes / positions,
+            "key_bytes": sums.key_bytes, "make_key_ms": sums.make_key.as_secs_f64() * 1e3,
             "receipt_bytes": sums.signed_bytes / count, "bundle_bytes": sums.bundle_bytes / count,
         }));
         return;
@@ -157,6 +191,14 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             "the answer is this model's",
             "one honest auditor, or nobody when replayed at home",
         ),
+        row(
+            "light check",
+            share(sums.sign + sums.record),
+            sums.light,
+            sums.bundle_bytes + sums.trace_bytes,
+            "the answer is this model's",
+            "nobody",
+        ),
     ];
     ui::say!(
         "{}",
@@ -177,8 +219,13 @@ fn print(sums: &Sums, args: &Args, json: bool) {
     ui::say!(
         "\nThe worker's overhead is signing one chunk a token and the receipt; its log and TLS are not in it. A checker replays \
          one answer at a time.\nThe evidence is the whole bundle with request, answer and every signed chunk; the receipt \
-         alone has {} bytes.",
-        sums.signed_bytes / count
+         alone has {} bytes.\nThe light check's key has {:.2} MB and took {:.2} s to make; recording its trace took {:.0} ms a request, and \
+         a position of it has {:.0} kB.",
+        sums.signed_bytes / count,
+        sums.key_bytes as f64 / 1e6,
+        sums.make_key.as_secs_f64(),
+        ms(sums.record),
+        sums.trace_bytes as f64 / positions as f64 / 1e3
     );
 }
 
