@@ -81,6 +81,8 @@ enum Command {
     Unstake(chain::UnstakeArgs),
     /// Claim rewards, and OPG whose delay is over
     Claim(chain::ClaimArgs),
+    /// Bring a node's evidence of validators that contradicted themselves to the chain, which slashes them
+    Slash(chain::SignerArgs),
     /// Bring this machine into a network: as a validator, a worker or a full node
     Join(join::JoinArgs),
     /// Put OPG into a payer's deposit, from which workers are paid
@@ -210,6 +212,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Delegate(args) => chain::delegate(args, json).await,
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
+        Command::Slash(args) => chain::slash(args, json).await,
         Command::Join(args) => join::run(args, json).await,
         Command::Deposit(args) => chain::deposit(args, json).await,
         Command::Faucet(args) => faucet::run(args, json).await,

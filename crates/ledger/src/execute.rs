@@ -19,6 +19,7 @@ use revm::{ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
 
 use crate::block::{Block, BlockError, MAX_BLOCK_BYTES};
 use crate::committee::{COMMITTEE_ADDRESS, elect};
+use crate::evidence::{EVIDENCE, punish};
 use crate::state::{AccountChange, Overrides, State, assume, changes};
 use crate::{Receipt, Transaction};
 
@@ -38,6 +39,8 @@ pub struct Rules {
     pub staking: Option<Address>,
     /// How much must be bonded for an election to count, in 10^-18 OPG.
     pub least_stake: U256,
+    /// The hash of block 0, for which validators sign; zero while that is made.
+    pub genesis: B256,
 }
 
 /// What a proposer chooses about a block besides its transactions.
@@ -213,11 +216,17 @@ impl<'a> Executor<'a> {
         let result = self.evm.transact_commit(transaction.env()).map_err(|error| sentence(&error))?;
         self.bytes = bytes;
         self.header.gas_used += result.tx_gas_used();
+        let (mut success, mut logs) = (result.is_success(), result.into_logs());
+        if transaction.to() == Some(EVIDENCE) && transaction.value().is_zero() {
+            let done = punish(&self.rules, &mut self.evm, transaction.input());
+            success = done.is_some();
+            logs.extend(done.into_iter().flatten());
+        }
         self.receipts.push(Receipt {
             tx_type: transaction.envelope().tx_type(),
-            success: result.is_success(),
+            success,
             cumulative_gas_used: self.header.gas_used,
-            logs: result.into_logs(),
+            logs,
         });
         self.transactions.push(transaction);
         Ok(())

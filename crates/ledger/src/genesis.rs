@@ -268,11 +268,12 @@ impl Genesis {
             ));
         }
         let staking = self.system.as_ref().and_then(|system| system.addresses.get("staking"));
-        let rules = Rules {
+        let mut rules = Rules {
             chain_id: self.chain_id,
             gas_limit: self.gas_limit,
             staking: staking.map(|text| address(text)).transpose()?,
             least_stake: number(&self.epochs.least_stake)?,
+            genesis: B256::ZERO,
         };
         let committee = self.committee()?;
         let mut header = Header {
@@ -302,6 +303,8 @@ impl Genesis {
             changes.push(change);
         }
         header.state_root = state.root();
-        Ok((rules, Executed { block: Block::new(header, Vec::new()), state, receipts: Vec::new(), changes }))
+        let block = Block::new(header, Vec::new());
+        rules.genesis = block.hash();
+        Ok((rules, Executed { block, state, receipts: Vec::new(), changes }))
     }
 }

@@ -685,7 +685,12 @@ where
                 blocker: self.blocker.clone(),
                 automaton: inline.clone(),
                 relay: inline.clone(),
-                reporter: Repeater { inner: inline, seats: scheme.seats().clone(), votes: repeats },
+                reporter: Repeater {
+                    inner: inline,
+                    chain: self.app.chain.clone(),
+                    seats: scheme.seats().clone(),
+                    votes: repeats,
+                },
                 track_historical_votes: false,
                 strategy: Sequential,
                 partition: self.journal(epoch),

@@ -3,6 +3,7 @@
 //! Everything but the blocks could be computed from them again. One block is one transaction of the database, so after a crash
 //! the head, the history and the state fit together.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ const PLACES: TableDefinition<'_, &[u8; 32], (u64, u32)> = TableDefinition::new(
 const COMMITTEES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("committees");
 /// Certificates by number; not every block has one, since one makes all before it final.
 const FINALIZATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("finalizations");
+/// Of validators that contradicted themselves, by their keys: the votes as [`assay_ledger::EVIDENCE`] takes them.
+const EVIDENCE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("evidence");
 /// Nonce, balance, code.
 type Account<'a> = (u64, [u8; 32], Option<&'a [u8]>);
 const ACCOUNTS: TableDefinition<'_, &[u8; 20], Account<'_>> = TableDefinition::new("accounts");
@@ -141,6 +144,7 @@ impl History {
                 places.insert(&transaction.hash().0, (number, i as u32))?;
             }
             write.open_table(FINALIZATIONS)?;
+            write.open_table(EVIDENCE)?;
             let mut committees = write.open_table(COMMITTEES)?;
             // A header with extra data names the committee that follows.
             if !executed.block.header.extra_data.is_empty()
@@ -259,6 +263,30 @@ impl History {
     pub fn finalization(&self, number: u64) -> Result<Option<Vec<u8>>, HistoryError> {
         let read = self.0.begin_read()?;
         Ok(read.open_table(FINALIZATIONS)?.get(number)?.map(|bytes| bytes.value().to_vec()))
+    }
+
+    /// Keeps the first evidence against a key.
+    pub fn keep_evidence(&self, key: &[u8; 32], votes: &[u8]) -> Result<(), HistoryError> {
+        let write = self.0.begin_write()?;
+        {
+            let mut table = write.open_table(EVIDENCE)?;
+            if table.get(key)?.is_none() {
+                table.insert(key, votes)?;
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// The evidence against each key that there is any against.
+    pub fn evidence(&self) -> Result<BTreeMap<[u8; 32], Vec<u8>>, HistoryError> {
+        let read = self.0.begin_read()?;
+        let mut found = BTreeMap::new();
+        for entry in read.open_table(EVIDENCE)?.iter()? {
+            let (key, votes) = entry?;
+            found.insert(*key.value(), votes.value().to_vec());
+        }
+        Ok(found)
     }
 
     /// The number of the first block from `number` on that has a certificate.

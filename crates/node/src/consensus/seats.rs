@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use assay_ledger::Committee;
-use assay_ledger::types::keccak256;
+use assay_ledger::types::{hex, keccak256};
+use assay_ledger::{Committee, contradicts};
 use bytes::BufMut;
 use commonware_actor::Feedback;
 use commonware_codec::{
@@ -17,7 +17,7 @@ use commonware_codec::{
 use commonware_consensus::Reporter;
 use commonware_consensus::simplex::elector::{self, Elector, Scheduled, Terms};
 use commonware_consensus::simplex::scheme::Namespace;
-use commonware_consensus::simplex::types::{Activity, Subject, Vote};
+use commonware_consensus::simplex::types::{Activity, Attributable, Subject, Vote};
 use commonware_consensus::types::{Participant, Round};
 use commonware_cryptography::certificate::{
     AssemblyError, Attestation, Membership, Namespace as _, Scheme as CertificateScheme, Subject as _,
@@ -34,6 +34,9 @@ use commonware_utils::ordered::{Quorum, Set};
 use commonware_utils::{Faults, N3f1};
 use rand_core::CryptoRng;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tracing::{error, warn};
+
+use crate::chain::Chain;
 
 /// A committee as simplex sees it.
 #[derive(Debug)]
@@ -375,15 +378,38 @@ impl Elector<Scheme> for Turns {
     }
 }
 
-/// Passes what simplex reports on, and repeats the votes of first seats for the other seats of their validators.
+/// Passes what simplex reports on, repeats the votes of first seats for the other seats of their validators, and keeps evidence of
+/// validators that contradict themselves.
 #[derive(Clone)]
 pub(crate) struct Repeater<R> {
     pub(crate) inner: R,
+    pub(crate) chain: Arc<Chain>,
     pub(crate) seats: Arc<Seats>,
     pub(crate) votes: UnboundedSender<Message<PublicKey>>,
 }
 
 impl<R> Repeater<R> {
+    /// Keeps two votes of one view that nobody correct signs both, as [`assay_ledger::EVIDENCE`] takes them. What simplex reports may be
+    /// unchecked.
+    fn keep(&self, activity: &Activity<Scheme, Digest>) {
+        let (kind, signer, votes) = match activity {
+            Activity::ConflictingNotarize(votes) => (0, votes.signer(), votes.encode()),
+            Activity::ConflictingFinalize(votes) => (1, votes.signer(), votes.encode()),
+            Activity::NullifyFinalize(votes) => (2, votes.signer(), votes.encode()),
+            _ => return,
+        };
+        let votes = [&[kind], votes.as_ref()].concat();
+        let key = self.seats.owner(signer).and_then(|owner| self.seats.members[owner].key.as_ref());
+        let Some(Ok(key)) = key.map(|key| <[u8; 32]>::try_from(key.encode().as_ref())) else { return };
+        if !contradicts(&self.chain.genesis().hash(), &key, &votes) {
+            return;
+        }
+        warn!(key = %hex::encode(key), "a validator contradicted itself; `assay slash` brings the evidence to the chain");
+        if let Err(error) = self.chain.history().keep_evidence(&key, &votes) {
+            error!(%error, "evidence could not be kept");
+        }
+    }
+
     fn repeat(&self, signer: Participant, vote: impl Fn(Participant) -> Vote<Scheme, Digest>) {
         let Some(owner) = self.seats.owner(signer).and_then(|owner| self.seats.members.get(owner)) else {
             return;
@@ -405,6 +431,7 @@ impl<R: Reporter<Activity = Activity<Scheme, Digest>>> Reporter for Repeater<R> 
     type Activity = Activity<Scheme, Digest>;
 
     fn report(&mut self, activity: Self::Activity) -> Feedback {
+        self.keep(&activity);
         match &activity {
             Activity::Notarize(vote) => self.repeat(vote.attestation.signer, |seat| {
                 let mut vote = vote.clone();
@@ -448,5 +475,92 @@ impl<R: Receiver<PublicKey = PublicKey>> Receiver for Repeated<R> {
 
     fn capacity(&self) -> std::num::NonZeroUsize {
         self.inner.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_ledger::{Genesis, Member as Seated, PoolLimits};
+    use commonware_consensus::simplex::types::{
+        ConflictingFinalize, ConflictingNotarize, Finalize, Notarize, Nullify, NullifyFinalize, Proposal,
+    };
+    use commonware_consensus::types::{Epoch, View};
+
+    use super::*;
+    use crate::history::History;
+
+    #[derive(Clone)]
+    struct Nobody;
+
+    impl Reporter for Nobody {
+        type Activity = Activity<Scheme, Digest>;
+
+        fn report(&mut self, _: Self::Activity) -> Feedback {
+            Feedback::Ok
+        }
+    }
+
+    /// The ledger reads commonware's votes without commonware.
+    #[test]
+    fn evidence_is_kept_as_the_ledger_takes_it() {
+        let text = r#"{"chainId": 7, "timestamp": 0, "gasLimit": 30000000, "alloc": {}}"#;
+        let genesis = Genesis::from_json(text).expect("it is one");
+        let chain = Chain::open(&genesis, PoolLimits::default(), History::in_memory).expect("in memory");
+        let chain = Arc::new(chain);
+        let keys: Vec<_> = (0..2).map(PrivateKey::from_seed).collect();
+        let key =
+            |key: &PrivateKey| <[u8; 32]>::try_from(key.public_key().encode().as_ref()).expect("32 bytes");
+        let member = |one: &PrivateKey| Seated { key: key(one), seats: 3, endpoint: String::new() };
+        let committee = Committee { epoch: 1, blocks: 8, members: keys.iter().map(member).collect() };
+        let seats = Arc::new(Seats::new(&committee).expect("there are keys"));
+        let scheme = |namespace: &[u8], key| Scheme::new(namespace, seats.clone(), Some(key));
+        let namespace = super::super::namespace(&chain.genesis().hash());
+        let round = |view| Round::new(Epoch::new(1), View::new(view));
+        let proposal = |view, payload| Proposal::new(round(view), View::new(view - 1), Digest([payload; 32]));
+        let votes = tokio::sync::mpsc::unbounded_channel().0;
+        let mut reporter = Repeater { inner: Nobody, chain: chain.clone(), seats: seats.clone(), votes };
+        let evidence = |scheme: &Scheme, kind: u8| match kind {
+            0 => Activity::ConflictingNotarize(ConflictingNotarize::new(
+                Notarize::sign(scheme, proposal(300, 1)).expect("a signer"),
+                Notarize::sign(scheme, proposal(300, 2)).expect("a signer"),
+            )),
+            1 => Activity::ConflictingFinalize(ConflictingFinalize::new(
+                Finalize::sign(scheme, proposal(300, 1)).expect("a signer"),
+                Finalize::sign(scheme, proposal(300, 2)).expect("a signer"),
+            )),
+            _ => Activity::NullifyFinalize(NullifyFinalize::new(
+                Nullify::sign::<Digest>(scheme, round(300)).expect("a signer"),
+                Finalize::sign(scheme, proposal(300, 2)).expect("a signer"),
+            )),
+        };
+        // Signatures for another chain, and votes that are allowed.
+        reporter.report(evidence(&scheme(b"another chain", &keys[0]), 0));
+        reporter.report(Activity::Notarize(
+            Notarize::sign(&scheme(&namespace, &keys[0]), proposal(300, 1)).expect("a signer"),
+        ));
+        assert!(chain.history().evidence().expect("it can be read").is_empty());
+        for kind in 0..3 {
+            for liar in &keys {
+                reporter.report(evidence(&scheme(&namespace, liar), kind));
+            }
+            let kept = chain.history().evidence().expect("it can be read");
+            // One piece for each is enough: the first.
+            assert_eq!(kept.len(), 2);
+            for (liar, votes) in kept {
+                assert!(keys.iter().any(|one| key(one) == liar));
+                assert!(votes[0] == 0 && contradicts(&chain.genesis().hash(), &liar, &votes));
+            }
+        }
+        // All kinds are what the ledger takes.
+        for kind in 1..3u8 {
+            let encoded = match evidence(&scheme(&namespace, &keys[0]), kind) {
+                Activity::ConflictingFinalize(votes) => votes.encode(),
+                Activity::NullifyFinalize(votes) => votes.encode(),
+                _ => unreachable!("the kinds are these"),
+            };
+            let votes = [&[kind], encoded.as_ref()].concat();
+            assert!(contradicts(&chain.genesis().hash(), &key(&keys[0]), &votes));
+            assert!(!contradicts(&chain.genesis().hash(), &key(&keys[1]), &votes));
+        }
     }
 }

@@ -1,0 +1,282 @@
+//! Elections and slashing on the real staking contract, in a chain that the ledger executes in this process: who stakes gets seats from the next
+//! epoch on, who leaves loses them, and who contradicted itself in consensus is slashed and jailed on evidence, and on nothing else.
+#![allow(clippy::unwrap_used)]
+
+use assay_ledger::types::{Address, B256, U256};
+use assay_ledger::{
+    Attributes, Committee, EVIDENCE, Header, Message, Overrides, Rules, State, Transaction, TxReceipt as _,
+    build, contradicts, simulate,
+};
+use assay_receipt::Key;
+use assay_wallet::abi::text;
+use assay_wallet::client::{Call, Fees, address_of, sign};
+use assay_wallet::system::{Description, System, contract};
+use curve25519_dalek::{EdwardsPoint, Scalar};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha512};
+
+/// Blocks of an epoch.
+const BLOCKS: u64 = 8;
+/// 10^18.
+const OPG: u128 = 1_000_000_000_000_000_000;
+
+fn key(seed: u8) -> Key {
+    Key::from_bytes([seed; 32]).unwrap()
+}
+
+/// A consensus key, as RFC 8032 has it but for the derivation of the secret.
+struct Consensus(Scalar);
+
+impl Consensus {
+    fn new(seed: u8) -> Self {
+        Self(Scalar::from_bytes_mod_order([seed; 32]))
+    }
+
+    fn public(&self) -> [u8; 32] {
+        EdwardsPoint::mul_base(&self.0).compress().to_bytes()
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let hash = |parts: &[&[u8]]| {
+            let mut hash = Sha512::new();
+            parts.iter().for_each(|part| hash.update(part));
+            Scalar::from_bytes_mod_order_wide(&hash.finalize().into())
+        };
+        let nonce = hash(&[self.0.as_bytes(), message]);
+        let commitment = EdwardsPoint::mul_base(&nonce).compress();
+        let response = nonce + hash(&[commitment.as_bytes(), &self.public(), message]) * self.0;
+        [commitment.to_bytes(), response.to_bytes()].concat().try_into().unwrap()
+    }
+
+    /// A vote in an epoch and a view below 128; for a block whose hash is `payload`, or to skip the view.
+    fn vote(&self, genesis: &B256, suffix: &str, round: (u8, u8), payload: Option<u8>) -> Vec<u8> {
+        let mut signed = vec![round.0, round.1];
+        if let Some(payload) = payload {
+            signed.push(round.1 - 1);
+            signed.extend([payload; 32]);
+        }
+        let namespace = [b"assay consensus ".as_slice(), genesis.as_slice(), suffix.as_bytes()].concat();
+        let message = [&[namespace.len() as u8], namespace.as_slice(), &signed].concat();
+        // Of seat 3, which nobody looks at.
+        [&signed, [3].as_slice(), &self.sign(&message)].concat()
+    }
+}
+
+struct World {
+    rules: Rules,
+    header: Header,
+    state: State,
+    system: System,
+}
+
+impl World {
+    /// A chain of one validator with key 9, where 1,000 OPG bonded are enough and `holders` have coins and OPG.
+    fn new(holders: [&Key; 2]) -> Self {
+        let mut description: Value =
+            serde_json::from_str(include_str!("../../../contracts/genesis.example.json")).unwrap();
+        let coins = "1000000000000000000000";
+        description["chainId"] = json!(7);
+        description["timestamp"] = json!(1_800_000_000);
+        description["alloc"] =
+            json!({ address_of(holders[0]).to_string(): coins, address_of(holders[1]).to_string(): coins });
+        for (share, holder) in holders.iter().enumerate() {
+            description["supply"][share + 1]["holder"] = text(address_of(holder));
+        }
+        let first = assay_ledger::types::hex::encode(Consensus::new(9).public());
+        description["validators"] =
+            json!([{"key": first, "endpoint": "", "beneficiary": Address::ZERO.to_string()}]);
+        description["epochs"] = json!({"blocks": BLOCKS, "leastStake": (1_000 * OPG).to_string()});
+        let genesis = Description::from_json(&description.to_string()).unwrap().genesis(0).unwrap();
+        let (rules, first) = genesis.execute().unwrap();
+        let header = (*first.block.header).clone();
+        Self { rules, header, state: first.state, system: System::of_genesis() }
+    }
+
+    fn block(&mut self, transactions: Vec<Transaction>) -> Vec<assay_ledger::Receipt> {
+        let attributes = Attributes { timestamp: self.header.timestamp + 10, beneficiary: Address::ZERO };
+        let count = transactions.len();
+        let done = build(&self.rules, &self.header, &self.state, &attributes, transactions);
+        assert_eq!(done.receipts.len(), count, "a transaction got into no block");
+        // Everybody else comes to the same.
+        assert!(assay_ledger::verify(&self.rules, &self.header, &self.state, &done.block).is_ok());
+        self.header = (*done.block.header).clone();
+        self.state = done.state;
+        done.receipts
+    }
+
+    fn submit(&mut self, key: &Key, call: &Call) -> assay_ledger::Receipt {
+        let nonce = self.state.nonce(&address_of(key));
+        let fees = Fees { most: 100_000_000_000, tip: 1 };
+        let bytes = sign(key, self.rules.chain_id, nonce, 3_000_000, fees, call);
+        self.block(vec![Transaction::decode(&bytes).unwrap()]).remove(0)
+    }
+
+    fn send(&mut self, key: &Key, name: &str, function: &str, arguments: &[Value]) {
+        let call = self.system.prepare(name, function, arguments).unwrap();
+        assert!(self.submit(key, &call).status(), "{name}.{function} failed");
+    }
+
+    /// Evidence against a validator; how many logs came of it, or `None` where it was refused.
+    fn accuse(&mut self, by: &Key, validator: Address, votes: &[u8]) -> Option<usize> {
+        let data = [validator.as_slice(), votes].concat();
+        let receipt = self.submit(by, &Call { to: Some(EVIDENCE), value: U256::ZERO, data });
+        receipt.status().then_some(receipt.logs.len())
+    }
+
+    fn view(&self, function: &str, arguments: &[Value]) -> Value {
+        let Call { to, data, .. } = self.system.prepare("Staking", function, arguments).unwrap();
+        let message = Message {
+            from: Address::ZERO,
+            to,
+            gas: 10_000_000,
+            max_fee: 0,
+            tip: None,
+            value: U256::ZERO,
+            data: data.into(),
+            access_list: Vec::new(),
+        };
+        let outcome = simulate(&self.rules, &self.header, &self.state, &Overrides::default(), &message);
+        contract("Staking")
+            .unwrap()
+            .function(function, arguments.len())
+            .unwrap()
+            .output(&outcome.output)
+            .unwrap()
+    }
+
+    /// Goes on until the next epoch; its committee's keys, seats and endpoints.
+    fn next_epoch(&mut self) -> Vec<([u8; 32], u32, String)> {
+        let before = Committee::of(&self.state).unwrap().epoch;
+        while Committee::of(&self.state).unwrap().epoch == before {
+            self.block(Vec::new());
+        }
+        let committee = Committee::of(&self.state).unwrap();
+        assert_eq!(self.header.extra_data.as_ref(), committee.hash().as_slice());
+        committee.members.into_iter().map(|member| (member.key, member.seats, member.endpoint)).collect()
+    }
+
+    fn join(&mut self, by: &Key, consensus: &Consensus, endpoint: &str, amount: u128) {
+        let staking = self.system.address("Staking").unwrap();
+        let registered = [&consensus.public(), endpoint.as_bytes()].concat();
+        let registered = format!("0x{}", assay_ledger::types::hex::encode(registered));
+        self.send(by, "Opg", "approve", &[text(staking), json!((1_000_000 * OPG).to_string())]);
+        self.send(by, "Staking", "join", &[json!(registered), json!(500), json!(amount.to_string())]);
+    }
+}
+
+#[test]
+fn stake_elects_and_leaving_ends_it() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let (first, second) = (Consensus::new(11), Consensus::new(12));
+    let sorted = |mut members: Vec<([u8; 32], u32, String)>| {
+        members.sort_by_key(|member| member.1);
+        members
+    };
+    assert_eq!(world.next_epoch(), [(Consensus::new(9).public(), 1, String::new())], "nobody has staked");
+    world.join(&ada, &first, "192.0.2.1:8640", 1_000 * OPG);
+    assert_eq!(
+        Committee::of(&world.state).unwrap().members.len(),
+        1,
+        "in the middle of an epoch nothing changes"
+    );
+    let all = world.view("parameters", &[])["seats"].as_u64().unwrap() as u32;
+    assert_eq!(world.next_epoch(), [(first.public(), all, "192.0.2.1:8640".to_owned())]);
+    // A second one with three times as much has three quarters of the seats.
+    world.join(&bob, &second, "", 3_000 * OPG);
+    let (quarter, rest) = (all / 4, all - all / 4);
+    let seats = sorted(world.next_epoch());
+    assert_eq!(seats.iter().map(|member| member.1).collect::<Vec<_>>(), [quarter, rest]);
+    // Delegated stake counts like its own.
+    let validator = text(address_of(&ada));
+    world.send(&bob, "Staking", "delegateStake", &[validator.clone(), json!((2_000 * OPG).to_string())]);
+    assert_eq!(world.next_epoch().iter().map(|member| member.1).collect::<Vec<_>>(), [all / 2, all / 2]);
+    // What leaves has no seats, long before it can be withdrawn.
+    world.send(
+        &bob,
+        "Staking",
+        "undelegateStake",
+        &[text(address_of(&bob)), json!((3_000 * OPG).to_string())],
+    );
+    assert_eq!(world.next_epoch(), [(first.public(), all, "192.0.2.1:8640".to_owned())]);
+    // Below the least stake the committee stays.
+    for who in [&ada, &bob] {
+        let amount = if who.address() == ada.address() { 1_000 * OPG } else { 2_000 * OPG };
+        world.send(who, "Staking", "undelegateStake", &[validator.clone(), json!(amount.to_string())]);
+    }
+    assert_eq!(world.next_epoch(), [(first.public(), all, "192.0.2.1:8640".to_owned())]);
+}
+
+#[test]
+fn two_faces_cost_the_stake_and_the_seats_on_evidence_alone() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let (liar, honest) = (Consensus::new(11), Consensus::new(12));
+    world.join(&ada, &liar, "", 2_000 * OPG);
+    world.join(&bob, &honest, "", 2_000 * OPG);
+    assert_eq!(world.next_epoch().len(), 2);
+    let genesis = world.rules.genesis;
+    let (accused, innocent) = (address_of(&ada), address_of(&bob));
+    let (notarize, nullify, finalize) = ("_NOTARIZE", "_NULLIFY", "_FINALIZE");
+    let vote = |suffix, round, payload| liar.vote(&genesis, suffix, round, payload);
+    let votes = |kind: u8, first: Vec<u8>, second: Vec<u8>| [vec![kind], first, second].concat();
+    let good = [
+        votes(0, vote(notarize, (1, 5), Some(1)), vote(notarize, (1, 5), Some(2))),
+        votes(1, vote(finalize, (1, 5), Some(1)), vote(finalize, (1, 5), Some(2))),
+        votes(2, vote(nullify, (1, 5), None), vote(finalize, (1, 5), Some(2))),
+    ];
+    for votes in &good {
+        assert!(contradicts(&genesis, &liar.public(), votes));
+        assert!(!contradicts(&genesis, &honest.public(), votes), "somebody else's");
+        assert!(!contradicts(&B256::repeat_byte(1), &liar.public(), votes), "another chain's");
+        for at in 0..votes.len() {
+            // The seat is not signed; every other byte counts. A proposal of the other kind of vote is none either.
+            let mut wrong = votes.clone();
+            wrong[at] ^= 1;
+            let seat = contradicts(&genesis, &liar.public(), &wrong);
+            assert!(!seat || votes[at] == 3, "byte {at}");
+            assert!(!contradicts(&genesis, &liar.public(), &votes[..at]), "cut off at {at}");
+        }
+        assert!(!contradicts(&genesis, &liar.public(), &[votes.as_slice(), &[0]].concat()), "with more");
+    }
+    let elsewhere = B256::repeat_byte(7);
+    let refused = [
+        // One vote twice, votes of two views or epochs, and what a correct validator may do.
+        votes(0, vote(notarize, (1, 5), Some(1)), vote(notarize, (1, 5), Some(1))),
+        votes(0, vote(notarize, (1, 5), Some(1)), vote(notarize, (1, 6), Some(2))),
+        votes(0, vote(notarize, (1, 5), Some(1)), vote(notarize, (2, 5), Some(2))),
+        votes(1, vote(finalize, (1, 5), Some(1)), vote(finalize, (2, 5), Some(2))),
+        votes(2, vote(nullify, (1, 5), None), vote(finalize, (2, 5), Some(2))),
+        votes(2, vote(nullify, (1, 5), None), vote(notarize, (1, 5), Some(2))),
+        // Another's vote, and another chain's.
+        votes(0, vote(notarize, (1, 5), Some(1)), honest.vote(&genesis, notarize, (1, 5), Some(2))),
+        votes(0, vote(notarize, (1, 5), Some(1)), liar.vote(&elsewhere, notarize, (1, 5), Some(2))),
+        votes(3, vote(notarize, (1, 5), Some(1)), vote(notarize, (1, 5), Some(2))),
+        Vec::new(),
+    ];
+    let before = world.view("bonded", &[]);
+    for votes in &refused {
+        assert_eq!(world.accuse(&bob, accused, votes), None);
+    }
+    assert_eq!(world.accuse(&bob, innocent, &good[0]), None, "another validator");
+    assert_eq!(world.accuse(&bob, Address::repeat_byte(1), &good[0]), None, "nobody's address");
+    assert_eq!(world.view("bonded", &[]), before);
+    // No key of a person can do it without evidence.
+    let call = world.system.prepare("Staking", "equivocated", &[text(accused)]).unwrap();
+    assert!(!world.submit(&bob, &call).status());
+
+    // Slashed, burnt, jailed.
+    assert_eq!(world.accuse(&bob, accused, &good[2]), Some(3));
+    let left = world.view("validatorOf", &[text(accused)]);
+    assert_ne!(left["tokens"], json!((2_000 * OPG).to_string()));
+    assert_eq!(world.view("bonded", &[]), json!((2_000 * OPG).to_string()));
+    assert_eq!(world.view("validatorOf", &[text(innocent)])["tokens"], json!((2_000 * OPG).to_string()));
+    // Neither the same evidence nor any other counts again.
+    for votes in &good {
+        assert_eq!(world.accuse(&bob, accused, votes), None);
+    }
+    assert_eq!(world.view("validatorOf", &[text(accused)]), left);
+    // From the next epoch on it has no seat.
+    let committee = world.next_epoch();
+    assert_eq!(committee.iter().map(|member| member.0).collect::<Vec<_>>(), [honest.public()]);
+}
