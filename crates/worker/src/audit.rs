@@ -53,19 +53,8 @@ impl Drop for Place {
 /// `POST /v1/audit`.
 pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
     let received_at_ms = now_ms();
-    let body = match read_body(&shared, &headers, body, limits::BUNDLE_BYTES).await {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
-    let domain = shared.config.domain;
-    let read = body.beside(move |bytes| {
-        let bundle = Bundle::from_json(bytes).map_err(|fault| ("bad_request", format!("{fault}.")))?;
-        check(&domain, &bundle).map_err(|fault| ("bad_bundle", fault.to_owned()))?;
-        Ok(bundle)
-    });
-    let bundle = match read.await {
-        Ok(Ok(bundle)) => bundle,
-        Ok(Err((code, fault))) => return plain(StatusCode::BAD_REQUEST, code, &fault),
+    let bundle = match read(&shared, &headers, body).await {
+        Ok(bundle) => bundle,
         Err(response) => return response,
     };
     let statement = bundle.receipt.statement.clone();
@@ -93,6 +82,18 @@ pub(crate) async fn audit(State(shared): State<Arc<Shared>>, headers: HeaderMap,
         Ok(found) => sign(&shared, receipt, found).await,
         Err(trouble) => refuse_audit(&shared, &statement, received_at_ms, trouble).await,
     }
+}
+
+/// Reads and checks a bundle.
+pub(crate) async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Bundle, Response> {
+    let body = read_body(shared, headers, body, limits::BUNDLE_BYTES).await?;
+    let domain = shared.config.domain;
+    let read = body.beside(move |bytes| {
+        let bundle = Bundle::from_json(bytes).map_err(|fault| ("bad_request", format!("{fault}.")))?;
+        check(&domain, &bundle).map_err(|fault| ("bad_bundle", fault.to_owned()))?;
+        Ok(bundle)
+    });
+    read.await?.map_err(|(code, fault): (&str, String)| plain(StatusCode::BAD_REQUEST, code, &fault))
 }
 
 /// Checks that the bundle is what its worker signed, so that a verdict on it is a verdict on the worker.

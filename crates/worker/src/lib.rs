@@ -36,6 +36,7 @@ pub mod files;
 mod forward;
 mod http;
 mod identity;
+mod light;
 mod local;
 mod log;
 mod memory;

@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 use assay_engine::generation::Generation;
 use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, judge, judge_error};
 use assay_engine::{Engine, Event, Priority, SequenceId, Service, Stats, Tenant};
+use assay_model::Artifact;
 use assay_receipt::{Bytes32, FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
-use tokio::sync::{mpsc, oneshot};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::answer::{Answer, Trouble, slow_reader};
+use crate::http::{plain, retry_after};
 use crate::memory::{File, Lease, Memory, Slot};
 use crate::metrics::ModelMetrics;
 use crate::{Config, Error, Model};
@@ -35,6 +39,17 @@ pub(crate) struct Local {
     context: usize,
     /// Longest time of an audit, waiting included.
     audit_limit: Duration,
+    /// One trace at a time is recorded.
+    traces: Arc<Semaphore>,
+}
+
+/// What is to be recorded for a light check, and the right to do so.
+pub(crate) struct Recording {
+    pub(crate) artifact: Arc<Artifact>,
+    pub(crate) generation: Generation,
+    pub(crate) tokens: Vec<u32>,
+    _turn: OwnedSemaphorePermit,
+    _lease: Lease,
 }
 
 /// What others need to know of a model's file.
@@ -184,6 +199,7 @@ impl Local {
             slot: memory.add(slot)?,
             context,
             audit_limit: Duration::from_millis(config.request_deadline_ms),
+            traces: Arc::new(Semaphore::new(1)),
         };
         Ok((local, opened))
     }
@@ -359,6 +375,43 @@ impl Local {
         match tokio::time::timeout(self.audit_limit, answer).await {
             Ok(replayed) => replayed.unwrap_or(Replayed::Unable { field: "internal" }),
             Err(_) => Replayed::Unable { field: "time" }, // the engine forgets it, since nobody waits
+        }
+    }
+}
+
+impl Local {
+    /// Prepares the recording of an answer, or says why there is none. Keys and values of a recording are beside those of the
+    /// engine, and take no more memory than audits may.
+    pub(crate) async fn recording(&self, request: Request, output: Output) -> Result<Recording, Response> {
+        let Ok(turn) = self.traces.clone().try_acquire_owned() else {
+            let message = "Another trace is being recorded: ask again later.";
+            return Err(retry_after(plain(StatusCode::TOO_MANY_REQUESTS, "busy", message), 5_000));
+        };
+        let failed = |trouble: Trouble| {
+            let response = plain(StatusCode::SERVICE_UNAVAILABLE, "busy", &trouble.message);
+            retry_after(response, 5_000)
+        };
+        let examined = self.beside(move |processor| {
+            let prepared = processor.examine(&request, &output);
+            prepared.map(|prepared| (prepared.generation, output.tokens))
+        });
+        let Ok((generation, tokens)) = examined.await.map_err(failed)? else {
+            let message = "The answer is not this model's, and no trace can show that it is.";
+            return Err(plain(StatusCode::CONFLICT, "differs", message));
+        };
+        let (needed, most) = (generation.prompt.len() + tokens.len(), self.context / AUDIT_CACHE);
+        if tokens.is_empty() || needed > most {
+            let message =
+                format!("The text has {needed} tokens, and traces are made of answers with up to {most}.");
+            return Err(plain(StatusCode::UNPROCESSABLE_ENTITY, "length", &message));
+        }
+        let lease = self.lease().await.map_err(failed)?;
+        let (memory, slot) = (self.memory.clone(), self.slot);
+        let opened = tokio::task::spawn_blocking(move || memory.open(slot)).await;
+        match opened {
+            Ok(Ok(artifact)) => Ok(Recording { artifact, generation, tokens, _turn: turn, _lease: lease }),
+            Ok(Err(error)) => Err(error.into_response()),
+            Err(fault) => Err(Error::Start { fault: fault.to_string() }.into_response()),
         }
     }
 }

@@ -175,6 +175,11 @@ impl Memory {
         loaded.iter().map(|one| self.slot(one.slot).bytes).sum()
     }
 
+    /// A model's file once more, for work beside its engine. Blocks.
+    pub(crate) fn open(&self, number: usize) -> Result<Arc<Artifact>, Error> {
+        self.slot(number).file.open()
+    }
+
     /// Makes sure that a model is loaded, and keeps it so.
     pub(crate) async fn lease(&self, number: usize) -> Result<Lease, Trouble> {
         let slot = self.slot(number);

@@ -3,8 +3,12 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use assay_engine::Engine;
+use assay_engine::light::{Key, Trace};
+use assay_engine::request::{OutputVerdict, Processor, replay_output};
 use assay_receipt::{
     AnyStatement, Audit, Bytes32, Domain, Failure, FailureCode, FinishReason, Message, Prompt, Request,
     Signed, Verdict,
@@ -251,6 +255,62 @@ async fn lies_that_only_a_replay_finds_are_named_as_the_verifier_names_them() {
         assert_eq!((found.verdict, &*found.field, found.position), (Verdict::Differs, field, position));
         assert_ne!(found.expected, found.claimed, "{field}");
     }
+}
+
+/// The trace that a worker gives for a bundle.
+async fn trace(worker: &Worker, bundle: &assay_receipt::Bundle) -> (u16, Vec<u8>) {
+    let response = client().post(worker.url("/v1/trace")).json(bundle).send().await.unwrap();
+    (response.status().as_u16(), response.bytes().await.unwrap().to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_an_answer_gets_its_trace_and_checks_it_without_the_model() {
+    let worker = Worker::tiny(|config| config.kv_bytes = 400 * TOKEN_BYTES).await;
+    let artifact = assay_model::Artifact::parse(Arc::new(tiny(7))).unwrap();
+    let key = Arc::new(Key::make(&artifact, [3; 32], &mut |_, _| {}).unwrap());
+    let processor = Processor::from_artifact(key.artifact()).unwrap();
+    let light = |bundle: &assay_receipt::Bundle, trace: Vec<u8>| {
+        let trace = Trace::parse(Arc::new(trace), &key)?;
+        let mut engine = Engine::checking(&key, trace, assay_engine::Config::default())?;
+        replay_output(&mut engine, &processor, &bundle.request, &bundle.output)
+    };
+    let call_of = |tokens| call(endless(worker.model(), tokens));
+    let made = call_of(60);
+    let bundle = worker.generate(&made).await.unwrap().bundle(&made);
+    let (status, bytes) = trace(&worker, &bundle).await;
+    assert_eq!(status, 200);
+    assert_eq!(light(&bundle, bytes.clone()), Ok(OutputVerdict::Agrees));
+    assert_eq!(trace(&worker, &bundle).await.1, bytes, "the same bytes each time");
+    // Another answer's trace shows nothing of this one.
+    let other = call_of(30);
+    let other = worker.generate(&other).await.unwrap().bundle(&other);
+    assert!(matches!(light(&other, bytes), Err(assay_engine::Error::Light(_))));
+
+    // What is refused: another's receipt, one that was changed, a text that is too long, what is no bundle.
+    assert_eq!(trace(&worker, &forge(&bundle, |_| {})).await.0, 403);
+    let mut changed = bundle.clone();
+    changed.output.text.push('x');
+    assert_eq!(trace(&worker, &changed).await.0, 400);
+    let long = call_of(220);
+    let long = worker.generate(&long).await.unwrap().bundle(&long);
+    assert_eq!(trace(&worker, &long).await.0, 422);
+    let garbage = client().post(worker.url("/v1/trace")).body("{}").send().await.unwrap();
+    assert_eq!(garbage.status(), 400);
+
+    // A worker that served another model has nothing to show.
+    let liar = Worker::start(|config| {
+        let mut lie = model(&common::artifact(config, 8), 2, 3);
+        lie.impersonate = Some(id(tiny(7)));
+        config.models.push(lie);
+    })
+    .await;
+    let lie = call(endless(liar.model(), 20));
+    let lied = liar.generate(&lie).await.unwrap().bundle(&lie);
+    let (status, mut bytes) = trace(&liar, &lied).await;
+    assert_eq!(status, 200);
+    assert!(matches!(light(&lied, bytes.clone()), Err(assay_engine::Error::Light(_))));
+    bytes[24..56].copy_from_slice(&artifact.id().0);
+    assert!(matches!(light(&lied, bytes), Err(assay_engine::Error::Light(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

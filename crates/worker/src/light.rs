@@ -1,0 +1,103 @@
+//! Traces for light checks: whoever holds the bundle of an answer of this worker's gets the trace of it (docs/light.md).
+
+use std::io::{BufWriter, Error, ErrorKind, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_engine::Config;
+use assay_engine::light::record;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use crate::audit;
+use crate::http::{plain, retry_after};
+use crate::local::Recording;
+use crate::server::{Backend, Phase, Shared};
+
+/// Bytes that are sent at once.
+const PIECE: usize = 256 << 10;
+/// Pieces that wait for a slow reader.
+const UNREAD: usize = 4;
+
+/// `POST /v1/trace`: a bundle in, its trace out. One at a time for each model, by one thread.
+pub(crate) async fn trace(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
+    let bundle = match audit::read(&shared, &headers, body).await {
+        Ok(bundle) => bundle,
+        Err(response) => return response,
+    };
+    // The work is the price of its own answers, for those who have them.
+    if bundle.receipt.statement.worker != shared.address {
+        let message = "The receipt is another worker's: ask that one for its trace.";
+        return plain(StatusCode::FORBIDDEN, "not_mine", message);
+    }
+    if *shared.phase.borrow() != Phase::Serving {
+        let message = "The worker is shutting down: ask again later.";
+        return retry_after(plain(StatusCode::SERVICE_UNAVAILABLE, "draining", message), 30_000);
+    }
+    let host = shared.hosts.iter().find(|host| host.offer.model == bundle.receipt.statement.model);
+    let Some(Backend::Local(local)) = host.map(|host| &host.backend) else {
+        let message = "No traces are made of this model's answers: have them replayed.";
+        return plain(StatusCode::NOT_FOUND, "no_traces", message);
+    };
+    match local.recording(bundle.request, bundle.output).await {
+        Ok(recording) => stream_of(recording, shared.config.request_deadline_ms),
+        Err(response) => response,
+    }
+}
+
+fn stream_of(recording: Recording, limit_ms: u64) -> Response {
+    let (pieces, received) = mpsc::channel(UNREAD);
+    let deadline = Instant::now() + Duration::from_millis(limit_ms);
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let Recording { artifact, generation, tokens, .. } = &recording;
+        let mut out = BufWriter::with_capacity(PIECE, Pieces { pieces, deadline, runtime });
+        let config = Config { threads: 1, ..Config::default() };
+        let recorded = record(artifact, config, generation, tokens, &mut out, &mut |_, _| {});
+        let end = recorded.map_err(|error| error.to_string());
+        let end = end.and_then(|_| out.flush().map_err(|error| error.to_string()));
+        if let Err(fault) = end {
+            tracing::warn!(fault, "a trace broke off");
+            // What was sent does not pass for a trace.
+            let _ = out.get_mut().send(Err(Error::other(fault)));
+        }
+    });
+    let body = stream::unfold(received, |mut received| async move {
+        received.recv().await.map(|piece| (piece, received))
+    });
+    ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(body)).into_response()
+}
+
+/// The way from the recording thread to the connection.
+struct Pieces {
+    pieces: mpsc::Sender<std::io::Result<Bytes>>,
+    deadline: Instant,
+    runtime: Handle,
+}
+
+impl Pieces {
+    fn send(&self, piece: std::io::Result<Bytes>) -> std::io::Result<()> {
+        match self.runtime.block_on(timeout_at(self.deadline, self.pieces.send(piece))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ErrorKind::BrokenPipe.into()),
+            Err(_) => Err(ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.send(Ok(Bytes::copy_from_slice(bytes)))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
