@@ -5,6 +5,7 @@
 //! with one validator. They are signed beforehand too, as in life, where answers take longer than signatures. What is measured is checking
 //! every voucher's signature, building the lines' sum trees, and submitting until the batch is final.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -64,7 +65,9 @@ struct Chain {
 impl Drop for Chain {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // It may have ended by itself.
+            // With what it started: npm's anvil is a script that starts the program. It may have ended by itself.
+            let group = format!("-{}", child.id());
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -97,6 +100,7 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
 fn spawn(program: &Path, arguments: &[String]) -> Result<Child> {
     Command::new(program)
         .args(arguments)
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
