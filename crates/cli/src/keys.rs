@@ -45,12 +45,7 @@ pub(crate) enum KeysCommand {
 
 pub(crate) fn run(command: KeysCommand, json: bool) -> Result<()> {
     match command {
-        KeysCommand::New { name } => {
-            let mut secret = [0; 32];
-            getrandom::fill(&mut secret)
-                .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
-            keep(&name, &secret, json)
-        }
+        KeysCommand::New { name } => keep(&name, &random()?, json),
         KeysCommand::Import { name, keystore: None } => {
             let mut text = String::new();
             std::io::Read::read_to_string(&mut std::io::Read::take(std::io::stdin(), 1024), &mut text)
@@ -82,6 +77,14 @@ pub(crate) fn run(command: KeysCommand, json: bool) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Bytes from the system's random source: a key, or the seed of one.
+pub(crate) fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::said(format!("the system gives no random bytes: {error}")))?;
+    Ok(bytes)
 }
 
 fn folder() -> Result<PathBuf> {
@@ -208,10 +211,7 @@ pub(crate) fn named(name: &str) -> Result<Key> {
 /// The secret in a validator's key file; made where it is missing, if it may be.
 pub(crate) fn validator_secret(path: &Path, make: bool) -> Result<String> {
     if make && !path.exists() {
-        let mut random = [0; 32];
-        getrandom::fill(&mut random)
-            .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
-        let (secret, _) = node::new_key(random).map_err(|error| Error::said(error.to_string()))?;
+        let (secret, _) = node::new_key(random()?).map_err(|error| Error::said(error.to_string()))?;
         home::write_atomically(path, format!("{secret}\n").as_bytes(), 0o600)?;
     }
     let bytes = home::read_bounded(path, 128)?;

@@ -16,7 +16,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::{home, models, ui, verify};
+use crate::{home, keys, models, ui, verify};
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
@@ -39,22 +39,12 @@ pub(crate) fn make_key(model: &str, out: Option<PathBuf>, as_json: bool) -> Resu
     let (path, artifact) = models::open(model)?;
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.light", models::name_of(&path))));
     let started = Instant::now();
-    let bar = ui::bar(1, "hashing tiles", true);
-    let mut report = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
-    let intact = artifact.verify(&mut report);
-    bar.finish_and_clear();
+    models::hash(&path, &artifact)?;
     let id = artifact.id().to_string();
-    intact.map_err(|error| Error::Rejected(format!("{} is not the model {id}: {error}", path.display())))?;
     let hashed = started.elapsed();
 
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed)
-        .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
     let bar = ui::bar(1, "reading weights", false);
-    let key = Key::make(&artifact, seed, &mut |done, total| {
+    let key = Key::make(&artifact, keys::random()?, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

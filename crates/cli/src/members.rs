@@ -10,7 +10,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::{home, settle, ui};
+use crate::{home, keys, settle, ui};
 
 /// Longest validity of a list, in days: a list that nobody renews for a year is forgotten, not in force.
 const VALID_DAYS_MAX: u64 = 366;
@@ -146,9 +146,7 @@ pub(crate) fn key_at(path: &Path) -> Result<Key> {
         let secret: Bytes32 = text.trim().parse().map_err(bad)?;
         return Key::from_bytes(secret.0).map_err(bad);
     }
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)
-        .map_err(|error| Error::said(format!("no random numbers to be had: {error}")))?;
+    let secret = keys::random()?;
     home::write_atomically(path, Bytes32(secret).to_string().as_bytes(), 0o600)?;
     Key::from_bytes(secret).map_err(bad)
 }

@@ -234,26 +234,29 @@ fn list(json: bool) -> Result<()> {
 
 fn verify(model: &str, json: bool) -> Result<()> {
     let (path, artifact) = open(model)?;
+    let id = artifact.id().to_string();
+    let outcome = hash(&path, &artifact);
+    match &outcome {
+        Ok(()) if json => ui::print_json(&serde_json::json!({ "id": id, "path": path, "intact": true })),
+        Ok(()) => ui::say!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
+        Err(error) if json => ui::print_json(
+            &serde_json::json!({ "id": id, "path": path, "intact": false, "error": error.to_string() }),
+        ),
+        Err(_) => {}
+    }
+    outcome
+}
+
+/// Hashes every tile of an artifact and compares with its id.
+pub(crate) fn hash(path: &Path, artifact: &Artifact) -> Result<()> {
     let bar = ui::bar(1, "hashing tiles", true);
     let outcome = artifact.verify(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let id = artifact.id().to_string();
-    match outcome {
-        Ok(()) if json => ui::print_json(&serde_json::json!({ "id": id, "path": path, "intact": true })),
-        Ok(()) => ui::say!("{} every tile of {} is what {} names", ui::green("✓"), path.display(), id),
-        Err(error) => {
-            if json {
-                ui::print_json(
-                    &serde_json::json!({ "id": id, "path": path, "intact": false, "error": error.to_string() }),
-                );
-            }
-            return Err(Error::Rejected(format!("{} is not the model {id}: {error}", path.display())));
-        }
-    }
-    Ok(())
+    let id = artifact.id();
+    outcome.map_err(|error| Error::Rejected(format!("{} is not the model {id}: {error}", path.display())))
 }
 
 /// The folder of imported models.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::graphs::{self, hex};
-use crate::{home, models, ui};
+use crate::{home, keys, models, ui};
 
 #[derive(Args)]
 pub(crate) struct ProveArgs {
@@ -149,9 +149,7 @@ pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     };
     let proof = match (args.hide, &key) {
         (Some(Hide::Inputs), key) => {
-            let mut seed = [0; 32];
-            getrandom::fill(&mut seed)
-                .map_err(|error| Error::said(format!("the system gives no random bytes: {error}")))?;
+            let seed = keys::random()?;
             assay_proof::prove_hiding(&graph, key.as_ref(), &inputs, seed, &mut report).map(AnyProof::Hiding)
         }
         (None, Some(key)) => {

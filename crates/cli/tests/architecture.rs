@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("onnx", &["graph"]),
     ("proof", &["graph"]),
     ("receipt", &[]),
-    ("ledger", &["proof"]),
+    ("ledger", &["proof", "receipt"]),
     ("model", &["arithmetic", "receipt"]),
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "proof", "receipt"]),

@@ -14,11 +14,8 @@
 //! | 2 | a nullification, and a finalization |
 
 use alloy_primitives::{Address, B256, Bytes, Log, U256, address, keccak256};
-use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
-use curve25519_dalek::scalar::Scalar;
-use curve25519_dalek::traits::IsIdentity;
+use assay_receipt::votes::{is_signed, message, varint};
 use revm::{SystemCallCommitEvm, SystemCallEvm};
-use sha2::{Digest, Sha512};
 
 use crate::execute::{Evm, Rules};
 
@@ -47,24 +44,6 @@ struct Vote<'a> {
     signature: &'a [u8; 64],
 }
 
-/// LEB128, as short as can be.
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..70).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let part = u64::from(byte & 0x7f);
-        if shift == 63 && part > 1 || byte == 0 && shift > 0 {
-            return None;
-        }
-        value |= part << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
 impl<'a> Vote<'a> {
     /// Takes a vote off the front of `bytes`.
     fn take(kind: Kind, bytes: &mut &'a [u8]) -> Option<Self> {
@@ -85,38 +64,13 @@ impl<'a> Vote<'a> {
 
     /// Whether a key signed it on the chain of this genesis.
     fn holds(&self, genesis: &B256, key: &[u8; 32]) -> bool {
-        let suffix: &[u8] = match self.kind {
-            Kind::Notarize => b"_NOTARIZE",
-            Kind::Nullify => b"_NULLIFY",
-            Kind::Finalize => b"_FINALIZE",
+        let suffix = match self.kind {
+            Kind::Notarize => "_NOTARIZE",
+            Kind::Nullify => "_NULLIFY",
+            Kind::Finalize => "_FINALIZE",
         };
-        let namespace = [b"assay consensus ".as_slice(), genesis.as_slice(), suffix].concat();
-        // Shorter than 128 bytes, so its length is one byte.
-        signed(key, &[&[namespace.len() as u8], namespace.as_slice(), self.message].concat(), self.signature)
+        is_signed(key, &message(genesis, suffix, self.message), self.signature)
     }
-}
-
-/// ZIP 215, as validators check signatures and `assay_verify::finality` does: `[8](s·B - k·A - R) = 0`, where points may have any encoding
-/// and `s` must be below the group's order.
-fn signed(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
-    let (commitment, response) = signature.split_at(32);
-    let (Some(public), Ok(commitment), Ok(response)) = (
-        CompressedEdwardsY(*key).decompress(),
-        CompressedEdwardsY::from_slice(commitment),
-        <[u8; 32]>::try_from(response),
-    ) else {
-        return false;
-    };
-    let (Some(point), Some(response)) =
-        (commitment.decompress(), Option::<Scalar>::from(Scalar::from_canonical_bytes(response)))
-    else {
-        return false;
-    };
-    let hash =
-        Sha512::new().chain_update(commitment.as_bytes()).chain_update(key).chain_update(message).finalize();
-    let challenge = Scalar::from_bytes_mod_order_wide(&hash.into());
-    let expected = EdwardsPoint::vartime_double_scalar_mul_basepoint(&challenge, &-public, &response);
-    (expected - point).mul_by_cofactor().is_identity()
 }
 
 /// Whether the votes (a kind and two votes) convict a key on the chain of a genesis.

@@ -36,6 +36,7 @@ mod output;
 mod request;
 mod sign;
 mod statement;
+pub mod votes;
 mod voucher;
 mod wire;
 

@@ -6,13 +6,9 @@
 //!
 //! Signatures are checked as ZIP 215 says (cofactored), which is how validators check them: what they accept is accepted here.
 
-use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
-use curve25519_dalek::scalar::Scalar;
-use curve25519_dalek::traits::IsIdentity;
-use sha2::{Digest, Sha512};
-use thiserror::Error;
-
 use assay_receipt::keccak256;
+use assay_receipt::votes::{is_signed, message, varint};
+use thiserror::Error;
 
 /// Headers of one proof at most: a block is proved by a certificate of one of so many blocks after it.
 pub const HEADERS_MAX: usize = 1_000;
@@ -192,46 +188,6 @@ impl Committee {
     }
 }
 
-/// LEB128, at most ten bytes, as short as can be.
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..70).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let part = u64::from(byte & 0x7f);
-        if shift == 63 && part > 1 || byte == 0 && shift > 0 {
-            return None;
-        }
-        value |= part << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// `[8](s·B - k·A - R) = 0`, where points may have any encoding and `s` must be below the group's order.
-fn signed(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
-    let (commitment, response) = signature.split_at(32);
-    let (Some(public), Ok(commitment), Ok(response)) = (
-        CompressedEdwardsY(*key).decompress(),
-        CompressedEdwardsY::from_slice(commitment),
-        <[u8; 32]>::try_from(response),
-    ) else {
-        return false;
-    };
-    let (Some(point), Some(response)) =
-        (commitment.decompress(), Option::<Scalar>::from(Scalar::from_canonical_bytes(response)))
-    else {
-        return false;
-    };
-    let hash =
-        Sha512::new().chain_update(commitment.as_bytes()).chain_update(key).chain_update(message).finalize();
-    let challenge = Scalar::from_bytes_mod_order_wide(&hash.into());
-    let expected = EdwardsPoint::vartime_double_scalar_mul_basepoint(&challenge, &-public, &response);
-    (expected - point).mul_by_cofactor().is_identity()
-}
-
 /// What a light client knows: the chain, and the committee of the epoch that it has followed to.
 ///
 /// ```
@@ -342,9 +298,7 @@ impl LightClient {
         if signatures.len() != usize::from(u16::from_be_bytes(*count)) * 66 {
             return Err(FinalityError::Certificate);
         }
-        let namespace = [b"assay consensus ".as_slice(), &self.genesis, b"_FINALIZE"].concat();
-        // Shorter than 128 bytes, so its length is one byte.
-        let message = [&[namespace.len() as u8], namespace.as_slice(), proposal].concat();
+        let message = message(&self.genesis, "_FINALIZE", proposal);
         let (mut found, mut least) = (0, 0);
         let mut parts = Vec::new();
         for part in signatures.chunks_exact(66) {
@@ -365,7 +319,7 @@ impl LightClient {
         }
         for (place, key, part) in parts {
             let signature = <&[u8; 64]>::try_from(&part[2..]).map_err(|_| FinalityError::Certificate)?;
-            if !signed(key, &message, signature) {
+            if !is_signed(key, &message, signature) {
                 return Err(FinalityError::Signature(place));
             }
         }
