@@ -175,7 +175,7 @@ impl World {
         }
         let receipt = line[0].receipt.clone();
         let leaves: Vec<_> = line.iter().map(Payable::leaf).collect();
-        let line = Line::new(line).unwrap();
+        let line = Line::new(line);
         let lines = json!([line.json()]);
         // A worker settles with its own key.
         self.send(&self.worker, "Settlement", "submit", &[text(self.worker.address()), lines]).await;

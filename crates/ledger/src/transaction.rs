@@ -2,13 +2,7 @@
 
 use alloy_consensus::{EthereumTxEnvelope, Transaction as _, TxEip4844};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
-use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
-use k256::elliptic_curve::ops::{LinearCombination, Reduce};
-use k256::elliptic_curve::point::DecompressPoint;
-use k256::elliptic_curve::scalar::IsHigh;
-use k256::elliptic_curve::sec1::ToEncodedPoint;
-use k256::elliptic_curve::{Group, PrimeField};
-use k256::{AffinePoint, ProjectivePoint, Scalar};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256};
 use revm::context::TxEnv;
 use revm::context::either::Either;
 use std::sync::Arc;
@@ -45,32 +39,13 @@ pub struct Signature {
     pub s: U256,
 }
 
-/// Who signed a hash: the key is r⁻¹(sR − zG) (SEC 1, 4.1.6). The signature holds for that key whatever it is, so it is not verified once
-/// more, which would take as long again. `None` where there is no key, or `s` is high (EIP-2).
+/// Who signed a hash. `None` where there is no key, or `s` is high (EIP-2).
 fn recover(hash: &B256, signature: &Signature) -> Option<Address> {
-    let scalar = |word: &U256| {
-        let scalar = Option::<Scalar>::from(Scalar::from_repr(word.to_be_bytes::<32>().into()))?;
-        (!bool::from(scalar.is_zero())).then_some(scalar)
-    };
-    let (r, s) = (scalar(&signature.r)?, scalar(&signature.s)?);
-    if bool::from(s.is_high()) {
-        return None;
-    }
-    let x = signature.r.to_be_bytes::<32>().into();
-    let point: AffinePoint = Option::from(AffinePoint::decompress(&x, u8::from(signature.y_parity).into()))?;
-    let inverse = Option::<Scalar>::from(r.invert())?;
-    let z = <Scalar as Reduce<k256::U256>>::reduce_bytes(&hash.0.into());
-    let key = ProjectivePoint::lincomb(
-        &ProjectivePoint::GENERATOR,
-        &-(inverse * z),
-        &ProjectivePoint::from(point),
-        &(inverse * s),
-    );
-    if bool::from(key.is_identity()) {
-        return None;
-    }
-    let encoded = key.to_affine().to_encoded_point(false);
-    Some(Address::from_slice(&keccak256(&encoded.as_bytes()[1..])[12..]))
+    let mut bytes = [27 + u8::from(signature.y_parity); 65];
+    bytes[..32].copy_from_slice(&signature.r.to_be_bytes::<32>());
+    bytes[32..64].copy_from_slice(&signature.s.to_be_bytes::<32>());
+    let address = assay_receipt::Signature(bytes).recover(&assay_receipt::Bytes32(hash.0)).ok()?;
+    Some(address.0.into())
 }
 
 /// A transaction whose sender is known.

@@ -111,30 +111,57 @@ pub trait Fields {
     fn many<T: Typed>(&mut self, name: &'static str, values: &[T]);
 }
 
-/// The hash of the words of `encodeData`, which are never held together: a list of small numbers takes eight times the
-/// memory as words.
-struct Words(Keccak256);
+/// The words of EIP-712's `encodeData`, one a field. Where every field has a fixed size (no string, array or struct), as in
+/// [`Receipt`](crate::Receipt) and [`Voucher`](crate::Voucher), they are what the ABI encodes.
+pub fn encode_data<T: Typed>(value: &T) -> Vec<u8> {
+    let mut words = Words(Vec::new());
+    value.fields(&mut words);
+    words.0
+}
 
-impl Words {
-    fn of(types: &str) -> Words {
+/// What takes words.
+trait Sink {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+impl Sink for Keccak256 {
+    fn put(&mut self, bytes: &[u8]) {
+        self.update(bytes);
+    }
+}
+
+/// The words of `encodeData`. To be hashed, they are never held together: a list of small numbers takes eight times the memory as words.
+struct Words<S>(S);
+
+impl Words<Keccak256> {
+    fn of(types: &str) -> Self {
         let mut words = Words(Keccak256::new());
         words.put(&keccak256(types).0);
         words
     }
-    fn put(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
     fn hash(self) -> Bytes32 {
         Bytes32(self.0.finalize().into())
     }
-    fn array_of(&mut self, fill: impl FnOnce(&mut Words)) {
+}
+
+impl<S: Sink> Words<S> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.put(bytes);
+    }
+    fn array_of(&mut self, fill: impl FnOnce(&mut Words<Keccak256>)) {
         let mut inner = Words(Keccak256::new());
         fill(&mut inner);
         self.put(&inner.hash().0);
     }
 }
 
-impl Fields for Words {
+impl<S: Sink> Fields for Words<S> {
     fn uint(&mut self, _: &'static str, _: u16, value: u128) {
         self.put(&[0; 16]);
         self.put(&value.to_be_bytes());

@@ -1,8 +1,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use k256::ecdsa::{RecoveryId, SigningKey, VerifyingKey};
+use k256::ecdsa::SigningKey;
+use k256::elliptic_curve::ops::{Invert as _, LinearCombination as _, Reduce};
+use k256::elliptic_curve::point::DecompressPoint as _;
+use k256::elliptic_curve::scalar::IsHigh as _;
+use k256::elliptic_curve::sec1::ToEncodedPoint as _;
+use k256::elliptic_curve::{Group as _, PrimeField as _};
+use k256::{AffinePoint, ProjectivePoint, Scalar};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha3::{Digest as _, Keccak256};
 use zeroize::Zeroize as _;
 
 use crate::bytes::{from_hex, to_hex};
@@ -21,20 +28,150 @@ impl Signature {
     /// [`Error::Signature`] when the form is not canonical or no key fits. Any canonical signature names *some*
     /// address: the caller must compare it with the one that it expects.
     pub fn recover(&self, digest: &Bytes32) -> Result<Address, Error> {
-        let recovery = match self.0[64] {
-            27 => RecoveryId::new(false, false),
-            28 => RecoveryId::new(true, false),
+        Ok(address_of(&self.parts()?.key(digest)?))
+    }
+
+    fn parts(&self) -> Result<Parts, Error> {
+        let odd = match self.0[64] {
+            27 => 0,
+            28 => 1,
             _ => return Err(Error::Signature("v is neither 27 nor 28")),
         };
-        let signature = k256::ecdsa::Signature::from_slice(&self.0[..64])
-            .map_err(|_| Error::Signature("r or s is zero or too large"))?;
-        if signature.normalize_s().is_some() {
+        let half = |at: usize| std::array::from_fn::<u8, 32, _>(|i| self.0[at + i]).into();
+        let scalar = |bytes| {
+            Option::<Scalar>::from(Scalar::from_repr(bytes)).filter(|scalar| !bool::from(scalar.is_zero()))
+        };
+        let (Some(r), Some(s)) = (scalar(half(0)), scalar(half(32))) else {
+            return Err(Error::Signature("r or s is zero or too large"));
+        };
+        if bool::from(s.is_high()) {
             return Err(Error::Signature("s is in the upper half"));
         }
-        VerifyingKey::recover_from_prehash(&digest.0, &signature, recovery)
-            .map(|key| address_of(&key))
-            .map_err(|_| Error::Signature("it fits no public key"))
+        let point = AffinePoint::decompress(&half(0), odd.into());
+        let point = Option::from(point).ok_or(Error::Signature("it fits no public key"))?;
+        Ok(Parts { r, s, point })
     }
+}
+
+/// A signature's numbers, and the point R whose x coordinate is r.
+struct Parts {
+    r: Scalar,
+    s: Scalar,
+    point: AffinePoint,
+}
+
+impl Parts {
+    /// The key is r⁻¹(sR − zG) (SEC 1, 4.1.6). The signature holds for that key whatever it is, so it is not verified once more, which
+    /// would take as long again.
+    fn key(&self, digest: &Bytes32) -> Result<AffinePoint, Error> {
+        // parts() lets no r be zero.
+        let inverse = Option::<Scalar>::from(self.r.invert_vartime()).unwrap_or_default();
+        let key = ProjectivePoint::lincomb(
+            &ProjectivePoint::GENERATOR,
+            &-(inverse * number(digest)),
+            &ProjectivePoint::from(self.point),
+            &(inverse * self.s),
+        );
+        if bool::from(key.is_identity()) {
+            return Err(Error::Signature("it fits no public key"));
+        }
+        Ok(key.to_affine())
+    }
+}
+
+/// The number that a digest stands for in a signature.
+fn number(digest: &Bytes32) -> Scalar {
+    <Scalar as Reduce<k256::U256>>::reduce_bytes(&digest.0.into())
+}
+
+/// Fewer signatures than this are checked one by one, which is faster then.
+const TOGETHER_LEAST: usize = 4;
+
+/// Whether an address signed every one of these digests: what [`Signature::recover`] says of each, but faster, by a tenth of the time where
+/// there are hundreds. Which of them is not signed, only `recover` tells.
+///
+/// The first signature gives the key Q. A signature holds when `R - (z/s)·G - (r/s)·Q = 0`, and the sum of these, each times a random number
+/// of 128 bits, is zero only if every one is, but for a chance of 2^-128. The numbers are hashes of everything that is checked, so whoever
+/// makes the signatures cannot choose them.
+///
+/// ```
+/// use assay_receipt::{Key, keccak256, signed_all};
+///
+/// let key = Key::from_bytes([7; 32])?;
+/// let mut signed: Vec<_> = (0..100u8).map(|i| (keccak256([i]), key.sign(&keccak256([i])))).collect();
+/// assert!(signed_all(&key.address(), &signed));
+/// signed[50].0 = keccak256("something else");
+/// assert!(!signed_all(&key.address(), &signed));
+/// # Ok::<(), assay_receipt::Error>(())
+/// ```
+pub fn signed_all(author: &Address, signed: &[(Bytes32, Signature)]) -> bool {
+    if signed.len() < TOGETHER_LEAST {
+        return signed.iter().all(|(digest, signature)| signature.recover(digest) == Ok(*author));
+    }
+    let Ok(parts) = signed.iter().map(|(_, signature)| signature.parts()).collect::<Result<Vec<_>, _>>()
+    else {
+        return false;
+    };
+    let Ok(key) = parts[0].key(&signed[0].0) else { return false };
+    if address_of(&key) != *author {
+        return false;
+    }
+    let mut seed = Keccak256::new();
+    for (digest, signature) in signed {
+        seed.update(digest.0);
+        seed.update(signature.0);
+    }
+    let seed = seed.finalize();
+    let weights: Vec<u128> = (0..signed.len() as u64)
+        .map(|i| {
+            let hash = Keccak256::new().chain_update(seed).chain_update(i.to_be_bytes()).finalize();
+            hash.iter().take(16).fold(0, |weight, byte| weight << 8 | u128::from(*byte))
+        })
+        .collect();
+    // One inversion for all: of the product, from which each number's own follows backwards.
+    let mut products = Vec::with_capacity(parts.len());
+    let mut product = Scalar::ONE;
+    for part in &parts {
+        products.push(product);
+        product *= part.s;
+    }
+    // parts() lets no s be zero.
+    let mut inverse = Option::<Scalar>::from(product.invert_vartime()).unwrap_or_default();
+    let (mut of_generator, mut of_key) = (Scalar::ZERO, Scalar::ZERO);
+    for (i, part) in parts.iter().enumerate().rev() {
+        let weighted = inverse * products[i] * Scalar::from(weights[i]);
+        inverse *= part.s;
+        of_generator += weighted * number(&signed[i].0);
+        of_key += weighted * part.r;
+    }
+    let points: Vec<_> = parts.iter().map(|part| part.point).collect();
+    let right = ProjectivePoint::lincomb(&ProjectivePoint::GENERATOR, &of_generator, &key.into(), &of_key);
+    weighted_sum(&points, &weights) == right
+}
+
+/// Pippenger's: the points of each digit of the weights are added up first.
+fn weighted_sum(points: &[AffinePoint], weights: &[u128]) -> ProjectivePoint {
+    // Bits of a digit: where adding a point to its digit costs about as much as adding up the digits.
+    let bits = points.len().ilog2().saturating_sub(2).clamp(1, 12);
+    let mut sum = ProjectivePoint::IDENTITY;
+    for shift in (0..128).step_by(bits as usize).rev() {
+        for _ in 0..bits {
+            sum = sum.double();
+        }
+        let mut digits = vec![ProjectivePoint::IDENTITY; (1 << bits) - 1];
+        for (point, weight) in points.iter().zip(weights) {
+            if let Some(digit) = ((weight >> shift) as usize & ((1 << bits) - 1)).checked_sub(1) {
+                digits[digit] += point;
+            }
+        }
+        // Σ d·P_d: from the largest digit down, every running sum once.
+        let mut running = ProjectivePoint::IDENTITY;
+        for point in digits.iter().rev() {
+            running += point;
+            sum += running;
+        }
+    }
+    sum
 }
 
 impl fmt::Debug for Signature {
@@ -64,7 +201,7 @@ impl<'de> Deserialize<'de> for Signature {
     }
 }
 
-fn address_of(key: &VerifyingKey) -> Address {
+fn address_of(key: &AffinePoint) -> Address {
     let point = key.to_encoded_point(false);
     let hash = keccak256(&point.as_bytes()[1..]); // without the tag byte of the uncompressed form
     let mut address = Address::ZERO;
@@ -91,7 +228,7 @@ impl Key {
 
     /// The address that goes with this key.
     pub fn address(&self) -> Address {
-        address_of(self.0.verifying_key())
+        address_of(self.0.verifying_key().as_affine())
     }
 
     /// Signs a digest.

@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::decimal;
 use crate::eip712::{Fields, Statement, Typed, sealed};
 use crate::request::{label, rule};
-use crate::{Address, Bytes32, Domain, Error, Signed, limits};
+use crate::{Address, Bytes32, Domain, Error, Signature, Signed, limits};
 
 /// Verification level of an answer. What each proves and whom it leaves to trust is in `docs/receipt.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -340,6 +340,15 @@ impl AnyStatement {
             AnyStatement::Receipt(signed) => signed.is_by_author(domain),
             AnyStatement::Failure(signed) => signed.is_by_author(domain),
             AnyStatement::Audit(signed) => signed.is_by_author(domain),
+        }
+    }
+
+    /// The signature under it.
+    pub fn signature(&self) -> Signature {
+        match self {
+            AnyStatement::Receipt(signed) => signed.signature,
+            AnyStatement::Failure(signed) => signed.signature,
+            AnyStatement::Audit(signed) => signed.signature,
         }
     }
 

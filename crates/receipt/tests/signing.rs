@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use assay_receipt::*;
+use proptest::prelude::*;
 
 /// Half the order of secp256k1, the largest `s` that counts.
 const HALF_ORDER: &str = "7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0";
@@ -83,6 +84,74 @@ fn other_forms_of_a_signature_are_refused() {
     let mut flipped = good;
     flipped.0[64] = 55 - flipped.0[64];
     assert_ne!(flipped.recover(&digest), Ok(key().address()));
+}
+
+/// k256's own recovery, which verifies once more what follows from it.
+fn reference(signature: &Signature, digest: &Bytes32) -> Option<Address> {
+    use k256::ecdsa::{RecoveryId, VerifyingKey};
+    let recovery = RecoveryId::new(signature.0[64].checked_sub(27).filter(|odd| *odd < 2)? == 1, false);
+    let parts = k256::ecdsa::Signature::from_slice(&signature.0[..64]).ok()?;
+    let low = parts.normalize_s().is_none();
+    let key = VerifyingKey::recover_from_prehash(&digest.0, &parts, recovery).ok().filter(|_| low)?;
+    let hash = keccak256(&key.to_encoded_point(false).as_bytes()[1..]);
+    Some(Address(hash.0[12..].try_into().unwrap()))
+}
+
+proptest! {
+    /// Half of all numbers are the x of a point, and any such point with any low `s` is somebody's signature.
+    #[test]
+    fn recovery_is_that_of_k256(digest in any::<[u8; 32]>(), numbers in any::<[u8; 64]>(), v in 26..30u8, high in any::<bool>()) {
+        let mut bytes = [v; 65];
+        bytes[..64].copy_from_slice(&numbers);
+        bytes[32] &= if high { 0xff } else { 0x7f };
+        let (signature, digest) = (Signature(bytes), Bytes32(digest));
+        prop_assert_eq!(signature.recover(&digest).ok(), reference(&signature, &digest));
+    }
+
+    /// Checked together or one by one, it is the same.
+    #[test]
+    fn together_is_as_each(count in 0..40usize, change in any::<prop::sample::Index>(), bit in 0..776usize, damage in any::<bool>()) {
+        let mut signed: Vec<_> =
+            (0..count).map(|i| keccak256([i as u8])).map(|digest| (digest, key().sign(&digest))).collect();
+        if damage && count > 0 {
+            let (digest, signature) = &mut signed[change.index(count)];
+            match bit / 8 {
+                byte @ 0..32 => digest.0[byte] ^= 1 << (bit % 8),
+                byte => signature.0[byte - 32] ^= 1 << (bit % 8),
+            }
+        }
+        let author = key().address();
+        let each = signed.iter().all(|(digest, signature)| signature.recover(digest) == Ok(author));
+        prop_assert_eq!(signed_all(&author, &signed), each);
+        prop_assert_eq!(each, !damage || count == 0);
+    }
+}
+
+#[test]
+fn errors_that_cancel_out_do_not_hide_from_a_check_together() {
+    let digests: Vec<_> = (0..200u8).map(|i| keccak256([i])).collect();
+    let good: Vec<_> = digests.iter().map(|digest| (*digest, key().sign(digest))).collect();
+    let author = key().address();
+    assert!(signed_all(&author, &good));
+    assert!(signed_all(&author, &[good.clone(), good.clone()].concat()), "the same twice");
+    // Digests in turn: sums without weights would be the same.
+    let mut swapped = good.clone();
+    (swapped[7].0, swapped[8].0) = (swapped[8].0, swapped[7].0);
+    assert!(!signed_all(&author, &swapped));
+    // A pair of the points R and -R.
+    let mut negated = good.clone();
+    negated[9].1.0[64] = 55 - negated[9].1.0[64];
+    negated[10] = negated[9];
+    assert!(!signed_all(&author, &negated));
+    // Somebody else's, first, last and all.
+    let other = Key::from_bytes([8; 32]).unwrap();
+    for place in [0, 100, 199] {
+        let mut signed = good.clone();
+        signed[place].1 = other.sign(&signed[place].0);
+        assert!(!signed_all(&author, &signed));
+    }
+    assert!(!signed_all(&other.address(), &good));
+    assert!(signed_all(&author, &[]));
 }
 
 #[test]

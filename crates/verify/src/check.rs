@@ -1,6 +1,6 @@
 use assay_receipt::{
     Address, Audit, Bundle, Bytes32, Chain, Domain, GRAPH_ARITHMETIC, Level, Member, Members, Offer, Signed,
-    SignedChunk, Statement, Verdict, output_commitment, request_commitment,
+    SignedChunk, Statement, Verdict, output_commitment, request_commitment, signed_all,
 };
 use serde::{Deserialize, Serialize};
 
@@ -281,11 +281,13 @@ pub(crate) fn chunk_signatures(
     nonce: &Bytes32,
     worker: &Address,
 ) -> Result<String, String> {
-    let stranger = chunks.iter().find(|signed| signed.signer(domain, nonce) != Ok(*worker));
-    match stranger {
-        Some(signed) => Err(format!("chunk {} is not signed by {worker}", signed.chunk.index)),
-        None => Ok(format!("{} chunks are signed by the worker", chunks.len())),
+    let signed: Vec<_> = chunks.iter().map(|signed| (signed.hash(domain, nonce), signed.signature)).collect();
+    if signed_all(worker, &signed) {
+        return Ok(format!("{} chunks are signed by the worker", chunks.len()));
     }
+    let stranger = chunks.iter().find(|signed| signed.signer(domain, nonce) != Ok(*worker));
+    let index = stranger.map(|signed| signed.chunk.index).unwrap_or_default();
+    Err(format!("chunk {index} is not signed by {worker}"))
 }
 
 fn stream(bundle: &Bundle) -> Result<String, String> {

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use assay_receipt::{Address, AnyStatement, Bytes32, Domain};
+use assay_receipt::{Address, AnyStatement, Bytes32, Domain, signed_all};
 use serde::{Deserialize, Serialize};
 
 /// What the statements of one worker, taken together, show.
@@ -63,8 +63,10 @@ pub fn check_sequence(domain: &Domain, statements: &[AnyStatement]) -> Vec<Seque
 }
 
 fn of_one(domain: &Domain, worker: Address, statements: BTreeMap<Bytes32, &AnyStatement>) -> SequenceReport {
+    let all: Vec<_> = statements.iter().map(|(hash, statement)| (*hash, statement.signature())).collect();
+    let good = signed_all(&worker, &all);
     let (signed, unsigned): (Vec<_>, Vec<_>) =
-        statements.into_iter().partition(|(_, statement)| statement.is_by_author(domain));
+        statements.into_iter().partition(|(_, statement)| good || statement.is_by_author(domain));
     let mut places: BTreeMap<u64, Vec<(Bytes32, Bytes32)>> = BTreeMap::new();
     let mut by_previous: BTreeMap<Bytes32, Bytes32> = BTreeMap::new();
     let mut forks = Vec::new();

@@ -1,10 +1,9 @@
 //! Receipts as the settlement contract takes them: vouchers, and lines of a batch with their sum trees (docs/settlement.md).
 
-use assay_receipt::{Bytes32, Domain, Receipt, Signed, Typed, Voucher, keccak256, typed_data};
+use assay_receipt::{Bytes32, Domain, Receipt, Signed, Typed, Voucher, encode_data, keccak256, typed_data};
 use serde_json::{Value, json};
 
-use crate::abi::{AbiError, text};
-use crate::system::contract;
+use crate::abi::text;
 
 /// A receipt with the voucher that makes it payable.
 #[derive(Clone, Debug)]
@@ -28,10 +27,34 @@ impl Payable {
         })
     }
 
-    fn hash(&self) -> Result<[u8; 32], AbiError> {
-        let rules = contract("Rules").ok_or_else(|| AbiError::NoFunction("Rules".to_owned(), 0))?;
-        Ok(keccak256(rules.function("fault", 5)?.encode_input(4, &self.leaf())?).0)
+    /// Hash of the ABI's encoding of the leaf: the structs are there as a whole, the signatures by where they begin, and follow at the end.
+    fn hash(&self) -> [u8; 32] {
+        let receipt = encode_data(&self.receipt.statement);
+        let voucher = encode_data(&self.voucher.statement);
+        let head = receipt.len() + voucher.len() + 2 * WORD;
+        let mut bytes = Vec::with_capacity(WORD + head + 2 * SIGNATURE);
+        bytes.extend(word(WORD));
+        bytes.extend(receipt);
+        bytes.extend(word(head));
+        bytes.extend(voucher);
+        bytes.extend(word(head + SIGNATURE));
+        for signature in [&self.receipt.signature, &self.voucher.signature] {
+            bytes.extend(word(signature.0.len()));
+            bytes.extend(signature.0);
+            bytes.resize(bytes.len().next_multiple_of(WORD), 0);
+        }
+        keccak256(bytes).0
     }
+}
+
+/// Bytes of a word of the ABI, and of a signature with its length and the zeros that fill its last word.
+const WORD: usize = 32;
+const SIGNATURE: usize = 4 * WORD;
+
+fn word(number: usize) -> [u8; WORD] {
+    let mut word = [0; WORD];
+    word[WORD - 8..].copy_from_slice(&(number as u64).to_be_bytes());
+    word
 }
 
 type Node = ([u8; 32], u128);
@@ -56,12 +79,12 @@ pub struct Line {
 impl Line {
     /// Orders the receipts and builds their sum tree. All are of one payer, worker and model, with different nonces, and there is one
     /// at least.
-    pub fn new(mut receipts: Vec<Payable>) -> Result<Self, AbiError> {
+    pub fn new(mut receipts: Vec<Payable>) -> Self {
         receipts.sort_by_key(|payable| payable.voucher.statement.nonce.0);
         let mut level = Vec::with_capacity(receipts.len());
         for (index, payable) in (0..).zip(&receipts) {
             let price = payable.receipt.statement.price;
-            level.push((leaf(index, price, &payable.hash()?), price));
+            level.push((leaf(index, price, &payable.hash()), price));
         }
         let mut levels = vec![level];
         while let Some(level) = levels.last().filter(|level| level.len() > 1) {
@@ -73,7 +96,7 @@ impl Line {
             let above = above.collect();
             levels.push(above);
         }
-        Ok(Self { receipts, levels })
+        Self { receipts, levels }
     }
 
     /// Root of the sum tree; zero for a line without receipts.

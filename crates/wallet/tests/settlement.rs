@@ -171,7 +171,7 @@ fn a_batch_settles_and_every_receipt_of_it_can_be_opened() {
     let fault = |world: &World, payable: Payable| {
         let amount = json!(payable.receipt.statement.price.to_string());
         let leaf = payable.leaf();
-        let line = Line::new(vec![payable]).unwrap().json();
+        let line = Line::new(vec![payable]).json();
         let arguments = [text(worker.address()), json!(world.header.timestamp), line, amount, leaf];
         world.view("Rules", "fault", &arguments).unwrap()
     };
@@ -197,7 +197,7 @@ fn a_batch_settles_and_every_receipt_of_it_can_be_opened() {
 
     for (batch, nonces) in [(1, vec![1]), (2, vec![4, 2, 3]), (3, (10..17).collect())] {
         let count = nonces.len();
-        let line = Line::new(nonces.into_iter().map(good).collect()).unwrap();
+        let line = Line::new(nonces.into_iter().map(good).collect());
         let lines = json!([line.json()]);
         assert!(world.send(&operator, "Settlement", "submit", &[text(worker.address()), lines.clone()]));
         for index in 0..count {

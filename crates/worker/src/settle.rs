@@ -301,8 +301,7 @@ impl Settler<'_> {
             payable.sort_by_key(|one| one.payable.voucher.statement.nonce);
             let sequences: Vec<_> = payable.iter().map(|one| one.sequence).collect();
             let last = payable.last().map(|one| one.payable.voucher.statement.nonce);
-            let line =
-                Line::new(payable.into_iter().map(|one| one.payable).collect()).map_err(ClientError::from)?;
+            let line = Line::new(payable.into_iter().map(|one| one.payable).collect());
             kept.push((line.root(), sequences));
             lines.push(((payer, model), last, line));
         }
@@ -335,7 +334,7 @@ impl Settler<'_> {
 
     /// Why the contract would not pay a receipt.
     async fn fault(&self, one: &Payable) -> Result<Option<String>, Error> {
-        let line = Line::new(vec![one.clone()]).map_err(ClientError::from)?.json();
+        let line = Line::new(vec![one.clone()]).json();
         let price = one.receipt.statement.price.to_string();
         let arguments = [text(self.shared.address), json!(now_ms() / 1_000), line, json!(price), one.leaf()];
         let fault = self.settlement.chain.view("Rules", "fault", &arguments).await?;
@@ -383,7 +382,7 @@ impl Settler<'_> {
         let root =
             batch.lines[line]["root"].as_str().and_then(|root| root.parse().ok()).unwrap_or(Bytes32::ZERO);
         let receipts = self.shared.log.line(root).await?;
-        let opening = Line::new(receipts).map_err(ClientError::from)?.opening(line, index);
+        let opening = Line::new(receipts).opening(line, index);
         let missing = || Error::Log { fault: format!("it does not have line {line} of batch {id}") };
         let arguments = [json!(id), batch.lines.clone(), opening.ok_or_else(missing)?];
         self.settlement.chain.transact(&self.shared.key, "Settlement", "answer", &arguments).await?;

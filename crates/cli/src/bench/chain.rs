@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use assay_ledger::Validator;
 use assay_ledger::types::{U256, hex};
 use assay_node::node;
-use assay_receipt::{Bytes32, Domain, Key, Level, Member, Receipt, Signed, Voucher, keccak256};
+use assay_receipt::{Bytes32, Domain, Key, Level, Member, Receipt, Signed, Voucher, keccak256, signed_all};
 use assay_wallet::abi::text;
-use assay_wallet::client::{Call, Client, ClientError, Fees, address_of, sign};
+use assay_wallet::client::{Call, Client, Fees, address_of, sign};
 use assay_wallet::settlement::{Line, Payable};
 use serde_json::{Value, json};
 
@@ -328,7 +328,7 @@ impl Chain {
         })
         .concat();
         // The contract's own opinion of one of them.
-        let one = Line::new(payables[..1].to_vec()).map_err(ClientError::from)?.json();
+        let one = Line::new(payables[..1].to_vec()).json();
         let price = json!(PRICE.to_string());
         let arguments = [text(worker.address()), json!(members::now_s()), one, price, payables[0].leaf()];
         let fault = signer.chain.view("Rules", "fault", &arguments).await?;
@@ -338,7 +338,8 @@ impl Chain {
 
         let began = Instant::now();
         let good = parallel(&payables, |part| {
-            part.iter().all(|one| one.voucher.signer(&domain).is_ok_and(|signer| signer == payer.address()))
+            let signed = part.iter().map(|one| (one.voucher.hash(&domain), one.voucher.signature));
+            signed_all(&payer.address(), &signed.collect::<Vec<_>>())
         });
         let checked = began.elapsed();
         if good.contains(&false) {
@@ -347,8 +348,7 @@ impl Chain {
         let lines: Vec<_> = payables.chunks(LINE).collect();
         let lines =
             parallel(&lines, |part| part.iter().map(|line| Line::new(line.to_vec())).collect::<Vec<_>>());
-        let lines = lines.into_iter().flatten().collect::<std::result::Result<Vec<_>, _>>();
-        let lines = lines.map_err(ClientError::from)?;
+        let lines: Vec<_> = lines.into_iter().flatten().collect();
         let built = began.elapsed();
         let (mut gas, mut sent_batches) = (0, Vec::new());
         for batch in lines.chunks(LINES) {
