@@ -18,7 +18,8 @@ import {Addresses, System} from "./System.sol";
 /// @param commissionBps What the owner keeps of rewards, in hundredths of a per cent.
 /// @param commissionAt When the commission was last changed, in seconds since 1970.
 /// @param jailedUntil It has no seats before this time, in seconds since 1970; the largest value for ever.
-/// @param key Public key of its consensus messages.
+/// @param key Public key of its consensus messages (32 bytes), then where it is reached.
+/// @param tombstoned It was slashed for an equivocation: it stays in jail, and nothing is taken from it again.
 struct Validator {
     uint128 tokens;
     uint128 shares;
@@ -32,6 +33,15 @@ struct Validator {
     uint64 commissionAt;
     uint64 jailedUntil;
     bytes key;
+    bool tombstoned;
+}
+
+/// Whose a consensus key is.
+/// @param validator Owner address of the validator.
+/// @param until Since when its signatures do not count against the validator, in seconds since 1970; zero while it is in use.
+struct Holder {
+    address validator;
+    uint64 until;
 }
 
 /// What a delegator has with one validator.
@@ -104,7 +114,7 @@ contract Staking is System, Votes {
     error TooMany(uint256 limit);
     /// @notice Amounts are not zero, and not more than there is.
     error BadAmount(uint256 amount, uint256 available);
-    /// @notice A consensus key has 32 to 128 bytes and belongs to one validator.
+    /// @notice What is registered has 32 to 128 bytes, of which the first 32, the key, were never anybody's before.
     error BadKey();
     /// @notice The commission is above 100 %, or rises too fast.
     error BadCommission(uint256 bps);
@@ -121,6 +131,8 @@ contract Staking is System, Votes {
 
     /// @notice A validator joined.
     event ValidatorJoined(address indexed validator, bytes key, uint16 commissionBps);
+    /// @notice A validator has another consensus key, or is reached elsewhere, from the next election on.
+    event KeySet(address indexed validator, bytes key);
     /// @notice The commission of a validator is now the given one.
     event CommissionSet(address indexed validator, uint16 commissionBps);
     /// @notice OPG was bonded.
@@ -145,7 +157,7 @@ contract Staking is System, Votes {
     StakingParameters private _parameters;
     address[] private _list;
     mapping(address validator => Validator) private _validators;
-    mapping(bytes32 keyHash => address validator) private _keyOwner;
+    mapping(bytes32 key => Holder) private _holders;
     mapping(address validator => mapping(address delegator => Delegation)) private _delegations;
     mapping(address validator => mapping(address delegator => Leaving[])) private _leavings;
 
@@ -184,23 +196,45 @@ contract Staking is System, Votes {
     }
 
     /// @notice Makes the caller a validator.
-    /// @param key Public key of its consensus messages, 32 to 128 bytes.
+    /// @param key Public key of its consensus messages (32 bytes), then where it is reached, together at most 128 bytes.
     /// @param commissionBps What it keeps of rewards.
     /// @param amount Its own stake, at least `leastSelf`, which it must have approved.
     function join(bytes calldata key, uint16 commissionBps, uint128 amount) external newWork {
         if (_validators[msg.sender].key.length != 0) revert AlreadyValidator(msg.sender);
         if (_list.length >= VALIDATORS) revert TooMany(VALIDATORS);
-        bytes32 keyHash = keccak256(key);
-        if (key.length < 32 || key.length > 128 || _keyOwner[keyHash] != address(0)) revert BadKey();
+        _hold(key);
         if (commissionBps > BPS) revert BadCommission(commissionBps);
         if (amount < _parameters.leastSelf) revert SelfStakeTooLow(amount, _parameters.leastSelf);
-        _keyOwner[keyHash] = msg.sender;
         _list.push(msg.sender);
         Validator storage v = _validators[msg.sender];
         (v.key, v.commissionBps, v.commissionAt, v.index) =
             (key, commissionBps, uint64(block.timestamp), rewardIndex);
         emit ValidatorJoined(msg.sender, key, commissionBps);
         _delegateTo(msg.sender, amount);
+    }
+
+    /// @notice Replaces the caller's consensus key, or says where else it is reached, from the next election on. What the old key
+    /// signed counts against the validator for as long as its stake could take to leave; then nobody can use the key any more.
+    /// @param key As in `join`.
+    function setKey(bytes calldata key) external {
+        Validator storage v = _validator(msg.sender);
+        bytes memory before = v.key;
+        bytes32 old = bytes32(before);
+        if (bytes32(key) != old) {
+            _hold(key);
+            _holders[old].until = uint64(block.timestamp) + _parameters.unbonding;
+        } else if (key.length < 32 || key.length > 128) {
+            revert BadKey();
+        }
+        v.key = key;
+        emit KeySet(msg.sender, key);
+    }
+
+    /// Makes a key that nobody ever had the caller's.
+    function _hold(bytes calldata key) private {
+        bytes32 head = bytes32(key);
+        if (key.length < 32 || key.length > 128 || _holders[head].validator != address(0)) revert BadKey();
+        _holders[head].validator = msg.sender;
     }
 
     /// @notice Changes the caller's commission: down at any time, up by `COMMISSION_STEP` every `COMMISSION_REST`.
@@ -327,19 +361,21 @@ contract Staking is System, Votes {
         OPG.transferFrom(msg.sender, address(this), amount);
     }
 
-    /// @notice Slashes and jails a validator for ever, because it signed two histories. The node's consensus only.
-    /// What was jailed for ever before is left alone.
+    /// @notice Slashes and jails a validator for ever, because it signed two histories, also one that was removed: a slash reaches
+    /// what is still leaving. The node's consensus only. Who was slashed for it before is left alone.
     function equivocated(address validator) external {
         Validator storage v = _fault(validator);
-        if (v.jailedUntil == type(uint64).max) return;
+        if (v.tombstoned) return;
+        v.tombstoned = true;
         _slash(validator, v, _parameters.equivocationBps, true);
         _jail(validator, v, type(uint64).max);
     }
 
-    /// @notice Slashes and jails a validator for a while, because it was absent. The node's consensus only.
+    /// @notice Slashes and jails a validator for a while, because it was absent. The node's consensus only. Who is in jail, where nobody
+    /// has seats to be absent from, is left alone.
     function absent(address validator) external {
         Validator storage v = _fault(validator);
-        if (v.jailedUntil == type(uint64).max) return;
+        if (_jailed(v)) return;
         _slash(validator, v, _parameters.downtimeBps, false);
         _jail(validator, v, uint64(block.timestamp) + _parameters.downtimeJail);
     }
@@ -357,12 +393,13 @@ contract Staking is System, Votes {
         emit Unjailed(msg.sender);
     }
 
-    /// @notice Removes a validator whose owner has no stake left in it, from the list and from the committee. Anybody may.
+    /// @notice Removes a validator whose owner has too little stake in it, or which is in jail for an equivocation, from the list and
+    /// from the committee. Anybody may.
     /// Its delegators can still take their OPG out.
     function remove(address validator) external {
         Validator storage v = _validator(validator);
         uint256 own = stakeOf(validator, validator);
-        if (own >= _parameters.leastSelf) revert BadAmount(own, _parameters.leastSelf);
+        if (own >= _parameters.leastSelf && !v.tombstoned) revert BadAmount(own, _parameters.leastSelf);
         for (uint256 i; i < _list.length; ++i) {
             if (_list[i] == validator) {
                 _list[i] = _list[_list.length - 1];
@@ -436,6 +473,12 @@ contract Staking is System, Votes {
     /// @notice A validator.
     function validatorOf(address validator) external view returns (Validator memory) {
         return _validators[validator];
+    }
+
+    /// @notice Owner address of the validator against which signatures of a consensus key count; zero when there is none, or no more.
+    function holderOf(bytes32 key) external view returns (address) {
+        Holder memory h = _holders[key];
+        return h.until == 0 || block.timestamp < h.until ? h.validator : address(0);
     }
 
     /// @notice A delegation.

@@ -15,7 +15,7 @@ contract StakingTest is Deployment {
 
     function join(address who, uint128 amount, uint16 commission) internal {
         vm.prank(who);
-        staking.join(abi.encode("key", who), commission, amount);
+        staking.join(abi.encode(who), commission, amount);
     }
 
     function stake(address who, address validator, uint128 amount) internal {
@@ -39,15 +39,15 @@ contract StakingTest is Deployment {
         vm.expectRevert(Staking.BadKey.selector);
         staking.join("short", 0, 1_000 ether);
         vm.expectRevert(Staking.BadKey.selector);
-        staking.join(abi.encode("key", alice), 0, 1_000 ether);
+        staking.join(abi.encode(alice), 0, 1_000 ether);
         vm.expectPartialRevert(Staking.BadCommission.selector);
-        staking.join(abi.encode("key", bob), 10_001, 1_000 ether);
+        staking.join(abi.encode(bob), 10_001, 1_000 ether);
         vm.expectPartialRevert(Staking.SelfStakeTooLow.selector);
-        staking.join(abi.encode("key", bob), 0, 999 ether);
+        staking.join(abi.encode(bob), 0, 999 ether);
         vm.stopPrank();
         vm.prank(alice);
         vm.expectRevert(abi.encodeWithSelector(Staking.AlreadyValidator.selector, alice));
-        staking.join(abi.encode("key", bob), 0, 1_000 ether);
+        staking.join(abi.encode(bob), 0, 1_000 ether);
         for (uint256 i = 1; i < 128; ++i) {
             address who = address(uint160(0x1000 + i));
             vm.prank(dave);
@@ -58,7 +58,7 @@ contract StakingTest is Deployment {
         }
         vm.prank(bob);
         vm.expectRevert(abi.encodeWithSelector(Staking.TooMany.selector, 128));
-        staking.join(abi.encode("key", bob), 0, 1_000 ether);
+        staking.join(abi.encode(bob), 0, 1_000 ether);
         uint256 gas = gasleft();
         staking.committee();
         log("committee of 128 validators", gas - gasleft());
@@ -146,6 +146,106 @@ contract StakingTest is Deployment {
         staking.unjail();
         (address[] memory seated,,) = staking.committee();
         assertEq(seated.length, 0, "no seats");
+    }
+
+    function test_who_was_removed_is_still_slashed_for_what_is_leaving() public {
+        stake(bob, alice, 2_000 ether);
+        unstake(bob, alice, 1_000 ether);
+        unstake(alice, alice, 2_000 ether);
+        staking.remove(alice);
+        assertEq(staking.validatorOf(alice).jailedUntil, type(uint64).max, "out");
+        // An absence costs nothing: it has no seats.
+        fault(false, alice);
+        assertEq(uint256(staking.validatorOf(alice).tokens), 1_000 ether, "untouched");
+        uint256 supply = opg.totalSupply();
+        fault(true, alice);
+        assertEq(supply - opg.totalSupply(), 200 ether, "burnt");
+        fault(true, alice);
+        assertEq(supply - opg.totalSupply(), 200 ether, "once");
+        vm.warp(block.timestamp + 21 days);
+        vm.prank(alice);
+        assertEq(staking.withdraw(alice), 1_900 ether, "alice");
+        vm.prank(bob);
+        assertEq(staking.withdraw(alice), 950 ether, "bob");
+        assertEq(staking.stakeOf(alice, bob), 950 ether, "bob's bonded");
+        assertEq(uint256(staking.bonded()), 0, "nobody is bonded");
+    }
+
+    function test_who_was_slashed_for_an_equivocation_can_be_removed() public {
+        fault(true, alice);
+        assertTrue(staking.validatorOf(alice).tombstoned, "tombstoned");
+        staking.remove(alice);
+        assertEq(staking.validatorCount(), 0, "removed");
+        unstake(alice, alice, 2_000 ether);
+        vm.warp(block.timestamp + 21 days);
+        vm.prank(alice);
+        assertEq(staking.withdraw(alice), 1_900 ether, "the rest is hers");
+    }
+
+    function test_an_absence_in_jail_costs_nothing_more() public {
+        fault(false, alice);
+        uint256 left = staking.validatorOf(alice).tokens;
+        uint64 until = staking.validatorOf(alice).jailedUntil;
+        vm.warp(block.timestamp + 5 minutes);
+        fault(false, alice);
+        assertEq(staking.validatorOf(alice).tokens, left, "stake");
+        assertEq(staking.validatorOf(alice).jailedUntil, until, "jail");
+        // But an equivocation does.
+        fault(true, alice);
+        assertTrue(staking.validatorOf(alice).tokens < left, "slashed");
+        vm.warp(block.timestamp + 10 minutes);
+        vm.prank(alice);
+        vm.expectPartialRevert(Staking.NotYet.selector);
+        staking.unjail();
+    }
+
+    function test_a_key_is_replaced_and_counts_until_stake_could_have_left() public {
+        bytes memory next = abi.encodePacked(keccak256("next"), "192.0.2.1:8640");
+        bytes32 old = bytes32(abi.encode(alice));
+        assertEq(staking.holderOf(old), alice, "old");
+        assertEq(staking.holderOf(keccak256("next")), address(0), "nobody's yet");
+        vm.prank(alice);
+        staking.setKey(next);
+        (, bytes[] memory keys,) = staking.committee();
+        assertEq(keccak256(keys[0]), keccak256(next), "elected with the new key");
+        assertEq(staking.holderOf(keccak256("next")), alice, "new");
+        vm.warp(block.timestamp + 21 days - 1);
+        assertEq(staking.holderOf(old), alice, "old, before the delay is over");
+        vm.warp(block.timestamp + 1);
+        assertEq(staking.holderOf(old), address(0), "old, after it");
+        assertEq(staking.holderOf(keccak256("next")), alice, "new");
+        // The old one is nobody's for ever, not even hers.
+        vm.prank(alice);
+        vm.expectRevert(Staking.BadKey.selector);
+        staking.setKey(abi.encode(alice));
+        vm.prank(bob);
+        vm.expectRevert(Staking.BadKey.selector);
+        staking.join(abi.encode(alice), 0, 1_000 ether);
+    }
+
+    function test_an_endpoint_changes_without_the_key() public {
+        vm.prank(alice);
+        staking.setKey(abi.encodePacked(abi.encode(alice), "192.0.2.1:8640"));
+        assertEq(staking.validatorOf(alice).key.length, 46, "registered");
+        vm.warp(block.timestamp + 22 days);
+        assertEq(staking.holderOf(bytes32(abi.encode(alice))), alice, "still hers");
+    }
+
+    function test_a_key_that_is_none_or_not_free_is_refused() public {
+        join(bob, 1_000 ether, 0);
+        bytes[4] memory wrong =
+            [bytes("short"), new bytes(129), abi.encode(bob), abi.encodePacked(abi.encode(bob), "192.0.2.1:8640")];
+        for (uint256 i; i < wrong.length; ++i) {
+            vm.prank(alice);
+            vm.expectRevert(Staking.BadKey.selector);
+            staking.setKey(wrong[i]);
+        }
+        vm.prank(alice);
+        vm.expectRevert(Staking.BadKey.selector);
+        staking.setKey(abi.encodePacked(abi.encode(alice), new bytes(97)));
+        vm.prank(carol);
+        vm.expectRevert(abi.encodeWithSelector(Staking.UnknownValidator.selector, carol));
+        staking.setKey(abi.encode(carol));
     }
 
     function test_who_bonds_after_a_slash_does_not_pay_for_it() public {
@@ -254,7 +354,7 @@ contract StakingTest is Deployment {
         vm.expectPartialRevert(System.Paused.selector);
         staking.delegateStake(alice, 1);
         vm.expectPartialRevert(System.Paused.selector);
-        staking.join(abi.encode("key", bob), 0, 1_000 ether);
+        staking.join(abi.encode(bob), 0, 1_000 ether);
         staking.undelegateStake(alice, 500 ether);
         vm.warp(block.timestamp + 21 days);
         staking.withdraw(alice);

@@ -3,7 +3,7 @@
 use assay_ledger::EVIDENCE;
 use assay_ledger::types::{Address, U256, hex};
 use assay_receipt::Key;
-use assay_wallet::abi::{self, text};
+use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
 use assay_wallet::client::{Call, ClientError, Included, address_of};
 use clap::Args;
@@ -309,32 +309,25 @@ pub(crate) async fn claim(args: ClaimArgs, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sends each piece of evidence that the node has against a validator which is not yet out for ever.
+/// Sends each piece of evidence that the node has against a validator which was not yet punished.
 pub(crate) async fn slash(args: SignerArgs, json: bool) -> Result<()> {
     let signer = args.open()?;
     let (chain, mut done) = (&signer.chain, Vec::new());
     let evidence = chain.client.request("assay_getEvidence", json!([])).await?;
-    let validators = chain.number("Staking", "validatorCount", &[]).await?.saturating_to::<u64>();
     for piece in evidence.as_array().into_iter().flatten() {
-        let (key, votes) =
-            (piece["key"].as_str().unwrap_or_default(), piece["votes"].as_str().unwrap_or_default());
-        for index in 0..validators {
-            let validator = chain.view("Staking", "validatorAt", &[json!(index)]).await?;
-            let validator =
-                validator.as_str().and_then(|text| text.parse::<Address>().ok()).unwrap_or_default();
-            let known = chain.view("Staking", "validatorOf", &[text(validator)]).await?;
-            // Several may have registered one key; whoever is out for ever was punished before.
-            let out = abi::number(&known["jailedUntil"]) == Some(U256::from(u64::MAX));
-            if out || !known["key"].as_str().is_some_and(|registered| registered.starts_with(key)) {
-                continue;
-            }
-            let votes =
-                hex::decode(votes).map_err(|error| Error::said(format!("the node's evidence: {error}")))?;
-            let data = [validator.as_slice(), &votes].concat();
-            let call = Call { to: Some(EVIDENCE), value: U256::ZERO, data };
-            let sent = chain.client.transact(signer.key(), &call).await?;
-            done.push((validator, sent));
+        let validator = chain.view("Staking", "holderOf", std::slice::from_ref(&piece["key"])).await?;
+        let validator = validator.as_str().and_then(|text| text.parse::<Address>().ok()).unwrap_or_default();
+        let known = chain.view("Staking", "validatorOf", &[text(validator)]).await?;
+        // Nobody's, or not any more; or it was punished before.
+        if validator.is_zero() || known["tombstoned"] == json!(true) {
+            continue;
         }
+        let field = |name: &str| hex::decode(piece[name].as_str().unwrap_or_default());
+        let data = field("key").and_then(|key| Ok([key, field("votes")?].concat()));
+        let data = data.map_err(|error| Error::said(format!("the node's evidence: {error}")))?;
+        let call = Call { to: Some(EVIDENCE), value: U256::ZERO, data };
+        let sent = chain.client.transact(signer.key(), &call).await?;
+        done.push((validator, sent));
     }
     if json {
         let rows = done.iter().map(|(validator, sent)| {

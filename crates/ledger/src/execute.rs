@@ -19,7 +19,7 @@ use revm::{ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
 
 use crate::block::{Block, BlockError, MAX_BLOCK_BYTES};
 use crate::committee::{COMMITTEE_ADDRESS, elect};
-use crate::evidence::{EVIDENCE, punish};
+use crate::evidence::{convicts, is_evidence, is_free, punish};
 use crate::state::{AccountChange, Overrides, State, assume, changes};
 use crate::{Receipt, Transaction};
 
@@ -213,11 +213,18 @@ impl<'a> Executor<'a> {
         if transaction.chain_id().is_none() {
             return Err("only replay-protected (EIP-155) transactions allowed".to_owned());
         }
-        let result = self.evm.transact_commit(transaction.env()).map_err(|error| sentence(&error))?;
+        let free = is_free(&transaction);
+        if free && !convicts(&self.rules, &mut self.evm, transaction.input()) {
+            return Err("only evidence that convicts somebody comes without a fee".to_owned());
+        }
+        self.evm.ctx.cfg.disable_base_fee = free;
+        let result = self.evm.transact_commit(transaction.env());
+        self.evm.ctx.cfg.disable_base_fee = false;
+        let result = result.map_err(|error| sentence(&error))?;
         self.bytes = bytes;
         self.header.gas_used += result.tx_gas_used();
         let (mut success, mut logs) = (result.is_success(), result.into_logs());
-        if transaction.to() == Some(EVIDENCE) && transaction.value().is_zero() {
+        if is_evidence(&transaction) {
             let done = punish(&self.rules, &mut self.evm, transaction.input());
             success = done.is_some();
             logs.extend(done.into_iter().flatten());

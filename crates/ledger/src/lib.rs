@@ -43,7 +43,7 @@ pub use alloy_eips::eip1559::BaseFeeParams;
 pub use alloy_primitives as types;
 pub use block::{Block, BlockError, MAX_BLOCK_BYTES};
 pub use committee::{COMMITTEE_ADDRESS, Committee, MAX_MEMBERS, MAX_SEATS, Member};
-pub use evidence::{EVIDENCE, contradicts};
+pub use evidence::{EVIDENCE, bring, contradicts};
 pub use execute::{
     Attributes, Executed, Failure, LEAST_GAS, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
 };

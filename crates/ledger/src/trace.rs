@@ -11,6 +11,7 @@ use revm::interpreter::{
 };
 use revm::{InspectCommitEvm, Inspector, MainBuilder};
 
+use crate::evidence::is_free;
 use crate::execute::{Executor, Outcome, config, context, environment, machine, outcome};
 use crate::{Attributes, Block, Header, Rules, State};
 
@@ -77,7 +78,9 @@ where
         executor.push(transaction.clone()).ok()?;
     }
     let db = executor.evm.ctx.journaled_state.database;
-    let evm = context(config(rules), environment(&block.header), db).build_mainnet_with_inspector(inspector);
+    let mut cfg = config(rules);
+    cfg.disable_base_fee = is_free(asked);
+    let evm = context(cfg, environment(&block.header), db).build_mainnet_with_inspector(inspector);
     let mut evm = machine(evm);
     Some(outcome(evm.inspect_tx_commit(asked.env()).ok()?))
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use assay_ledger::types::{Address, B256, hex};
 use assay_ledger::{
     Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError,
-    LEAST_GAS, Pool, PoolError, PoolLimits, Rules, State, Transaction, build, verify,
+    LEAST_GAS, Pool, PoolError, PoolLimits, Rules, State, Transaction, bring, build, verify,
 };
 use thiserror::Error;
 use tokio::sync::{Notify, broadcast};
@@ -214,8 +214,13 @@ impl Chain {
         let header = &parent.block.header;
         // Twice what a block can hold, since some may not fit.
         let most = (self.rules.gas_limit / LEAST_GAS) as usize;
-        let candidates: Vec<_> =
+        let pooled: Vec<_> =
             self.pool(|pool| pool.best(&parent.state, next_base_fee(&parent)).take(2 * most).collect());
+        // What this node has seen of contradictions. Who was convicted before is left out, as is all that cannot be executed.
+        let evidence = self.history.evidence()?;
+        let evidence =
+            evidence.iter().filter_map(|(key, votes)| bring(&self.rules, &parent.state, key, votes));
+        let candidates = evidence.chain(pooled);
         let attributes = Attributes { timestamp: now.max(header.timestamp), beneficiary };
         let executed = build(&self.rules, header, &parent.state, &attributes, candidates);
         let block = executed.block.clone();

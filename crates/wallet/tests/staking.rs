@@ -4,8 +4,8 @@
 
 use assay_ledger::types::{Address, B256, U256};
 use assay_ledger::{
-    Attributes, Committee, EVIDENCE, Header, Message, Overrides, Rules, State, Transaction, TxReceipt as _,
-    build, contradicts, simulate,
+    Attributes, Block, BlockError, Committee, EVIDENCE, Header, Message, Overrides, Rules, State,
+    Transaction, TxReceipt as _, bring, build, contradicts, simulate,
 };
 use assay_receipt::Key;
 use assay_wallet::abi::text;
@@ -93,7 +93,12 @@ impl World {
     }
 
     fn block(&mut self, transactions: Vec<Transaction>) -> Vec<assay_ledger::Receipt> {
-        let attributes = Attributes { timestamp: self.header.timestamp + 10, beneficiary: Address::ZERO };
+        self.block_after(10, transactions)
+    }
+
+    fn block_after(&mut self, seconds: u64, transactions: Vec<Transaction>) -> Vec<assay_ledger::Receipt> {
+        let attributes =
+            Attributes { timestamp: self.header.timestamp + seconds, beneficiary: Address::ZERO };
         let count = transactions.len();
         let done = build(&self.rules, &self.header, &self.state, &attributes, transactions);
         assert_eq!(done.receipts.len(), count, "a transaction got into no block");
@@ -116,11 +121,20 @@ impl World {
         assert!(self.submit(key, &call).status(), "{name}.{function} failed");
     }
 
-    /// Evidence against a validator; how many logs came of it, or `None` where it was refused.
-    fn accuse(&mut self, by: &Key, validator: Address, votes: &[u8]) -> Option<usize> {
-        let data = [validator.as_slice(), votes].concat();
+    /// Evidence against a key; how many logs came of it, or `None` where it was refused.
+    fn accuse(&mut self, by: &Key, accused: &Consensus, votes: &[u8]) -> Option<usize> {
+        let data = [accused.public().as_slice(), votes].concat();
         let receipt = self.submit(by, &Call { to: Some(EVIDENCE), value: U256::ZERO, data });
         receipt.status().then_some(receipt.logs.len())
+    }
+
+    /// A block that says of itself that it has these transactions, and what everybody else says of it.
+    fn refused(&self, transaction: &Transaction) -> bool {
+        let attributes = Attributes { timestamp: self.header.timestamp + 10, beneficiary: Address::ZERO };
+        let built = build(&self.rules, &self.header, &self.state, &attributes, [transaction.clone()]);
+        let block = Block::new((*built.block.header).clone(), vec![transaction.clone()]);
+        let verdict = assay_ledger::verify(&self.rules, &self.header, &self.state, &block);
+        built.receipts.is_empty() && matches!(verdict, Err(BlockError::Unexecutable(0, _)))
     }
 
     fn view(&self, function: &str, arguments: &[Value]) -> Value {
@@ -256,27 +270,134 @@ fn two_faces_cost_the_stake_and_the_seats_on_evidence_alone() {
     ];
     let before = world.view("bonded", &[]);
     for votes in &refused {
-        assert_eq!(world.accuse(&bob, accused, votes), None);
+        assert_eq!(world.accuse(&bob, &liar, votes), None);
+        let free = bring(&world.rules, &world.state, &liar.public(), votes).unwrap();
+        assert!(world.refused(&free), "what does not hold is in no block without a fee");
     }
-    assert_eq!(world.accuse(&bob, innocent, &good[0]), None, "another validator");
-    assert_eq!(world.accuse(&bob, Address::repeat_byte(1), &good[0]), None, "nobody's address");
+    assert_eq!(world.accuse(&bob, &honest, &good[0]), None, "another validator");
+    let stranger = Consensus::new(13);
+    let strange = votes(
+        0,
+        stranger.vote(&genesis, notarize, (1, 5), Some(1)),
+        stranger.vote(&genesis, notarize, (1, 5), Some(2)),
+    );
+    assert!(contradicts(&genesis, &stranger.public(), &strange));
+    assert_eq!(world.accuse(&bob, &stranger, &strange), None, "nobody's key");
+    assert!(world.refused(&bring(&world.rules, &world.state, &stranger.public(), &strange).unwrap()));
     assert_eq!(world.view("bonded", &[]), before);
     // No key of a person can do it without evidence.
     let call = world.system.prepare("Staking", "equivocated", &[text(accused)]).unwrap();
     assert!(!world.submit(&bob, &call).status());
 
     // Slashed, burnt, jailed.
-    assert_eq!(world.accuse(&bob, accused, &good[2]), Some(3));
+    assert_eq!(world.accuse(&bob, &liar, &good[2]), Some(3));
     let left = world.view("validatorOf", &[text(accused)]);
     assert_ne!(left["tokens"], json!((2_000 * OPG).to_string()));
     assert_eq!(world.view("bonded", &[]), json!((2_000 * OPG).to_string()));
     assert_eq!(world.view("validatorOf", &[text(innocent)])["tokens"], json!((2_000 * OPG).to_string()));
     // Neither the same evidence nor any other counts again.
     for votes in &good {
-        assert_eq!(world.accuse(&bob, accused, votes), None);
+        assert_eq!(world.accuse(&bob, &liar, votes), None);
+        assert!(world.refused(&bring(&world.rules, &world.state, &liar.public(), votes).unwrap()));
     }
     assert_eq!(world.view("validatorOf", &[text(accused)]), left);
     // From the next epoch on it has no seat.
     let committee = world.next_epoch();
     assert_eq!(committee.iter().map(|member| member.0).collect::<Vec<_>>(), [honest.public()]);
+}
+
+/// A vote for each of two blocks in one view.
+fn two_faces(genesis: &B256, liar: &Consensus) -> Vec<u8> {
+    let vote = |payload| liar.vote(genesis, "_NOTARIZE", (1, 5), Some(payload));
+    [vec![0], vote(1), vote(2)].concat()
+}
+
+#[test]
+fn a_proposer_brings_evidence_without_an_account_and_nobody_else_gets_anything_free() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let liar = Consensus::new(11);
+    world.join(&ada, &liar, "", 2_000 * OPG);
+    let votes = two_faces(&world.rules.genesis, &liar);
+    let free = bring(&world.rules, &world.state, &liar.public(), &votes).unwrap();
+    assert_eq!(bring(&world.rules, &world.state, &liar.public(), &votes).unwrap().hash(), free.hash());
+    assert!(world.state.balance(&free.sender()).is_zero());
+    // Whoever signs may do it, but with nothing beside: no value, no more gas than it needs, nothing else to call, some fee or none.
+    let data = [liar.public().as_slice(), &votes].concat();
+    let signed = |to, value: u64, gas, most, data: &[u8]| {
+        let call = Call { to: Some(to), value: U256::from(value), data: data.to_vec() };
+        let nonce = world.state.nonce(&address_of(&bob));
+        let bytes = sign(&bob, world.rules.chain_id, nonce, gas, Fees { most, tip: 0 }, &call);
+        Transaction::decode(&bytes).unwrap()
+    };
+    assert!(!world.refused(&signed(EVIDENCE, 0, 100_000, 0, &data)));
+    for (to, value, gas, most) in [
+        (EVIDENCE, 1, 100_000, 0),
+        (EVIDENCE, 0, 100_001, 0),
+        (EVIDENCE, 0, 100_000, 1),
+        (Address::repeat_byte(1), 0, 100_000, 0),
+    ] {
+        assert!(world.refused(&signed(to, value, gas, most, &data)), "{to} {value} {gas} {most}");
+    }
+    for wrong in [&data[..31], &data[..data.len() - 1], &[]] {
+        assert!(world.refused(&signed(EVIDENCE, 0, 100_000, 0, wrong)));
+    }
+
+    let before = world.state.balance(&Address::ZERO);
+    let receipt = world.block(vec![free.clone()]).remove(0);
+    assert!(receipt.status() && receipt.logs.len() == 3, "{receipt:?}");
+    assert_eq!(world.state.balance(&Address::ZERO), before, "nobody got a fee");
+    assert_eq!(world.view("validatorOf", &[text(address_of(&ada))])["tombstoned"], json!(true));
+    // Once, also where somebody signs it anew, and where the account's number has gone on.
+    assert!(world.refused(&free));
+    assert!(world.refused(&bring(&world.rules, &world.state, &liar.public(), &votes).unwrap()));
+}
+
+#[test]
+fn a_key_is_replaced_at_the_next_election_and_counts_until_stake_could_have_left() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let (old, new, other) = (Consensus::new(11), Consensus::new(12), Consensus::new(13));
+    world.join(&ada, &old, "192.0.2.1:8640", 2_000 * OPG);
+    world.join(&bob, &other, "", 2_000 * OPG);
+    world.next_epoch();
+    let registered =
+        |consensus: &Consensus| json!(format!("0x{}", assay_ledger::types::hex::encode(consensus.public())));
+    // Somebody else's is refused.
+    let call = world.system.prepare("Staking", "setKey", &[registered(&other)]).unwrap();
+    assert!(!world.submit(&ada, &call).status());
+    for who in [&ada, &bob] {
+        let next = if who.address() == ada.address() { &new } else { &Consensus::new(14) };
+        world.send(who, "Staking", "setKey", &[registered(next)]);
+    }
+    let keys = |members: Vec<([u8; 32], u32, String)>| members.into_iter().map(|m| m.0).collect::<Vec<_>>();
+    let seated: Vec<_> =
+        Committee::of(&world.state).unwrap().members.iter().map(|member| member.key).collect();
+    assert!(
+        seated.contains(&old.public()) && !seated.contains(&new.public()),
+        "in the middle of an epoch nothing changes"
+    );
+    let seated = keys(world.next_epoch());
+    assert!(!seated.contains(&old.public()) && seated.contains(&new.public()));
+    // What the old key signed still counts, until the delay of withdrawals is over.
+    let genesis = world.rules.genesis;
+    assert_eq!(world.accuse(&bob, &old, &two_faces(&genesis, &old)), Some(3));
+    assert_eq!(world.view("validatorOf", &[text(address_of(&ada))])["tombstoned"], json!(true));
+    world.block_after(21 * 24 * 3600, Vec::new());
+    assert_eq!(world.accuse(&ada, &other, &two_faces(&genesis, &other)), None, "too late");
+    assert_eq!(world.accuse(&ada, &Consensus::new(14), &two_faces(&genesis, &Consensus::new(14))), Some(3));
+}
+
+#[test]
+fn who_was_removed_pays_with_what_is_leaving() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let liar = Consensus::new(11);
+    world.join(&ada, &liar, "", 2_000 * OPG);
+    let me = text(address_of(&ada));
+    world.send(&ada, "Staking", "undelegateStake", &[me.clone(), json!((2_000 * OPG).to_string())]);
+    world.send(&bob, "Staking", "remove", std::slice::from_ref(&me));
+    let genesis = world.rules.genesis;
+    assert_eq!(world.accuse(&bob, &liar, &two_faces(&genesis, &liar)), Some(3));
+    assert_eq!(world.view("validatorOf", &[me])["leavingTokens"], json!((1_900 * OPG).to_string()));
 }

@@ -404,7 +404,7 @@ impl<R> Repeater<R> {
         if !contradicts(&self.chain.genesis().hash(), &key, &votes) {
             return;
         }
-        warn!(key = %hex::encode(key), "a validator contradicted itself; `assay slash` brings the evidence to the chain");
+        warn!(key = %hex::encode(key), "a validator contradicted itself; this node's next block will have the evidence");
         if let Err(error) = self.chain.history().keep_evidence(&key, &votes) {
             error!(%error, "evidence could not be kept");
         }

@@ -214,7 +214,7 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         let headers = headers.collect::<Result<Vec<_>, Fault>>()?;
         Ok(json!({"headers": headers, "finalization": history.finalization(last)?.map(data)}))
     }),
-    // Against validators that contradicted themselves: what a transaction to the ledger's address for evidence carries after the validator.
+    // Against validators that contradicted themselves: what a transaction to the ledger's address for evidence carries.
     ("assay_getEvidence", |rpc, _| {
         let found = rpc.chain.history().evidence()?;
         Ok(found.iter().map(|(key, votes)| json!({"key": data(key), "votes": data(votes)})).collect())
