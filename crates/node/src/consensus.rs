@@ -691,7 +691,8 @@ where
                     seats: scheme.seats().clone(),
                     votes: repeats,
                 },
-                track_historical_votes: false,
+                // A second vote may come late, when the first has long been counted. It is evidence all the same.
+                track_historical_votes: true,
                 strategy: Sequential,
                 partition: self.journal(epoch),
                 mailbox_size: MAILBOX,

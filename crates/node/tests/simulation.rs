@@ -1,5 +1,5 @@
-//! Validators in a simulated network, with crashes, partitions, lossy links and elections: never two finalized histories, the same
-//! state everywhere, and progress after healing. Every run follows from its seed. `ASSAY_SEEDS=1000 cargo test --release -p assay-node --test
+//! Validators in a simulated network, with crashes, partitions, lossy links, elections and cheaters: never two finalized histories, the same
+//! state everywhere, progress after healing, and stake lost by who cheated alone. Every run follows from its seed. `ASSAY_SEEDS=1000 cargo test --release -p assay-node --test
 //! simulation` tries many.
 #![allow(clippy::unwrap_used)]
 
@@ -9,26 +9,31 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_ledger::types::{Address, TxKind, U256};
-use assay_ledger::{Committee, Genesis, PoolLimits, Transaction};
+use assay_ledger::types::{Address, TxKind, U256, hex};
+use assay_ledger::{
+    Committee, EVIDENCE, Genesis, Message, Overrides, PoolLimits, Transaction, TxReceipt as _,
+    simulate as call,
+};
 use assay_node::chain::{Chain, ChainError, Origin};
 use assay_node::consensus::{
-    CHANNELS, End, Pace, Participation, check_finalization, largest_message, peers, quota, start,
+    CHANNELS, Channels, End, Pace, Participation, check_finalization, largest_message, peers, quota, start,
 };
 use assay_node::follow::{FollowError, MAX_BLOCKS, Proven, Source, accept, follow, forward};
 use assay_node::history::History;
 use assay_verify::finality::LightClient;
+use assay_wallet::abi::text;
+use assay_wallet::system::{Description, System, contract};
 use common::{STAKING, Wallet, elected, with_election};
 use commonware_codec::Encode;
 use commonware_cryptography::Signer;
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
-use commonware_p2p::Manager;
-use commonware_p2p::simulated::{self, Link, Network, Oracle};
+use commonware_p2p::simulated::{self, Link, Network, Oracle, SplitOrigin, SplitTarget};
+use commonware_p2p::{Manager, Receiver, Recipients, Sender};
 use commonware_runtime::deterministic::{self, Context};
 use commonware_runtime::{Clock, Handle, Runner, Spawner, Supervisor};
 use commonware_utils::ordered::Set;
 use commonware_utils::{NZUsize, Probability};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// In the committee from the genesis on.
 const VALIDATORS: usize = 4;
@@ -95,10 +100,18 @@ fn link(success: f64, latency: u64) -> Link {
 impl World {
     /// So many nodes, of which the first [`VALIDATORS`] have seats, and epochs of so many blocks.
     async fn new(context: Context, nodes: usize, epoch: u64) -> Self {
-        let keys: Vec<_> =
-            (0..VALIDATORS).map(|index| assay_ledger::types::hex::encode(public(index))).collect();
+        let keys: Vec<_> = (0..VALIDATORS).map(|index| hex::encode(public(index))).collect();
         let genesis = with_election(&keys, epoch, 96, &[]);
-        let secrets: Vec<_> = (0..nodes as u64).map(PrivateKey::from_seed).collect();
+        let secrets = (0..nodes as u64).map(PrivateKey::from_seed).collect();
+        let mut world = Self::made(context, genesis, secrets).await;
+        for index in 0..nodes {
+            world.start(index).await;
+        }
+        world
+    }
+
+    /// Nodes that are connected, and not yet started. Two may have one key.
+    async fn made(context: Context, genesis: Genesis, secrets: Vec<PrivateKey>) -> Self {
         let (network, oracle) = Network::new_with_peers(
             context.child("network"),
             simulated::Config {
@@ -128,22 +141,21 @@ impl World {
                 starts: 0,
             });
         }
-        let all: Vec<_> = (0..nodes).collect();
+        let all: Vec<_> = (0..world.validators.len()).collect();
         world.connect(&[&all], link(1.0, 10)).await;
-        for index in all {
-            world.start(index).await;
-        }
         world
     }
 
     /// Links within groups, none between them.
     async fn connect(&mut self, groups: &[&[usize]], link: Link) {
-        for from in 0..self.validators.len() {
-            for to in 0..self.validators.len() {
-                if from == to {
+        let keys: Vec<_> = self.validators.iter().map(|validator| validator.key.public_key()).collect();
+        for (from, a) in keys.iter().enumerate() {
+            for (to, b) in keys.iter().enumerate() {
+                // A key is connected once.
+                if a == b || keys[..from].contains(a) || keys[..to].contains(b) {
                     continue;
                 }
-                let (a, b) = (self.validators[from].key.public_key(), self.validators[to].key.public_key());
+                let (a, b) = (a.clone(), b.clone());
                 let _ = self.oracle.remove_link(a.clone(), b.clone()).await;
                 if groups.iter().any(|group| group.contains(&from) && group.contains(&to)) {
                     self.oracle.add_link(a, b, link.clone()).await.unwrap();
@@ -154,16 +166,27 @@ impl World {
 
     /// Starts a validator as a new process would: all that it knows is what it had on disk.
     async fn start(&mut self, index: usize) {
+        let control = self.oracle.control(self.validators[index].key.public_key());
+        let mut channels = Vec::new();
+        for (channel, rate) in CHANNELS {
+            channels.push(control.register(channel, quota(rate)).await.unwrap());
+        }
+        let Ok(channels) = channels.try_into() else { unreachable!("there are as many as CHANNELS") };
+        self.run(index, channels).await;
+    }
+
+    /// Starts a validator on channels.
+    async fn run<S, R>(&mut self, index: usize, channels: Channels<S, R>)
+    where
+        S: Sender<PublicKey = PublicKey>,
+        R: Receiver<PublicKey = PublicKey>,
+    {
         let validator = &mut self.validators[index];
         validator.starts += 1;
         let history = validator.history.clone();
         let chain = Arc::new(Chain::open(&self.genesis, PoolLimits::default(), |_| Ok(history)).unwrap());
         validator.chain = chain.clone();
         let control = self.oracle.control(validator.key.public_key());
-        let mut channels = Vec::new();
-        for (channel, rate) in CHANNELS {
-            channels.push(control.register(channel, quota(rate)).await.unwrap());
-        }
         let mut tracker = self.oracle.manager();
         // The genesis's committee is what the network begins with.
         let track = move |committee: &Committee| {
@@ -190,7 +213,6 @@ impl World {
             .child("validator")
             .with_attribute("index", index)
             .with_attribute("start", validator.starts);
-        let Ok(channels) = channels.try_into() else { unreachable!("there are as many as CHANNELS") };
         self.validators[index].handle = Some(context.spawn(move |context| async move {
             let me: [u8; 32] = key.public_key().encode().as_ref().try_into().unwrap();
             let seated = || chain.committee().unwrap().seats_of(&me) > 0;
@@ -518,5 +540,187 @@ fn seats_change_hands_and_history_stays_one() {
     let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     for seed in 0..seeds {
         elections(seed);
+    }
+}
+
+/// The wallet that owns a validator.
+fn owner(index: usize) -> Wallet {
+    Wallet::new(100 + index as u8)
+}
+
+/// 10^18.
+const OPG: u128 = 1_000_000_000_000_000_000;
+
+/// A genesis with the real contracts, in which these keys have a seat each until 1,000 OPG are bonded.
+fn staked(keys: &[String], epoch: u64) -> Genesis {
+    let example = include_str!("../../../contracts/genesis.example.json");
+    let mut description: Value = serde_json::from_str(example).unwrap();
+    let wallets = (0..8).map(Wallet::new).chain((0..keys.len()).map(owner));
+    let coins = wallets.map(|wallet| (wallet.address().to_string(), json!("1000000000000000000000")));
+    description["chainId"] = json!(common::CHAIN);
+    description["timestamp"] = json!(0);
+    description["alloc"] = Value::Object(coins.collect());
+    let share = |index| {
+        let holder = text(owner(index).address());
+        json!({"class": format!("validator {index}"), "holder": holder, "amount": (250_000_000 * OPG).to_string()})
+    };
+    description["supply"] = (0..keys.len()).map(share).collect();
+    let seat = |key| json!({"key": key, "endpoint": "", "beneficiary": Address::ZERO.to_string()});
+    description["validators"] = keys.iter().map(seat).collect();
+    description["epochs"] = json!({"blocks": epoch, "leastStake": (1_000 * OPG).to_string()});
+    Description::from_json(&description.to_string()).unwrap().genesis(0).unwrap()
+}
+
+impl World {
+    /// Sends a contract call of an owner to a node.
+    fn send(&self, to: usize, owner: &Wallet, name: &str, function: &str, arguments: &[Value]) {
+        let chain = &self.validators[to].chain;
+        let made = System::of_genesis().prepare(name, function, arguments).unwrap();
+        let transaction = owner.dynamic(|t| {
+            t.nonce = chain.pool(|pool| pool.next_nonce(&owner.address()));
+            t.to = TxKind::Call(made.to.unwrap());
+            t.value = U256::ZERO;
+            t.input = made.data.into();
+            t.gas_limit = 1_000_000;
+        });
+        chain.add(Transaction::decode(&transaction).unwrap(), Origin::Local).unwrap();
+    }
+
+    /// Bonds 2,000 OPG for each of the first validators.
+    fn stake(&self, validators: usize) {
+        let staking = text(System::of_genesis().address("Staking").unwrap());
+        for index in 0..validators {
+            let key = json!(format!("0x{}", hex::encode(public(index))));
+            let amount = json!((2_000 * OPG).to_string());
+            self.send(0, &owner(index), "Opg", "approve", &[staking.clone(), amount.clone()]);
+            self.send(0, &owner(index), "Staking", "join", &[key, json!(500), amount]);
+        }
+    }
+
+    /// What the staking contract knows of a validator's owner, at a node.
+    fn staked(&self, at: usize, validator: usize) -> Value {
+        let chain = &self.validators[at].chain;
+        let arguments = [text(owner(validator).address())];
+        let made = System::of_genesis().prepare("Staking", "validatorOf", &arguments).unwrap();
+        let message = Message {
+            from: Address::ZERO,
+            to: made.to,
+            gas: 10_000_000,
+            max_fee: 0,
+            tip: None,
+            value: U256::ZERO,
+            data: made.data.into(),
+            access_list: Vec::new(),
+        };
+        let head = chain.head();
+        let outcome = call(chain.rules(), &head.block.header, &head.state, &Overrides::default(), &message);
+        contract("Staking").unwrap().function("validatorOf", 1).unwrap().output(&outcome.output).unwrap()
+    }
+
+    /// The channels of one key for two nodes that share it. The first speaks with peers up to the middle, the second from the middle on;
+    /// both with all where there is no middle.
+    async fn split(
+        &self,
+        index: usize,
+        middle: Option<usize>,
+    ) -> [Channels<impl Sender<PublicKey = PublicKey>, impl Receiver<PublicKey = PublicKey>>; 2] {
+        let control = self.oracle.control(self.validators[index].key.public_key());
+        let all: Vec<_> = (0..self.validators.len()).map(|i| self.validators[i].key.public_key()).collect();
+        let first: Vec<_> = all[..middle.map_or(all.len(), |middle| middle + 1)].to_vec();
+        let second: Vec<_> = all[middle.unwrap_or(0)..].to_vec();
+        let (mut primary, mut secondary) = (Vec::new(), Vec::new());
+        for (channel, rate) in CHANNELS {
+            let (sender, receiver) = control.register(channel, quota(rate)).await.unwrap();
+            let (to_first, to_second) = (first.clone(), second.clone());
+            let (one, other) = sender.split_with(move |origin, recipients: &Recipients<PublicKey>, _: &_| {
+                let mine = if origin == SplitOrigin::Primary { &to_first } else { &to_second };
+                let wanted = |key: &&PublicKey| match recipients {
+                    Recipients::All => true,
+                    Recipients::Some(keys) => keys.contains(key),
+                    Recipients::One(one) => one == *key,
+                };
+                Some(Recipients::Some(mine.iter().filter(wanted).cloned().collect()))
+            });
+            let (from_first, from_second) = (first.clone(), second.clone());
+            let context = self.context.child("split").with_attribute("channel", channel);
+            let (left, right) = receiver.split_with(context, move |(from, _)| {
+                match (from_first.contains(from), from_second.contains(from)) {
+                    (true, true) => SplitTarget::Both,
+                    (true, false) => SplitTarget::Primary,
+                    (false, true) => SplitTarget::Secondary,
+                    (false, false) => SplitTarget::None,
+                }
+            });
+            primary.push((one, left));
+            secondary.push((other, right));
+        }
+        let (Ok(primary), Ok(secondary)) = (primary.try_into(), secondary.try_into()) else {
+            unreachable!("there are as many as CHANNELS")
+        };
+        [primary, secondary]
+    }
+}
+
+/// One validator runs twice with one key, so it proposes two blocks and votes for two in one view, to all or to some each.
+fn twins(seed: u64) -> String {
+    let config =
+        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
+    deterministic::Runner::new(config).start(|context| async move {
+        let (honest, cheater, twin) = ([0, 1, 2], 3, 4);
+        let keys: Vec<_> = (0..VALIDATORS).map(|index| hex::encode(public(index))).collect();
+        let secrets = [0, 1, 2, 3, 3].map(PrivateKey::from_seed).to_vec();
+        let mut world = World::made(context, staked(&keys, EPOCH), secrets).await;
+        for index in honest {
+            world.start(index).await;
+        }
+        let middle = [None, Some(1)][seed as usize % 2];
+        let [one, other] = world.split(cheater, middle).await;
+        world.run(cheater, one).await;
+        world.progress(&honest, 1).await;
+        world.stake(VALIDATORS);
+        world.until(&honest, &[(0, 25), (1, 25), (2, 25), (3, 25)]).await;
+        assert!(world.validators.iter().all(|validator| validator.history.evidence().unwrap().is_empty()));
+
+        world.run(twin, other).await;
+        world.until(&honest, &[(0, 34), (1, 33), (2, 33)]).await;
+        world.progress(&honest, EPOCH).await;
+        world.agree();
+
+        // It lost a twentieth of its stake, and nobody else anything.
+        for index in honest {
+            let known = world.staked(0, index);
+            assert_eq!(
+                (&known["tokens"], &known["tombstoned"]),
+                (&json!((2_000 * OPG).to_string()), &json!(false))
+            );
+        }
+        let known = world.staked(0, cheater);
+        assert_eq!(
+            (&known["tokens"], &known["tombstoned"]),
+            (&json!((1_900 * OPG).to_string()), &json!(true))
+        );
+        // One transaction said so, which paid nothing.
+        let history = &world.validators[0].history;
+        let mut found = Vec::new();
+        for number in 1..=world.height(0) {
+            let stored = history.block(number).unwrap().unwrap();
+            for (transaction, receipt) in stored.block.transactions.iter().zip(&stored.receipts) {
+                if transaction.to() == Some(EVIDENCE) {
+                    assert!(receipt.status() && transaction.max_fee() == 0);
+                    found.push(number);
+                }
+            }
+        }
+        assert_eq!(found.len(), 1, "{found:?}");
+        let least = honest.iter().map(|index| world.height(*index)).min().unwrap();
+        history.header(least).unwrap().unwrap().hash_slow().to_string()
+    })
+}
+
+#[test]
+fn who_signs_two_histories_loses_stake_and_seats_and_nothing_else_happens() {
+    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    for seed in 0..seeds {
+        twins(seed);
     }
 }
