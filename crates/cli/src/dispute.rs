@@ -103,15 +103,21 @@ pub(crate) async fn play(
     ));
     let receipt = &bundle.receipt.statement;
     let chain = &signer.chain;
-    // Whether anything is wrong does not depend on what the voucher says of the prompt.
+    // Whether anything is wrong does not depend on what the voucher says of the prompt, but whether a contract sees it may.
+    let counted = trace.prompt().len() == bundle.output.prompt_tokens as usize;
     let first = Challenger::new(chain, signer.key(), bundle, assay_receipt::Bytes32::ZERO, trace.clone());
-    if first.fault().is_none() {
+    if first.fault().is_none() && counted {
         return Err(Error::Rejected(
             "this answer is the model's: there is nothing to dispute, and nothing was spent".into(),
         ));
     }
     let settled = settled(gateway, signer, receipt, patience).await?;
     let challenger = Challenger::new(chain, signer.key(), bundle, settled.prompt, trace);
+    if challenger.fault().is_none() {
+        return Err(Error::Rejected(
+            "only the number of the prompt's tokens is wrong, and the payer's voucher does not say which they are: no contract can judge that; nothing was spent".into(),
+        ));
+    }
     let keys = [text(receipt.worker)];
     let operator = chain.view("Registry", "keyOf", &keys).await?["operator"].clone();
     let bond = async || {

@@ -158,6 +158,8 @@ pub enum Fault {
     },
     /// The output has another number of tokens than its usage says.
     Length,
+    /// The voucher's prompt has another number of tokens than the output's usage says.
+    PromptLength,
 }
 
 impl Fault {
@@ -201,6 +203,7 @@ impl std::fmt::Display for Fault {
             Fault::Size => f.write_str("the length of the trace"),
             Fault::Padding { place, .. } => write!(f, "byte {place}, between two arrays"),
             Fault::Length => f.write_str("the number of the answer's tokens"),
+            Fault::PromptLength => f.write_str("the number of the prompt's tokens"),
         }
     }
 }
@@ -270,8 +273,8 @@ pub(crate) fn case(trace: &Trace, known: &Knowledge, subject: &Value, fault: &Fa
             ranges.push((place, 1));
             (IS_PADDING, layer, place, array, 0)
         }
-        Fault::Length => {
-            tokens = trace.output();
+        Fault::Length | Fault::PromptLength => {
+            tokens = if *fault == Fault::Length { trace.output() } else { trace.prompt() };
             (IS_LENGTH, 0, 0, 0, 0)
         }
     };

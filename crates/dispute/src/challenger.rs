@@ -115,6 +115,7 @@ pub struct Challenger<'a> {
     receipt: &'a Signed<Receipt>,
     domain: Domain,
     opened: Opened,
+    prompt_tokens: usize,
     completion_tokens: usize,
     /// Whether the voucher says which tokens the prompt has.
     prompt_fixed: bool,
@@ -137,6 +138,7 @@ impl<'a> Challenger<'a> {
             receipt: &bundle.receipt,
             domain: bundle.domain,
             opened: Opened::new(bundle, prompt),
+            prompt_tokens: bundle.output.prompt_tokens as usize,
             completion_tokens: bundle.output.completion_tokens as usize,
             prompt_fixed: prompt != Bytes32::ZERO,
         }
@@ -147,6 +149,10 @@ impl<'a> Challenger<'a> {
     pub fn fault(&self) -> Option<Fault> {
         if self.trace.output().len() != self.completion_tokens {
             return Some(Fault::Length);
+        }
+        // The contract counts the voucher's tokens; without them nobody can show how many there are.
+        if self.prompt_fixed && self.trace.prompt().len() != self.prompt_tokens {
+            return Some(Fault::PromptLength);
         }
         let differs = |(given, claimed)| given != claimed;
         self.trace.tokens().iter().zip(self.trace.output()).position(differs).map(Fault::Output)
@@ -256,7 +262,7 @@ impl<'a> Challenger<'a> {
         let id = game.id;
         let tree = self.trace.tree();
         let mut known = Knowledge::default();
-        if let Some(fault @ Fault::Length) = self.fault() {
+        if let Some(fault @ (Fault::Length | Fault::PromptLength)) = self.fault() {
             return self.accuse(id, &known, fault).await;
         }
         if state.size != self.trace.size() {

@@ -17,7 +17,7 @@ use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf};
 use assay_receipt::{
     BUNDLE_VERSION, Bundle, Bytes32, Domain, FinishReason, Key, Level, Output, Prompt, Receipt, Request,
-    Sampling, Signed, Voucher, output_commitment, request_commitment,
+    Sampling, Signed, Voucher, output_commitment, prompt_commitment, request_commitment,
 };
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
@@ -115,13 +115,27 @@ impl World {
         assay_wallet::abi::number(&found["bond"]).unwrap()
     }
 
-    /// Brings a claimed answer to the chain.
+    /// Brings a claimed answer to the chain, whose voucher leaves the prompt's tokens to the worker.
     async fn settle(
         &self,
         model: Bytes32,
         output: &[u32],
         sampling: &Sampling,
         completion_tokens: u32,
+    ) -> Case {
+        let usage = [PROMPT.len() as u32, completion_tokens];
+        self.settle_for(model, output, sampling, usage, |_| Bytes32::ZERO).await
+    }
+
+    /// Brings a claimed answer to the chain, with the numbers of tokens that are charged, and with what `fix` makes of the salt in the
+    /// voucher.
+    async fn settle_for(
+        &self,
+        model: Bytes32,
+        output: &[u32],
+        sampling: &Sampling,
+        [prompt_tokens, completion_tokens]: [u32; 2],
+        fix: impl Fn(&Bytes32) -> Bytes32,
     ) -> Case {
         let now_ms = self.node.time() * 1000;
         let salt = Bytes32([5; 32]);
@@ -133,7 +147,7 @@ impl World {
             tool_calls: None,
             finish_reason: FinishReason::Length,
             tokens: output.to_vec(),
-            prompt_tokens: PROMPT.len() as u32,
+            prompt_tokens,
             completion_tokens,
             logprobs: Vec::new(),
         };
@@ -171,6 +185,7 @@ impl World {
             line.push(payable(
                 self,
                 Signed::sign(&self.worker, &self.domain, Receipt { nonce, ..receipt.clone() }),
+                fix(&salt),
             ));
         }
         let receipt = line[0].receipt.clone();
@@ -200,12 +215,17 @@ impl World {
     /// Opens a dispute and plays it, each side with its own trace, to the end. `worker` says how many moves the worker makes.
     async fn play(&self, case: &Case, ours: &Arc<Trace>, theirs: &Arc<Trace>, worker: usize) -> Outcome {
         let challenger =
-            Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, ours.clone());
+            Challenger::new(&self.chain, &self.challenger, &case.bundle, case.settled.prompt, ours.clone());
         challenger.open(&case.settled).await.unwrap();
         let (mut moves, mut fault, mut error) = (0, None, None);
         loop {
-            let challenger =
-                Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, ours.clone());
+            let challenger = Challenger::new(
+                &self.chain,
+                &self.challenger,
+                &case.bundle,
+                case.settled.prompt,
+                ours.clone(),
+            );
             // Nothing is opened twice.
             let mut game = challenger.open(&case.settled).await.unwrap();
             match challenger.step(&mut game).await {
@@ -239,8 +259,13 @@ impl World {
     async fn play_against_worker(&self, case: &Case, ours: &Arc<Trace>, moves: Moves<'_>) -> bool {
         let mut moves = moves.into_iter();
         loop {
-            let challenger =
-                Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, ours.clone());
+            let challenger = Challenger::new(
+                &self.chain,
+                &self.challenger,
+                &case.bundle,
+                case.settled.prompt,
+                ours.clone(),
+            );
             let mut game = challenger.open(&case.settled).await.unwrap();
             challenger.step(&mut game).await.unwrap();
             let made = moves.next();
@@ -264,7 +289,7 @@ impl World {
     /// Plays a game in which the challenger takes each move from another of its traces. Whether the worker has won.
     async fn play_against_challenger(&self, case: &Case, honest: &Arc<Trace>, moves: Moves<'_>) -> bool {
         let challenger = |trace: &Arc<Trace>| {
-            Challenger::new(&self.chain, &self.challenger, &case.bundle, Bytes32::ZERO, trace.clone())
+            Challenger::new(&self.chain, &self.challenger, &case.bundle, case.settled.prompt, trace.clone())
         };
         let mut game = challenger(honest).open(&case.settled).await.unwrap();
         let mut moves = moves.into_iter();
@@ -354,7 +379,7 @@ struct Outcome {
     game: Game,
 }
 
-fn payable(world: &World, receipt: Signed<Receipt>) -> Payable {
+fn payable(world: &World, receipt: Signed<Receipt>, prompt: Bytes32) -> Payable {
     let r = &receipt.statement;
     let voucher = Voucher {
         payer: r.payer,
@@ -362,6 +387,7 @@ fn payable(world: &World, receipt: Signed<Receipt>) -> Payable {
         model: r.model,
         request: r.request,
         nonce: r.nonce,
+        prompt,
         prompt_price: 1,
         completion_price: 2,
         cap: r.cap,
@@ -392,17 +418,27 @@ fn drawn() -> Sampling {
 }
 
 fn trace(model: &Arc<Artifact>, output: &[u32], sampling: &Sampling) -> Arc<Trace> {
-    Arc::new(Trace::new(model.clone(), &PROMPT, output, sampling, &mut |_, _| {}).unwrap())
+    trace_of(model, &PROMPT, output, sampling)
+}
+
+fn trace_of(model: &Arc<Artifact>, prompt: &[u32], output: &[u32], sampling: &Sampling) -> Arc<Trace> {
+    Arc::new(Trace::new(model.clone(), prompt, output, sampling, &mut |_, _| {}).unwrap())
 }
 
 /// What a model says, and the trace of it.
 fn answer(model: &Arc<Artifact>, sampling: &Sampling) -> (Vec<u32>, Arc<Trace>) {
+    let output = answer_to(model, &PROMPT, sampling);
+    let trace = trace(model, &output, sampling);
+    (output, trace)
+}
+
+fn answer_to(model: &Arc<Artifact>, prompt: &[u32], sampling: &Sampling) -> Vec<u32> {
     let mut output = vec![0];
     loop {
-        let next = trace(model, &output, sampling);
+        let next = trace_of(model, prompt, &output, sampling);
         *output.last_mut().unwrap() = *next.tokens().last().unwrap();
         if output.len() == 3 {
-            return (output.clone(), trace(model, &output, sampling));
+            return output;
         }
         output.push(0);
     }
@@ -417,7 +453,7 @@ async fn a_worker_with_other_weights_loses_its_bond() {
     let ours = trace(&full, &output, &drawn());
     let case = world.settle(full.id(), &output, &drawn(), 3).await;
     let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, Bytes32::ZERO, ours.clone());
+        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, ours.clone());
     assert!(matches!(challenger.fault(), Some(Fault::Output(_))), "the other model says something else");
     let (bond, supply) = (world.bond().await, world.chain.number("Opg", "totalSupply", &[]).await.unwrap());
     let before = world.opg(address_of(&world.challenger)).await;
@@ -519,6 +555,46 @@ async fn false_outputs_sizes_and_silence_lose() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_answers_another_prompt_loses() {
+    let world = World::new().await;
+    let model = model(Architecture::Llama, 1);
+    let fix = |salt: &Bytes32| prompt_commitment(&PROMPT, salt);
+    let usage = |prompt: &[u32]| [prompt.len() as u32, 3];
+    // What it says is true of a shorter or another question; every entry of its trace is right.
+    for other in [&[9, 33, 4][..], &[9], &[9, 33, 2, 7]] {
+        let said = answer_to(&model, other, &greedy());
+        let theirs = trace_of(&model, other, &said, &greedy());
+        let ours = trace(&model, &said, &greedy());
+        assert_ne!(ours.tokens(), said, "the right answer is another");
+        let case = world.settle_for(model.id(), &said, &greedy(), usage(other), fix).await;
+        assert_eq!(case.settled.prompt, fix(&case.bundle.salt));
+        let ended = world.play(&case, &ours, &theirs, usize::MAX).await;
+        assert!(!ended.worker_won && ended.how == "refuted" && ended.error.is_none(), "{:?}", ended.error);
+        let expected = if other.len() == PROMPT.len() { Fault::Input(2) } else { Fault::PromptLength };
+        assert_eq!(ended.fault, Some(expected));
+    }
+    // Only the number of tokens is wrong, and with it the price.
+    let (said, honest) = answer(&model, &greedy());
+    let case = world.settle_for(model.id(), &said, &greedy(), [4, 3], fix).await;
+    let ended = world.play(&case, &honest, &honest, usize::MAX).await;
+    assert_eq!((ended.worker_won, ended.fault), (false, Some(Fault::PromptLength)));
+    // The same is nobody's to judge where the voucher does not fix the prompt.
+    let case = world.settle_for(model.id(), &said, &greedy(), [4, 3], |_| Bytes32::ZERO).await;
+    let challenger =
+        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, honest.clone());
+    assert_eq!(challenger.fault(), None);
+    // Whoever disputes an honest answer with another prompt's trace, or other tokens than the voucher's, loses.
+    let elsewhere = trace_of(&model, &[9, 33, 4], &said, &greedy());
+    for ours in [elsewhere, trace_of(&model, &[9, 33], &said, &greedy())] {
+        let case = world.settle_for(model.id(), &said, &greedy(), usage(&PROMPT), fix).await;
+        let ended = world.play(&case, &ours, &honest, usize::MAX).await;
+        assert!(ended.worker_won);
+        let error = ended.error.unwrap().to_string();
+        assert!(error.contains("WrongTokens"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_honest_worker_wins_and_is_paid() {
     let world = World::new().await;
     let honest = model(Architecture::Llama, 1);
@@ -527,7 +603,7 @@ async fn an_honest_worker_wins_and_is_paid() {
     let wrong = trace(&model(Architecture::Llama, 9), &output, &greedy());
     let case = world.settle(honest.id(), &output, &greedy(), 3).await;
     let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, Bytes32::ZERO, theirs.clone());
+        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, theirs.clone());
     assert_eq!(challenger.fault(), None, "who has the model sees that nothing is wrong");
     let (bond, before) = (world.bond().await, world.opg(address_of(&world.operator)).await);
     let ended = world.play(&case, &wrong, &theirs, usize::MAX).await;
@@ -554,7 +630,7 @@ async fn who_cannot_move_is_refused() {
     let (output, honest) = answer(&model, &greedy());
     let case = world.settle(model.id(), &output, &greedy(), 3).await;
     let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, Bytes32::ZERO, honest.clone());
+        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, honest.clone());
     let mut game = challenger.open(&case.settled).await.unwrap();
     let root = [json!(game.id), text(Bytes32([1; 32])), json!(5)];
     for key in [&world.payer, &world.challenger] {

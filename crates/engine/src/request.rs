@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use assay_model::template::python_json;
-use assay_model::{Artifact, ChatTemplate, Conversation, TemplateError, Tokenizer, TokenizerError};
+use assay_model::{Artifact, ChatTemplate, Conversation, Manifest, TemplateError, Tokenizer, TokenizerError};
 use assay_receipt::{Audit, Constraint, Message, Output, Prompt, Request, TokenLogprob, keccak256};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -236,9 +236,16 @@ impl Processor {
     /// # Errors
     /// As [`Self::new`].
     pub fn from_artifact(artifact: &Artifact) -> Result<Self, RequestError> {
-        let manifest = artifact.manifest();
+        Self::from_manifest(artifact.manifest(), artifact.tokenizer_json())
+    }
+
+    /// [`Self::new`] with a manifest and the tokenizer that it names, which is not compared with its hash.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn from_manifest(manifest: &Manifest, tokenizer_json: &[u8]) -> Result<Self, RequestError> {
         Self::new(Parts {
-            tokenizer_json: artifact.tokenizer_json(),
+            tokenizer_json,
             chat_template: manifest.chat_template.as_deref(),
             bos: manifest.tokens.bos,
             end_tokens: &manifest.tokens.end,
@@ -272,20 +279,7 @@ impl Processor {
     /// [`GrammarError::NoEndToken`], which are the model's.
     pub fn prepare(&self, request: &Request) -> Result<Prepared, RequestError> {
         request.validate()?;
-        let mut tools = None;
-        let prompt = match &request.prompt {
-            Prompt::Chat { messages, tools: definitions, tool_choice, parallel_tool_calls } => {
-                let used = parse_tools(definitions.as_deref(), tool_choice, *parallel_tool_calls)?;
-                let prompt = self.chat(messages, &used.definitions, request.now_unix_s)?;
-                tools = (!used.definitions.is_empty()).then_some(used);
-                prompt
-            }
-            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
-            Prompt::Tokens(tokens) => {
-                self.known("prompt", tokens.iter().copied())?;
-                tokens.clone()
-            }
-        };
+        let (prompt, tools) = self.prompt_and_tools(request)?;
         self.known("logit_bias", request.sampling.logit_bias.iter().map(|bias| bias.0))?;
         if prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
@@ -331,6 +325,33 @@ impl Processor {
             assembler,
             vocabulary: self.vocabulary,
         })
+    }
+
+    /// The tokens of a request's prompt; of the rest only the ranges are checked.
+    ///
+    /// # Errors
+    /// [`RequestError`], where there is no prompt.
+    pub fn prompt(&self, request: &Request) -> Result<Vec<u32>, RequestError> {
+        request.validate()?;
+        self.prompt_and_tools(request).map(|(prompt, _)| prompt)
+    }
+
+    fn prompt_and_tools(&self, request: &Request) -> Result<(Vec<u32>, Option<Tools>), RequestError> {
+        let mut tools = None;
+        let prompt = match &request.prompt {
+            Prompt::Chat { messages, tools: definitions, tool_choice, parallel_tool_calls } => {
+                let used = parse_tools(definitions.as_deref(), tool_choice, *parallel_tool_calls)?;
+                let prompt = self.chat(messages, &used.definitions, request.now_unix_s)?;
+                tools = (!used.definitions.is_empty()).then_some(used);
+                prompt
+            }
+            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
+            Prompt::Tokens(tokens) => {
+                self.known("prompt", tokens.iter().copied())?;
+                tokens.clone()
+            }
+        };
+        Ok((prompt, tools))
     }
 
     /// The half of a replay that needs no engine: [`Self::prepare`] and [`Prepared::check`]. The prepared request is

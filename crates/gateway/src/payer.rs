@@ -71,16 +71,17 @@ impl Payer {
         Ok(Some(Payer { key, chain }))
     }
 
-    /// The voucher for a call to a worker.
+    /// The voucher for a call to a worker, with the commitments to the request and to its prompt's tokens.
     pub(crate) fn voucher(
         &self,
         call: &GenerateCall,
         request: Bytes32,
+        prompt: Bytes32,
         member: &Member,
         offer: &Offer,
     ) -> Signed<Voucher> {
         let expires_at_ms = now_ms() + VOUCHER_MS;
-        let voucher = Voucher::new(call, request, member.worker, offer, expires_at_ms);
+        let voucher = Voucher::new(call, request, prompt, member.worker, offer, expires_at_ms);
         Signed::sign(&self.key, &call.domain, voucher)
     }
 

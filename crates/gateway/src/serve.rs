@@ -15,9 +15,9 @@ use crate::record::{Choice, InFlight, Need};
 use crate::store::{Attempt, AuditRow, Entry, Evidence, State};
 use assay_proof::Model;
 use assay_receipt::{
-    Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GenerateCall,
-    Member, Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict, limits,
-    request_commitment,
+    Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GRAPH_ARITHMETIC,
+    GenerateCall, Member, Members, Output, Prompt, Request, Signed, SignedChunk, TokenLogprob, Verdict,
+    limits, request_commitment,
 };
 use assay_verify::{Expected, FailureEvidence};
 use futures_util::future::BoxFuture;
@@ -462,7 +462,13 @@ impl Drive {
             voucher: None,
         };
         if let Some(payer) = &self.gateway.payer {
-            call.voucher = Some(payer.voucher(&call, self.commitment, &choice.member, &choice.offer));
+            // Of forwarders and provers, nobody can dispute what the prompt's tokens are.
+            let prompt = match choice.offer.arithmetic {
+                0 | GRAPH_ARITHMETIC => Bytes32::ZERO,
+                _ => self.gateway.vocabularies.prompt(&self.gateway, request, self.salt).await,
+            };
+            let voucher = payer.voucher(&call, self.commitment, prompt, &choice.member, &choice.offer);
+            call.voucher = Some(voucher);
         }
         let client = self.gateway.clients.of(&choice.member).map_err(|error| End::Error(error.into()))?;
         let in_flight = self.gateway.records.enter(worker);

@@ -290,8 +290,16 @@ impl Manifest {
         serde_json::to_vec(self).expect("a manifest has only string keys and serialises into memory")
     }
 
+    /// Whether it is for the arithmetic of this build, which also decides what a request's tokens are.
+    pub fn is_current(&self) -> bool {
+        self.arithmetic == assay_arithmetic::VERSION
+    }
+
     /// Reads `bytes`, and refuses them unless they are what [`Manifest::canonical`] would write.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Manifest, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Manifest`], and [`Error::Limit`] for what is out of range.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, Error> {
         let bad = |reason: String| Error::Manifest(reason);
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
         if manifest.canonical() != bytes {

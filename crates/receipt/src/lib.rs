@@ -50,5 +50,5 @@ pub use output::{FinishReason, Output, TokenLogprob, output_commitment};
 pub use request::{Constraint, Message, Prompt, Request, Sampling, request_commitment};
 pub use sign::{Key, Signature, Signed, signed_all};
 pub use statement::{AnyStatement, Audit, Failure, FailureCode, Level, Receipt, Verdict};
-pub use voucher::Voucher;
+pub use voucher::{Voucher, prompt_commitment};
 pub use wire::{Frame, GenerateCall};

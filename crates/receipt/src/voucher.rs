@@ -2,7 +2,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::decimal;
 use crate::eip712::{Fields, Statement, Typed, sealed};
-use crate::{Address, Bytes32, GenerateCall, Offer};
+use crate::{Address, Bytes32, GenerateCall, Offer, keccak256};
+
+/// What a voucher says of the prompt's tokens: the hash of the call's salt and the token ids, each in 32 bytes.
+///
+/// ```
+/// use assay_receipt::{Bytes32, keccak256, prompt_commitment};
+///
+/// let word = |last| Bytes32(std::array::from_fn(|i| if i == 31 { last } else { 0 }));
+/// assert_eq!(prompt_commitment(&[7, 9], &word(5)), keccak256([word(5).0, word(7).0, word(9).0].concat()));
+/// ```
+pub fn prompt_commitment(tokens: &[u32], salt: &Bytes32) -> Bytes32 {
+    let mut bytes = salt.0.to_vec();
+    for token in tokens {
+        bytes.extend([0; 28]);
+        bytes.extend(token.to_be_bytes());
+    }
+    keccak256(bytes)
+}
 
 /// A payer's word that one answer to one request may be charged, and on which terms. What it means on a chain is in
 /// `docs/settlement.md`.
@@ -19,6 +36,9 @@ pub struct Voucher {
     pub request: Bytes32,
     /// The caller's nonce.
     pub nonce: Bytes32,
+    /// [`prompt_commitment`] of the tokens that the request's prompt has, for disputes; zero where the payer leaves them to the worker.
+    #[serde(default)]
+    pub prompt: Bytes32,
     /// Price of a prompt token in 10^-18 OPG.
     #[serde(with = "decimal")]
     pub prompt_price: u128,
@@ -43,8 +63,7 @@ impl Typed for Voucher {
         v.bytes32("model", &self.model);
         v.bytes32("request", &self.request);
         v.bytes32("nonce", &self.nonce);
-        // The prompt's own hash is left out: the worker tokenises.
-        v.bytes32("prompt", &Bytes32::ZERO);
+        v.bytes32("prompt", &self.prompt);
         v.uint("promptPrice", 128, self.prompt_price);
         v.uint("completionPrice", 128, self.completion_price);
         v.uint("cap", 128, self.cap);
@@ -58,10 +77,11 @@ impl Statement for Voucher {
 }
 
 impl Voucher {
-    /// The voucher that a payer gives with a call to a worker that makes an offer.
+    /// The voucher that a payer gives with a call to a worker that makes an offer. `request` and `prompt` are the commitments.
     pub fn new(
         call: &GenerateCall,
         request: Bytes32,
+        prompt: Bytes32,
         worker: Address,
         offer: &Offer,
         expires_at_ms: u64,
@@ -72,6 +92,7 @@ impl Voucher {
             model: call.request.model,
             request,
             nonce: call.nonce,
+            prompt,
             prompt_price: offer.prompt_price,
             completion_price: offer.completion_price,
             cap: call.cap,

@@ -160,6 +160,7 @@ fn a_batch_settles_and_every_receipt_of_it_can_be_opened() {
             model: r.model,
             request: r.request,
             nonce: r.nonce,
+            prompt: Bytes32::ZERO,
             prompt_price: PRICES.0,
             completion_price: PRICES.1,
             cap: r.cap,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use assay_engine::request::Prepared;
 use assay_receipt::{
     Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GRAPH_ARITHMETIC, GenerateCall, Receipt,
+    prompt_commitment,
 };
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -329,6 +330,20 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
             return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
         }
     };
+    if let Some(voucher) = call.voucher.as_ref().filter(|_| shared.settlement.is_some()) {
+        let tokens = match &prepared {
+            Work::Generate(work) => work.0.generation.prompt.as_slice(),
+            Work::Embed(tokens) => tokens,
+            Work::Prove(_) | Work::Forward => &[],
+        };
+        let fixed = voucher.statement.prompt;
+        // A dispute would go by the voucher's tokens.
+        if fixed != Bytes32::ZERO && fixed != prompt_commitment(tokens, &call.salt) {
+            return Err(bad(
+                "The voucher's prompt is not the commitment to the tokens that the model has for this request: leave it zero, or tokenise as docs/request.md says.".to_owned(),
+            ));
+        }
+    }
     Ok((host.clone(), held, prepared))
 }
 

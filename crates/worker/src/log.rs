@@ -608,6 +608,7 @@ mod tests {
                 model: receipt.model,
                 request: receipt.request,
                 nonce: receipt.nonce,
+                prompt: Bytes32::ZERO,
                 prompt_price: 1,
                 completion_price: 0,
                 cap: 1,

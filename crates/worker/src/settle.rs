@@ -108,7 +108,8 @@ impl Settlement {
         })?;
         let now = now_ms();
         let given = &voucher.statement;
-        if *given != Voucher::new(call, commitment, shared.address, offer, given.expires_at_ms) {
+        if *given != Voucher::new(call, commitment, given.prompt, shared.address, offer, given.expires_at_ms)
+        {
             return Err(no(format!(
                 "The voucher is not for this call at this worker's prices, {} and {} 10^-18 OPG a token: sign one for what is asked.",
                 offer.prompt_price, offer.completion_price

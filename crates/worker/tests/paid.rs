@@ -6,7 +6,11 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use assay_receipt::{Address, Bytes32, Domain, GenerateCall, Key, Signed, Voucher, request_commitment};
+use assay_engine::request::Processor;
+use assay_model::Artifact;
+use assay_receipt::{
+    Address, Bytes32, Domain, GenerateCall, Key, Signed, Voucher, prompt_commitment, request_commitment,
+};
 use assay_wallet::system::{System, contract};
 use assay_worker::Chain;
 use common::{End, Worker, call, endless};
@@ -60,7 +64,8 @@ fn paid(worker: &Worker, payer: &Key, signer: &Key, change: impl FnOnce(&mut Vou
     (asked.domain, asked.payer) = (domain(), payer.address());
     let commitment = request_commitment(&asked.request, &asked.salt);
     let member = &worker.ready.member;
-    let mut voucher = Voucher::new(&asked, commitment, member.worker, &member.models[0], u64::MAX >> 1);
+    let mut voucher =
+        Voucher::new(&asked, commitment, Bytes32::ZERO, member.worker, &member.models[0], u64::MAX >> 1);
     change(&mut voucher);
     asked.voucher = Some(Signed::sign(signer, &domain(), voucher));
     asked
@@ -104,11 +109,31 @@ async fn only_a_voucher_for_this_very_call_is_taken() {
     }
     assert_eq!(refused(&paid(&worker, &payer, &payer, changes[8]), "expired").await, 400);
 
+    // The prompt's tokens, where the payer fixes them.
+    let unsigned = paid(&worker, &payer, &payer, |_| {});
+    let artifact = Artifact::parse(Arc::new(common::tiny(7))).unwrap();
+    let tokens = Processor::from_artifact(&artifact).unwrap().prompt(&unsigned.request).unwrap();
+    for (tokens, salt, right) in [
+        (tokens.clone(), unsigned.salt, true),
+        (tokens[1..].to_vec(), unsigned.salt, false),
+        (tokens.clone(), Bytes32([6; 32]), false),
+        (Vec::new(), unsigned.salt, false),
+    ] {
+        let prompt = prompt_commitment(&tokens, &salt);
+        let call = paid(&worker, &payer, &payer, |v| v.prompt = prompt);
+        if right {
+            assert!(matches!(worker.generate(&call).await.unwrap().end, End::Receipt(..)));
+        } else {
+            assert_eq!(refused(&call, "voucher's prompt").await, 400);
+        }
+    }
+
     let mut early = call(endless(worker.model(), 2));
     (early.domain, early.payer, early.nonce) = (domain(), payer.address(), Bytes32([0x7f; 32]));
     let commitment = request_commitment(&early.request, &early.salt);
     let offer = &worker.ready.member.models[0];
-    let voucher = Voucher::new(&early, commitment, worker.ready.member.worker, offer, u64::MAX >> 1);
+    let voucher =
+        Voucher::new(&early, commitment, Bytes32::ZERO, worker.ready.member.worker, offer, u64::MAX >> 1);
     early.voucher = Some(Signed::sign(&payer, &domain(), voucher));
     assert_eq!(refused(&early, "future").await, 400);
 

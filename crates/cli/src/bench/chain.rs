@@ -285,6 +285,7 @@ fn payable(domain: &Domain, worker: &Key, payer: &Key, now_ms: u64, index: u64) 
         model,
         request,
         nonce,
+        prompt: Bytes32::ZERO,
         prompt_price: 1,
         completion_price: 1,
         cap: PRICE,
