@@ -17,9 +17,10 @@ use revm::handler::{MainnetContext, MainnetEvm};
 use revm::primitives::hardfork::SpecId;
 use revm::{ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
 
+use crate::absence;
 use crate::block::{Block, BlockError, MAX_BLOCK_BYTES};
-use crate::committee::{COMMITTEE_ADDRESS, elect};
-use crate::evidence::{convicts, is_evidence, is_free, punish};
+use crate::committee::{COMMITTEE_ADDRESS, Committee, elect};
+use crate::evidence::{convicts, holder, is_evidence, is_free, punish, tell};
 use crate::state::{AccountChange, Overrides, State, assume, changes};
 use crate::{Receipt, Transaction};
 
@@ -50,6 +51,8 @@ pub struct Attributes {
     pub timestamp: u64,
     /// Who gets the tips.
     pub beneficiary: Address,
+    /// The view of the epoch in which it is proposed, more than the parent's; zero on a chain without validators.
+    pub view: u64,
 }
 
 /// A block and what it led to.
@@ -163,7 +166,7 @@ fn draft(rules: &Rules, parent: &Header, attributes: &Attributes) -> Header {
         withdrawals_root: Some(EMPTY_ROOT_HASH),
         blob_gas_used: Some(0),
         excess_blob_gas: Some(0),
-        parent_beacon_block_root: Some(B256::ZERO),
+        parent_beacon_block_root: Some(absence::field(attributes.view)),
         requests_hash: Some(EMPTY_REQUESTS_HASH),
         ..Header::default()
     }
@@ -185,6 +188,10 @@ impl<'a> Executor<'a> {
         let mut db = CacheDB::new(state);
         let slot = U256::from(parent.number % HISTORY_SERVE_WINDOW as u64);
         let Ok(()) = db.insert_account_storage(HISTORY_STORAGE_ADDRESS, slot, header.parent_hash.into());
+        if let Some(committee) = Committee::of(state) {
+            let before = absence::view_before(&committee, parent);
+            absence::count(&mut db, &committee, before, attributes.view);
+        }
         Self::on(rules, header, db)
     }
 
@@ -240,7 +247,16 @@ impl<'a> Executor<'a> {
     }
 
     pub(crate) fn finish(self) -> Executed {
-        let Self { evm, rules, mut header, transactions, receipts, .. } = self;
+        let Self { mut evm, rules, mut header, transactions, receipts, .. } = self;
+        let db = &evm.ctx.journaled_state.database;
+        if let Some(committee) = Committee::of(db.db).filter(|old| old.last_block() == header.number) {
+            for key in absence::absent(db, &committee, absence::view(&header)) {
+                if let Some(validator) = holder(&rules, &mut evm, &key) {
+                    // Who is in jail already stays there.
+                    let _ = tell(&rules, &mut evm, "absent(address)", validator);
+                }
+            }
+        }
         let db = evm.ctx.journaled_state.database;
         let mut changes = changes(&db);
         let mut state = db.db.clone();
@@ -297,7 +313,15 @@ pub fn verify(rules: &Rules, parent: &Header, state: &State, block: &Block) -> R
     if claimed.number != parent.number + 1 {
         return Err(BlockError::Header("number"));
     }
-    let attributes = Attributes { timestamp: claimed.timestamp, beneficiary: claimed.beneficiary };
+    let view = absence::view(claimed);
+    let follows = match Committee::of(state) {
+        Some(committee) => view > absence::view_before(&committee, parent),
+        None => view == 0,
+    };
+    if !follows {
+        return Err(BlockError::Header("view"));
+    }
+    let attributes = Attributes { timestamp: claimed.timestamp, beneficiary: claimed.beneficiary, view };
     let mut executor = Executor::new(rules, parent, state, &attributes);
     if claimed.parent_hash != executor.header.parent_hash {
         return Err(BlockError::Header("parent hash"));

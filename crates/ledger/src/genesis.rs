@@ -13,6 +13,7 @@ use revm::{DatabaseRef, ExecuteCommitEvm, MainBuilder};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::absence;
 use crate::block::Block;
 use crate::committee::{Committee, MAX_MEMBERS, Member};
 use crate::execute::{Executed, Rules, config, context, environment, outcome, sentence};
@@ -298,9 +299,11 @@ impl Genesis {
         }
         if !committee.members.is_empty() {
             header.extra_data = Bytes::copy_from_slice(committee.hash().as_slice());
-            let change = committee.change(&state);
-            state.apply(std::slice::from_ref(&change));
-            changes.push(change);
+            for change in [committee.change(&state), absence::account(state.balance(&absence::TURNS_ADDRESS))]
+            {
+                state.apply(std::slice::from_ref(&change));
+                changes.push(change);
+            }
         }
         header.state_root = state.root();
         let block = Block::new(header, Vec::new());

@@ -8,7 +8,8 @@
 //! One precompiled contract is added to Ethereum's, which checks proofs of predictions ([`PROOF_VERIFIER`]).
 //!
 //! Not supported are blob transactions (EIP-4844), withdrawals, requests to a beacon chain (EIP-7685) and its roots
-//! (EIP-4788): there is no beacon chain. Their header fields have the values of an empty block.
+//! (EIP-4788): there is no beacon chain. Their header fields have the values of an empty block, but for the root of the
+//! beacon chain's parent, which is the block's view in consensus.
 //!
 //! ```
 //! use assay_ledger::{Attributes, Genesis, build};
@@ -18,7 +19,7 @@
 //!         "0x00000000000000000000000000000000000000aa": {"balance": "1000000000000000000"}}}"#,
 //! )?;
 //! let (rules, first) = genesis.execute()?;
-//! let next = Attributes { timestamp: 1_800_000_001, beneficiary: Default::default() };
+//! let next = Attributes { timestamp: 1_800_000_001, ..Attributes::default() };
 //! let second = build(&rules, &first.block.header, &first.state, &next, []);
 //! assert_eq!(second.block.header.number, 1);
 //! // Nothing happened but EIP-2935's record of the parent's hash, so the root differs.
@@ -26,6 +27,7 @@
 //! # Ok::<(), assay_ledger::GenesisError>(())
 //! ```
 
+mod absence;
 mod block;
 mod committee;
 mod evidence;
@@ -38,6 +40,7 @@ mod trace;
 mod transaction;
 mod trie;
 
+pub use absence::{MISSED_LEAST, TURNS_ADDRESS, view};
 pub use alloy_consensus::{EthereumReceipt, Header, TxReceipt, TxType};
 pub use alloy_eips::eip1559::BaseFeeParams;
 pub use alloy_primitives as types;

@@ -71,7 +71,8 @@ fn observe<I>(
 where
     I: for<'a> Inspector<revm::handler::MainnetContext<crate::execute::Db<'a>>, EthInterpreter>,
 {
-    let attributes = Attributes { timestamp: block.header.timestamp, beneficiary: block.header.beneficiary };
+    let (timestamp, beneficiary) = (block.header.timestamp, block.header.beneficiary);
+    let attributes = Attributes { timestamp, beneficiary, view: crate::view(&block.header) };
     let mut executor = Executor::new(rules, parent, state, &attributes);
     let (asked, before) = block.transactions.get(..=index)?.split_last()?;
     for transaction in before {

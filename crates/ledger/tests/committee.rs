@@ -3,7 +3,9 @@
 
 mod common;
 
-use assay_ledger::{Attributes, BlockError, COMMITTEE_ADDRESS, Committee, Executed, Rules, build, verify};
+use assay_ledger::{
+    Attributes, BlockError, COMMITTEE_ADDRESS, Committee, Executed, Rules, build, verify, view,
+};
 use common::{Wallet, elected, with_election};
 use proptest::prelude::*;
 
@@ -16,7 +18,8 @@ fn hexadecimal(byte: u8) -> String {
 }
 
 fn next(rules: &Rules, parent: &Executed) -> Executed {
-    let attributes = Attributes { timestamp: parent.block.header.timestamp + 1, ..Attributes::default() };
+    let timestamp = parent.block.header.timestamp + 1;
+    let attributes = Attributes { timestamp, view: view(&parent.block.header) + 1, ..Attributes::default() };
     build(rules, &parent.block.header, &parent.state, &attributes, [])
 }
 

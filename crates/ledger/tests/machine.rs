@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 fn next(rules: &Rules, parent: &Executed, transactions: Vec<Transaction>) -> Executed {
     let timestamp = parent.block.header.timestamp + 1;
-    let attributes = Attributes { timestamp, beneficiary: Address::repeat_byte(0xfe) };
+    let attributes = Attributes { timestamp, beneficiary: Address::repeat_byte(0xfe), view: 0 };
     build(rules, &parent.block.header, &parent.state, &attributes, transactions)
 }
 

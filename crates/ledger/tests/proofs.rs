@@ -120,7 +120,7 @@ fn a_block_checks_proofs() {
     };
     let next = |parent: &assay_ledger::Executed, transactions| {
         let timestamp = parent.block.header.timestamp + 1;
-        let attributes = Attributes { timestamp, beneficiary: Address::repeat_byte(0xfe) };
+        let attributes = Attributes { timestamp, beneficiary: Address::repeat_byte(0xfe), view: 0 };
         build(&rules, &parent.block.header, &parent.state, &attributes, transactions)
     };
     let create = transaction(&one, 0, TxKind::Create, init);

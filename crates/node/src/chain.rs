@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use assay_ledger::types::{Address, B256, hex};
+use assay_ledger::types::{B256, hex};
 use assay_ledger::{
     Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError,
     LEAST_GAS, Pool, PoolError, PoolLimits, Rules, State, Transaction, bring, build, verify,
@@ -208,8 +208,8 @@ impl Chain {
         self.arrived.notified().await;
     }
 
-    /// Makes a block on a parent that was executed here, from the pool.
-    pub fn propose(&self, parent: &B256, now: u64, beneficiary: Address) -> Result<Block, ChainError> {
+    /// Makes a block on a parent that was executed here, from the pool. Its time is at least the parent's.
+    pub fn propose(&self, parent: &B256, attributes: Attributes) -> Result<Block, ChainError> {
         let parent = self.executed(parent).ok_or(ChainError::Parent(*parent))?;
         let header = &parent.block.header;
         // Twice what a block can hold, since some may not fit.
@@ -221,7 +221,8 @@ impl Chain {
         let evidence =
             evidence.iter().filter_map(|(key, votes)| bring(&self.rules, &parent.state, key, votes));
         let candidates = evidence.chain(pooled);
-        let attributes = Attributes { timestamp: now.max(header.timestamp), beneficiary };
+        let timestamp = attributes.timestamp.max(header.timestamp);
+        let attributes = Attributes { timestamp, ..attributes };
         let executed = build(&self.rules, header, &parent.state, &attributes, candidates);
         let block = executed.block.clone();
         self.lock().executed.insert(block.hash(), Arc::new(executed));

@@ -20,7 +20,8 @@ use std::time::{Duration, SystemTime};
 use alloy_rlp::Decodable;
 use assay_ledger::types::{Address, B256, Bytes, keccak256};
 use assay_ledger::{
-    Block, Committee, MAX_BLOCK_BYTES, MAX_MEMBERS, MAX_SEATS, MAX_TRANSACTION_BYTES, Transaction,
+    Attributes, Block, Committee, MAX_BLOCK_BYTES, MAX_MEMBERS, MAX_SEATS, MAX_TRANSACTION_BYTES,
+    Transaction, view,
 };
 use bytes::BufMut;
 use commonware_actor::Feedback;
@@ -217,7 +218,7 @@ impl<E: Clock + Spawner + Metrics> Application<E> for App {
 
     async fn propose(
         &mut self,
-        (context, _): (E, Self::Context),
+        (context, turn): (E, Self::Context),
         ancestry: impl Ancestry<Payload>,
         (): (),
     ) -> Option<Digested<Payload>> {
@@ -239,7 +240,12 @@ impl<E: Clock + Spawner + Metrics> Application<E> for App {
                 () = &mut idle => break,
             }
         }
-        match self.chain.propose(&parent, seconds(context.current()), self.beneficiary) {
+        let attributes = Attributes {
+            timestamp: seconds(context.current()),
+            beneficiary: self.beneficiary,
+            view: turn.round.view().get(),
+        };
+        match self.chain.propose(&parent, attributes) {
             Ok(block) => {
                 let payload = Payload(block);
                 let digest = payload.digest();
@@ -252,8 +258,17 @@ impl<E: Clock + Spawner + Metrics> Application<E> for App {
         }
     }
 
-    async fn verify(&mut self, (context, _): (E, Self::Context), ancestry: impl Ancestry<Payload>) -> bool {
+    async fn verify(
+        &mut self,
+        (context, turn): (E, Self::Context),
+        ancestry: impl Ancestry<Payload>,
+    ) -> bool {
         if let Some(block) = ancestry.peek() {
+            // Everybody else counts missed turns by what the header says.
+            if view(&block.inner().0.header) != turn.round.view().get() {
+                error!("a proposed block names another view than its own");
+                return false;
+            }
             // Whether a time has come is for later to say, and never the same for two clocks: wait, do not refuse.
             let time = Duration::from_secs(block.inner().0.header.timestamp);
             match SystemTime::UNIX_EPOCH.checked_add(time) {

@@ -10,14 +10,15 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use assay_ledger::{Genesis, PoolLimits};
+//! use assay_ledger::{Attributes, Genesis, PoolLimits};
 //! use assay_node::chain::Chain;
 //! use assay_node::history::History;
 //!
 //! let genesis = Genesis::from_json(r#"{"chainId": 7, "timestamp": 1800000000, "gasLimit": 30000000}"#)?;
 //! let chain = Arc::new(Chain::open(&genesis, PoolLimits::default(), History::in_memory)?);
 //! // What consensus does with one validator that agrees with itself:
-//! let block = chain.propose(&chain.genesis().hash(), 1_800_000_001, Default::default())?;
+//! let next = Attributes { timestamp: 1_800_000_001, ..Attributes::default() };
+//! let block = chain.propose(&chain.genesis().hash(), next)?;
 //! chain.finalize(&block)?;
 //! assert_eq!(chain.head().block.hash(), block.hash());
 //! # Ok::<(), assay_node::chain::ChainError>(())

@@ -8,7 +8,7 @@ mod common;
 use std::sync::Arc;
 
 use assay_ledger::types::{Address, TxKind, U256, hex, keccak256};
-use assay_ledger::{Block, Genesis, PoolLimits, Transaction};
+use assay_ledger::{Attributes, Block, Genesis, PoolLimits, Transaction};
 use assay_node::chain::{Chain, ChainError, Origin};
 use assay_node::history::History;
 use assay_node::rpc::methods;
@@ -37,11 +37,16 @@ fn node() -> Node {
     Node { methods: methods(chain.clone()), chain }
 }
 
+/// What a proposer chooses.
+fn at(timestamp: u64, beneficiary: Address) -> Attributes {
+    Attributes { timestamp, beneficiary, view: 0 }
+}
+
 impl Node {
     fn mine(&self) {
         let head = self.chain.head();
         let time = head.block.header.timestamp + 1;
-        let block = self.chain.propose(&head.block.hash(), time, Address::repeat_byte(0xfe)).unwrap();
+        let block = self.chain.propose(&head.block.hash(), at(time, Address::repeat_byte(0xfe))).unwrap();
         self.chain.finalize(&block).unwrap();
     }
 
@@ -420,10 +425,10 @@ fn a_restart_finds_everything_and_another_chain_is_refused() {
     assert_eq!((head.block.header.number, head.state.root()), (3, root));
     assert_eq!(head.state.account(&contract).unwrap().slot(&U256::ZERO), U256::from(7));
     // It goes on from there, and a finalized block that comes again changes nothing.
-    let block = chain.propose(&head.block.hash(), 1_800_000_100, Address::ZERO).unwrap();
+    let block = chain.propose(&head.block.hash(), at(1_800_000_100, Address::ZERO)).unwrap();
     chain.finalize(&block).unwrap();
     chain.finalize(&block).unwrap();
-    let rival = chain.propose(&head.block.hash(), 1_800_000_200, Address::ZERO).unwrap();
+    let rival = chain.propose(&head.block.hash(), at(1_800_000_200, Address::ZERO)).unwrap();
     assert!(matches!(chain.finalize(&rival), Err(ChainError::Conflict(4, ..))));
     drop(chain);
     let mut other = genesis();

@@ -39,6 +39,8 @@ use serde_json::{Value, json};
 const VALIDATORS: usize = 4;
 /// Blocks of an epoch where there are elections.
 const EPOCH: u64 = 8;
+/// Where absences count: each of [`VALIDATORS`] has a dozen turns.
+const LONG_EPOCH: u64 = 48;
 
 fn public(index: usize) -> Vec<u8> {
     PrivateKey::from_seed(index as u64).public_key().encode().to_vec()
@@ -267,7 +269,7 @@ impl World {
 
     /// Waits until these nodes agree that these have the seats.
     async fn until(&mut self, who: &[usize], committee: &[(usize, u32)]) {
-        for _ in 0..40 {
+        for _ in 0..2 * LONG_EPOCH {
             if who.iter().all(|index| self.committee(*index) == committee) {
                 return;
             }
@@ -568,6 +570,7 @@ fn staked(keys: &[String], epoch: u64) -> Genesis {
     let seat = |key| json!({"key": key, "endpoint": "", "beneficiary": Address::ZERO.to_string()});
     description["validators"] = keys.iter().map(seat).collect();
     description["epochs"] = json!({"blocks": epoch, "leastStake": (1_000 * OPG).to_string()});
+    description["parameters"]["staking"]["downtimeJail"] = json!(5);
     Description::from_json(&description.to_string()).unwrap().genesis(0).unwrap()
 }
 
@@ -722,5 +725,71 @@ fn who_signs_two_histories_loses_stake_and_seats_and_nothing_else_happens() {
     let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     for seed in 0..seeds {
         twins(seed);
+    }
+}
+
+/// One is cut off for a while and another restarts, which costs nothing. One is silent, which costs it its seats until it comes back.
+fn absences(seed: u64) {
+    let config =
+        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
+    deterministic::Runner::new(config).start(|context| async move {
+        let all = [0, 1, 2, 3];
+        let keys: Vec<_> = (0..VALIDATORS).map(|index| hex::encode(public(index))).collect();
+        let secrets = all.map(|index| PrivateKey::from_seed(index as u64)).to_vec();
+        let mut world = World::made(context, staked(&keys, LONG_EPOCH), secrets).await;
+        for index in all {
+            world.start(index).await;
+        }
+        world.progress(&all, 1).await;
+        world.stake(VALIDATORS);
+        let everybody = [(0, 25), (1, 25), (2, 25), (3, 25)];
+        world.until(&all, &everybody).await;
+
+        let seed = seed as usize;
+        let (cut, restarted, silent) = (seed % 4, (seed + 1) % 4, (seed + 2) % 4);
+        let without = |index: usize| all.into_iter().filter(|other| *other != index).collect::<Vec<_>>();
+        world.connect(&[&without(cut)], link(1.0, 10)).await;
+        world.progress(&without(cut), 8).await;
+        world.connect(&[&all], link(1.0, 10)).await;
+        world.progress(&all, 2).await;
+        world.crash(restarted).await;
+        world.progress(&without(restarted), 8).await;
+        world.start(restarted).await;
+        while all.iter().any(|index| world.validators[*index].chain.committee().unwrap().epoch < 2) {
+            world.progress(&all, 1).await;
+        }
+        assert_eq!(world.committee(0), everybody);
+        for index in all {
+            assert_eq!(world.staked(0, index)["jailedUntil"], json!("0"), "{index} did nothing wrong");
+        }
+
+        world.crash(silent).await;
+        let others = without(silent);
+        let mut rest = [(others[0], 33), (others[1], 33), (others[2], 33)];
+        // The one that joined first gets the seat that is left.
+        rest[0].1 += 1;
+        world.until(&others, &rest).await;
+        for index in all {
+            let known = world.staked(others[0], index);
+            let tokens = if index == silent { 2_000 * OPG - OPG / 5 } else { 2_000 * OPG };
+            assert_eq!(known["tokens"], json!(tokens.to_string()), "{index}");
+            assert_eq!(known["jailedUntil"] == json!("0"), index != silent, "{index}");
+        }
+        // It follows, and has its seats again when its owner has asked for them.
+        world.start(silent).await;
+        world.context.sleep(Duration::from_secs(6)).await;
+        world.progress(&all, 2).await;
+        world.send(others[0], &owner(silent), "Staking", "unjail", &[]);
+        world.until(&all, &everybody).await;
+        world.progress(&all, 2).await;
+        world.agree();
+    });
+}
+
+#[test]
+fn who_is_silent_loses_its_seats_and_who_was_cut_off_for_a_while_does_not() {
+    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    for seed in 0..seeds {
+        absences(seed);
     }
 }

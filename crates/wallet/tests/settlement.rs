@@ -59,7 +59,7 @@ impl World {
         let nonce = self.state.nonce(&address_of(key));
         let fees = Fees { most: 100_000_000_000, tip: 1 };
         let bytes = sign(key, self.rules.chain_id, nonce, 3_000_000, fees, &call);
-        let attributes = Attributes { timestamp: self.header.timestamp + 10, beneficiary: Address::ZERO };
+        let attributes = Attributes { timestamp: self.header.timestamp + 10, ..Attributes::default() };
         let transaction = Transaction::decode(&bytes).unwrap();
         let done = build(&self.rules, &self.header, &self.state, &attributes, [transaction]);
         assert_eq!(done.receipts.len(), 1, "{name}.{function} got into no block");

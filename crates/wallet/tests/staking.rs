@@ -4,8 +4,8 @@
 
 use assay_ledger::types::{Address, B256, U256};
 use assay_ledger::{
-    Attributes, Block, BlockError, Committee, EVIDENCE, Header, Message, Overrides, Rules, State,
-    Transaction, TxReceipt as _, bring, build, contradicts, simulate,
+    Attributes, Block, BlockError, Committee, EVIDENCE, Header, MISSED_LEAST, Message, Overrides, Rules,
+    State, TURNS_ADDRESS, Transaction, TxReceipt as _, bring, build, contradicts, simulate, view,
 };
 use assay_receipt::Key;
 use assay_wallet::abi::text;
@@ -97,8 +97,24 @@ impl World {
     }
 
     fn block_after(&mut self, seconds: u64, transactions: Vec<Transaction>) -> Vec<assay_ledger::Receipt> {
-        let attributes =
-            Attributes { timestamp: self.header.timestamp + seconds, beneficiary: Address::ZERO };
+        self.block_in(self.turn(1), seconds, transactions)
+    }
+
+    /// The view so many turns after the last block's.
+    fn turn(&self, later: u64) -> u64 {
+        let committee = Committee::of(&self.state).unwrap();
+        let first = self.header.number + 1 == committee.epoch * committee.blocks;
+        later + if first { 0 } else { view(&self.header) }
+    }
+
+    fn block_in(
+        &mut self,
+        view: u64,
+        seconds: u64,
+        transactions: Vec<Transaction>,
+    ) -> Vec<assay_ledger::Receipt> {
+        let timestamp = self.header.timestamp + seconds;
+        let attributes = Attributes { timestamp, beneficiary: Address::ZERO, view };
         let count = transactions.len();
         let done = build(&self.rules, &self.header, &self.state, &attributes, transactions);
         assert_eq!(done.receipts.len(), count, "a transaction got into no block");
@@ -130,7 +146,8 @@ impl World {
 
     /// A block that says of itself that it has these transactions, and what everybody else says of it.
     fn refused(&self, transaction: &Transaction) -> bool {
-        let attributes = Attributes { timestamp: self.header.timestamp + 10, beneficiary: Address::ZERO };
+        let timestamp = self.header.timestamp + 10;
+        let attributes = Attributes { timestamp, beneficiary: Address::ZERO, view: self.turn(1) };
         let built = build(&self.rules, &self.header, &self.state, &attributes, [transaction.clone()]);
         let block = Block::new((*built.block.header).clone(), vec![transaction.clone()]);
         let verdict = assay_ledger::verify(&self.rules, &self.header, &self.state, &block);
@@ -400,4 +417,116 @@ fn who_was_removed_pays_with_what_is_leaving() {
     let genesis = world.rules.genesis;
     assert_eq!(world.accuse(&bob, &liar, &two_faces(&genesis, &liar)), Some(3));
     assert_eq!(world.view("validatorOf", &[me])["leavingTokens"], json!((1_900 * OPG).to_string()));
+}
+
+impl World {
+    /// Goes on to the next epoch with blocks in views that `takes` says, by the number of blocks and the key of the view's leader. Its
+    /// committee's keys, and how many turns of a key passed.
+    fn epoch_of(
+        &mut self,
+        passed: [u8; 32],
+        takes: impl Fn(u64, [u8; 32], u64) -> bool,
+    ) -> (Vec<[u8; 32]>, u64) {
+        let committee = Committee::of(&self.state).unwrap();
+        let turns = committee.turns();
+        let leader = |view: u64| {
+            committee.members[turns[((committee.epoch + view) % turns.len() as u64) as usize]].key
+        };
+        let (mut blocks, mut missed) = (0, 0);
+        while Committee::of(&self.state).unwrap().epoch == committee.epoch {
+            let mut view = self.turn(1);
+            while !takes(blocks, leader(view), missed) {
+                missed += u64::from(leader(view) == passed);
+                view += 1;
+            }
+            self.block_in(view, 10, Vec::new());
+            blocks += 1;
+        }
+        let committee = Committee::of(&self.state).unwrap();
+        (committee.members.iter().map(|member| member.key).collect(), missed)
+    }
+}
+
+#[test]
+fn who_misses_most_turns_is_jailed_for_a_while_and_nobody_else() {
+    let (ada, bob) = (key(1), key(2));
+    let mut world = World::new([&ada, &bob]);
+    let (silent, other) = (Consensus::new(11), Consensus::new(12));
+    let validator = |who: &Key| [text(address_of(who))];
+    let whole = json!((2_000 * OPG).to_string());
+    // The genesis's validator, which the contract does not know, is reported to nobody.
+    let (committee, missed) =
+        world.epoch_of(Consensus::new(9).public(), |block, _, missed| missed >= 20 * (block + 1));
+    assert_eq!((committee, missed), (vec![Consensus::new(9).public()], 140));
+    world.join(&ada, &silent, "", 2_000 * OPG);
+    world.join(&bob, &other, "", 2_000 * OPG);
+    world.next_epoch();
+
+    // Seven turns are too few to say anything.
+    let (committee, missed) = world.epoch_of(silent.public(), |block, leader, missed| {
+        missed >= (MISSED_LEAST - 1).min(if leader == other.public() { block + 1 } else { BLOCKS })
+    });
+    assert_eq!((committee.len(), missed), (2, MISSED_LEAST - 1));
+    assert_eq!(world.view("validatorOf", &validator(&ada))["tokens"], whole);
+
+    // One makes no block. The other makes one in every second turn of its own, which is half of them and enough.
+    let parity = std::cell::Cell::new(0);
+    let half = |_, leader, _| {
+        parity.set(parity.get() + u64::from(leader == other.public()));
+        leader == other.public() && parity.get().is_multiple_of(2)
+    };
+    let (committee, missed) = world.epoch_of(silent.public(), half);
+    assert!(missed >= MISSED_LEAST && parity.get() == 2 * BLOCKS, "{missed} {}", parity.get());
+    assert_eq!(committee, [other.public()]);
+    let punished = world.view("validatorOf", &validator(&ada));
+    assert_eq!(punished["tokens"], json!((2_000 * OPG - OPG / 5).to_string()));
+    assert_eq!(punished["jailedUntil"], json!((world.header.timestamp + 600).to_string()));
+    assert_eq!(world.view("validatorOf", &validator(&bob))["tokens"], whole);
+
+    // Nobody without seats is absent, and what was missed in another epoch does not count.
+    assert_eq!(world.next_epoch().len(), 1);
+    assert_eq!(world.view("validatorOf", &validator(&ada)), punished);
+    let unjail = world.system.prepare("Staking", "unjail", &[]).unwrap();
+    assert!(!world.submit(&ada, &unjail).status(), "not yet");
+    world.block_after(600, Vec::new());
+    world.send(&ada, "Staking", "unjail", &[]);
+    assert_eq!(world.next_epoch().len(), 2);
+    assert_eq!(world.next_epoch().len(), 2);
+    assert_eq!(world.view("validatorOf", &validator(&ada))["tokens"], punished["tokens"]);
+}
+
+#[test]
+fn a_view_comes_after_the_parents_and_counting_is_the_same_for_all() {
+    let mut world = World::new([&key(1), &key(2)]);
+    world.block_in(5, 10, Vec::new());
+    let forged = |claimed: u64| {
+        let attributes =
+            Attributes { timestamp: world.header.timestamp + 10, beneficiary: Address::ZERO, view: claimed };
+        let built = build(&world.rules, &world.header, &world.state, &attributes, []);
+        assert_eq!(view(&built.block.header), claimed);
+        assemble(&world, (*built.block.header).clone())
+    };
+    for wrong in [0, 4, 5] {
+        assert_eq!(forged(wrong), Err(BlockError::Header("view")), "{wrong}");
+    }
+    // However far ahead.
+    for right in [6, 1_000, u64::MAX] {
+        assert_eq!(forged(right), Ok(()));
+    }
+    // Who says another view than it was executed with has counted wrong; and nothing else is in the field.
+    let attributes =
+        Attributes { timestamp: world.header.timestamp + 10, beneficiary: Address::ZERO, view: 9 };
+    let built = build(&world.rules, &world.header, &world.state, &attributes, []);
+    for root in [B256::from(U256::from(8)), B256::from(U256::from(9) + (U256::from(1) << 64))] {
+        let header = Header { parent_beacon_block_root: Some(root), ..(*built.block.header).clone() };
+        assert!(assemble(&world, header).is_err());
+    }
+    let counted = built.state.account(&TURNS_ADDRESS).unwrap().slot(&U256::ZERO);
+    assert_eq!(counted, U256::from(4 + 3), "in epoch 0");
+}
+
+/// What others say of an empty block with this header.
+fn assemble(world: &World, header: Header) -> Result<(), BlockError> {
+    let block = Block::new(header, Vec::new());
+    assay_ledger::verify(&world.rules, &world.header, &world.state, &block).map(drop)
 }

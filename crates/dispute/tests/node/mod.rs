@@ -109,8 +109,7 @@ impl Node {
 
 impl Inner {
     fn block(&mut self, transaction: Option<Transaction>) {
-        let attributes =
-            Attributes { timestamp: self.header.timestamp + self.gap, beneficiary: Address::ZERO };
+        let attributes = Attributes { timestamp: self.header.timestamp + self.gap, ..Attributes::default() };
         let hash = transaction.as_ref().map(|transaction| text(transaction.hash()));
         let called =
             transaction.as_ref().map(|t| json!({"from": t.sender().to_string(), "input": text(t.input())}));

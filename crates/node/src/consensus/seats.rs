@@ -46,6 +46,8 @@ pub(crate) struct Seats {
     /// The member that has a seat, by the place of its name.
     owners: Vec<usize>,
     members: Vec<Member>,
+    /// The first seats of those whose turn it is, see [`Committee::turns`].
+    turns: Vec<Participant>,
 }
 
 #[derive(Debug)]
@@ -95,8 +97,10 @@ impl Seats {
             let seats = &mut members[*owner].seats;
             seats.insert(if first { 0 } else { seats.len() }, Participant::from_usize(place));
         }
+        let turns = committee.turns().into_iter();
+        let turns = turns.filter_map(|member| members[member].seats.first().copied()).collect();
         // A map's keys are distinct and in order.
-        Some(Self { names: Set::try_from(names).ok()?, owners, members })
+        Some(Self { names: Set::try_from(names).ok()?, owners, members, turns })
     }
 
     /// The keys of members, which is who peers are.
@@ -340,19 +344,13 @@ impl CertificateScheme for Scheme {
     }
 }
 
-/// Leaders in turn, each as often as it has seats: seats are in the order of their names, which is any order.
+/// Leaders in turn, as [`Committee::turns`] has them.
 #[derive(Clone, Debug)]
 pub(crate) struct Turns(Vec<Participant>);
 
 impl Turns {
     pub(crate) fn new(seats: &Seats) -> Self {
-        let owners = seats.owners.iter().map(|owner| &seats.members[*owner]);
-        Self(
-            owners
-                .filter(|owner| owner.key.is_some())
-                .filter_map(|owner| owner.seats.first().copied())
-                .collect(),
-        )
+        Self(seats.turns.clone())
     }
 }
 
@@ -372,7 +370,7 @@ impl Elector<Scheme> for Turns {
     }
 
     fn elect(&self, round: Round, (): ()) -> Participant {
-        // There is a member with a key, or there are no seats to begin with.
+        // There is a member with a key, or there are no seats to begin with. Whose registered bytes are no key is absent like any other.
         let turn = round.epoch().get().wrapping_add(round.view().get()) % self.0.len() as u64;
         self.0[turn as usize]
     }
