@@ -27,6 +27,7 @@ mod members;
 mod models;
 mod node;
 mod power;
+mod promises;
 mod proofs;
 mod records;
 mod settle;
@@ -116,6 +117,9 @@ enum Command {
     Audit(records::AuditArgs),
     /// Dispute a wrong answer on the chain, for its worker's bond
     Dispute(dispute::DisputeArgs),
+    /// Bonds behind a worker's promises of speed, and payment to its callers when it breaks one
+    #[command(subcommand)]
+    Promise(promises::PromiseCommand),
     /// Save everything that is signed about a request in one file
     Incident(records::IncidentArgs),
     /// Measure speed, quality and the cost of verification
@@ -226,6 +230,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Dispute(args) => dispute::run(args, json).await,
+        Command::Promise(command) => promises::run(command, json).await,
         Command::Workers(args) => records::workers(args, json).await,
         Command::Audit(args) => records::audit(args, json).await,
         Command::Incident(args) => records::incident(args, json).await,

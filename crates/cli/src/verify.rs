@@ -52,7 +52,7 @@ pub(crate) struct VerifyArgs {
 }
 
 /// Largest file that is read: a bundle, or an incident file around one.
-const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
+pub(crate) const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
 pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
     if let (Some(block), Some(genesis)) = (args.block, &args.genesis) {

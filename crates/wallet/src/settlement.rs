@@ -5,6 +5,12 @@ use serde_json::{Value, json};
 
 use crate::abi::text;
 
+/// A signed type as the contracts' functions take it.
+pub fn message<T: Typed>(value: &T) -> Value {
+    // Names and forms of the fields are those of the typed data; the domain does not matter for them.
+    typed_data(&Domain::default(), value)["message"].take()
+}
+
 /// A receipt with the voucher that makes it payable.
 #[derive(Clone, Debug)]
 pub struct Payable {
@@ -17,10 +23,6 @@ pub struct Payable {
 impl Payable {
     /// The contract's `Leaf`.
     pub fn leaf(&self) -> Value {
-        // Names and forms of the fields are those of the typed data; the domain does not matter for them.
-        fn message<T: Typed>(value: &T) -> Value {
-            typed_data(&Domain::default(), value)["message"].take()
-        }
         json!({
             "receipt": message(&self.receipt.statement), "signature": self.receipt.signature,
             "voucher": message(&self.voucher.statement), "voucherSignature": self.voucher.signature,
