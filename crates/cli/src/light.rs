@@ -21,13 +21,18 @@ use crate::{home, keys, models, ui, verify};
 #[derive(Args)]
 pub(crate) struct TraceArgs {
     /// A receipt or an incident file
-    receipt: PathBuf,
+    pub(crate) receipt: PathBuf,
     /// Where to write the trace; about 2.8 bytes for each row of each matrix and token
     #[arg(long, short)]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Name, id or path of the receipt's model; the imported one that it names when left out
     #[arg(long)]
     model: Option<String>,
+    /// Ask the worker that gave the answer for its trace, which needs no model here
+    #[arg(long, conflicts_with = "model")]
+    pub(crate) from_worker: bool,
+    #[command(flatten)]
+    pub(crate) list: verify::ListArgs,
 }
 
 fn said(error: &dyn std::fmt::Display) -> Error {

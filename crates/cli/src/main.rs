@@ -31,6 +31,7 @@ mod promises;
 mod proofs;
 mod records;
 mod settle;
+mod traces;
 mod ui;
 mod up;
 mod verify;
@@ -105,7 +106,7 @@ enum Command {
     Infer(graphs::InferArgs),
     /// Run such a model and prove its outputs
     Prove(proofs::ProveArgs),
-    /// Write the trace of an answer, with which others check it without the model
+    /// Write the trace of an answer, or fetch its worker's, with which it is checked without the model
     Trace(light::TraceArgs),
     /// Check a receipt or a proof offline
     Verify(verify::VerifyArgs),
@@ -226,6 +227,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Members(command) => members::run(command, json),
         Command::Infer(args) => graphs::infer(&args, json),
         Command::Prove(args) => proofs::prove(&args, json),
+        Command::Trace(args) if args.from_worker => traces::fetch(&args, json).await,
         Command::Trace(args) => light::trace(&args, json),
         Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,

@@ -30,12 +30,8 @@ pub(crate) struct VerifyArgs {
     /// Any node's JSON-RPC; it is not trusted
     #[arg(long, requires = "block", default_value_t = format!("http://{}", crate::node::DEFAULT_RPC))]
     rpc: String,
-    /// The signed list of workers whose keys count; the local network's when left out
-    #[arg(long, requires = "signer")]
-    members: Option<PathBuf>,
-    /// The address that must have signed the list of workers; the local network's own when left out
-    #[arg(long)]
-    signer: Option<Address>,
+    #[command(flatten)]
+    list: ListArgs,
     /// Also replay the answer here, with the imported model of this name, id or path
     #[arg(long, value_name = "MODEL")]
     replay: Option<String>,
@@ -51,6 +47,34 @@ pub(crate) struct VerifyArgs {
     key: Option<PathBuf>,
 }
 
+/// Whose workers count.
+#[derive(Args)]
+pub(crate) struct ListArgs {
+    /// The signed list of workers whose keys count; the local network's when left out
+    #[arg(long, requires = "signer")]
+    members: Option<PathBuf>,
+    /// The address that must have signed the list of workers; the local network's own when left out
+    #[arg(long)]
+    signer: Option<Address>,
+}
+
+impl ListArgs {
+    /// Who must have signed the list.
+    pub(crate) fn signer(&self) -> Result<Address> {
+        self.signer.map_or_else(local_signer, Ok)
+    }
+
+    /// The lists to look into: the named one, that of the file which is checked, or the local network's, the newest first. No
+    /// signature is checked.
+    pub(crate) fn lists(&self, own: Option<Signed<Members>>) -> Result<Vec<Signed<Members>>> {
+        match (&self.members, own) {
+            (Some(path), _) => Ok(vec![members::read(path)?]),
+            (None, Some(list)) => Ok(vec![list]),
+            (None, None) => local_lists(),
+        }
+    }
+}
+
 /// Largest file that is read: a bundle, or an incident file around one.
 pub(crate) const FILE_BYTES_MAX: u64 = 4 * assay_receipt::limits::BUNDLE_BYTES as u64;
 
@@ -64,16 +88,8 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
         return proofs::verify(&receipt, args.model.as_deref(), args.key.as_deref(), json);
     }
     let (bundle, own_list) = read(&receipt)?;
-    let signer = match args.signer {
-        Some(signer) => signer,
-        None => local_signer()?,
-    };
-    let list = match (&args.members, own_list) {
-        (Some(path), _) => vec![members::read(path)?],
-        (None, Some(list)) => vec![list],
-        (None, None) => local_lists()?,
-    };
-    let members = in_force(list, signer, &bundle)?;
+    let signer = args.list.signer()?;
+    let members = in_force(args.list.lists(own_list)?, signer, &bundle)?;
     let expected = Expected::of_members(bundle.domain, &members.statement);
     let report = match &args.replay {
         None if args.trace.is_some() => {

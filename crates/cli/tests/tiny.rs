@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use assay_model::Architecture;
 use assay_model::testing::tiny_gguf;
-use assay_receipt::{Bytes32, Key};
+use assay_receipt::{Bytes32, Key, Members, Signed};
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
 use serde_json::{Value, json};
@@ -127,6 +127,71 @@ impl Network {
 }
 
 #[test]
+fn the_trace_of_an_answer_comes_from_its_worker_and_is_checked_without_the_model() {
+    let network = Network::start();
+    let folder = network.home.path();
+    let (operator, file) = network.ask("Once upon a time", 6);
+    network.json(&["model", "key", "tiny", "--out", "tiny.light"]);
+    let fetched = network.json(&["trace", &file, "--from-worker", "--out", "trace"]);
+    let trace = std::fs::read(folder.join("trace")).unwrap();
+    assert_eq!(fetched["bytes"], json!(trace.len()));
+    // What the worker shows is what anybody with the model would.
+    network.json(&["trace", &file, "--model", "tiny", "--out", "own"]);
+    assert!(std::fs::read(folder.join("own")).unwrap() == trace);
+    // Somebody without the model checks it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    for name in [&file, "tiny.light", "trace"] {
+        std::fs::copy(folder.join(name), elsewhere.path().join(name)).unwrap();
+    }
+    let members = folder.join("up/members.json").display().to_string();
+    let signer = network.key("members.key").address().to_string();
+    let verify = |trace: &str| {
+        let list = ["--members", &members, "--signer", &signer];
+        let check = ["--json", "verify", &file, "--trace", trace, "--key", "tiny.light"];
+        let output = assay(elsewhere.path()).args([&check[..], &list].concat()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = verify("trace");
+    assert_eq!(code, Some(0), "{said}");
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&report["state"], &report["operator"]), (&json!("replayed"), &json!(operator)));
+    // A false trace shows nothing: one bit, a cut, another answer's.
+    let (_, other) = network.ask("Once upon another time", 6);
+    network.json(&["trace", &other, "--from-worker", "--out", "other"]);
+    let mut flipped = trace.clone();
+    let at = flipped.len() * 2 / 3;
+    flipped[at] ^= 1;
+    std::fs::write(elsewhere.path().join("flipped"), flipped).unwrap();
+    std::fs::write(elsewhere.path().join("cut"), &trace[..trace.len() - 8]).unwrap();
+    std::fs::copy(folder.join("other"), elsewhere.path().join("other")).unwrap();
+    for name in ["flipped", "cut", "other"] {
+        let (code, said) = verify(name);
+        assert!(code == Some(1) && said.contains("does not show"), "{name}: {said}");
+    }
+    // A bundle that the worker did not sign gets no trace of it, and no file.
+    let mut lied: Value = serde_json::from_slice(&std::fs::read(folder.join(&file)).unwrap()).unwrap();
+    lied["output"]["text"] = json!("another answer");
+    std::fs::write(folder.join("lied.json"), lied.to_string()).unwrap();
+    let output = network.run(&["trace", "lied.json", "--from-worker", "--out", "none"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("400"), "{said}");
+    assert!(!folder.join("none").exists());
+    // Whoever answers in its place, without its certificate, gets no bundle.
+    let list = std::fs::read_to_string(&members).unwrap();
+    let mut list: Signed<Members> = serde_json::from_str(&list).unwrap();
+    list.statement.members.iter_mut().for_each(|member| member.tls_sha256 = Bytes32([7; 32]));
+    let domain = lied["domain"].clone();
+    let forged =
+        Signed::sign(&network.key("members.key"), &serde_json::from_value(domain).unwrap(), list.statement);
+    std::fs::write(folder.join("forged.json"), serde_json::to_string(&forged).unwrap()).unwrap();
+    let fetch = ["trace", &file, "--from-worker", "--out", "none", "--members", "forged.json", "--signer"];
+    let output = network.run(&[&fetch[..], &[&signer]].concat());
+    assert!(!output.status.success() && !folder.join("none").exists());
+    let output = network.run(&[&fetch[..], &["0x0000000000000000000000000000000000000001"]].concat());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is on no list"));
+}
+
+#[test]
 fn a_broken_promise_pays_the_caller() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let network = Network::start();
@@ -166,11 +231,16 @@ fn a_broken_promise_pays_the_caller() {
     }
     assert!(refused(&early).contains("did not hold yet"));
 
-    // Answers until both have given some.
+    // Answers until both have given some: many at once, or the faster would give them all.
     let mut of = [Vec::new(), Vec::new()];
-    for _ in 0..60 {
-        let (operator, file) = network.ask(&long, 4);
-        of[usize::from(operator == "operator-2")].push(file);
+    for _ in 0..10 {
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..16).map(|_| scope.spawn(|| network.ask(&long, 4))).collect();
+            asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+        });
+        for (operator, file) in answers {
+            of[usize::from(operator == "operator-2")].push(file);
+        }
         if of[0].len() >= 2 && !of[1].is_empty() {
             break;
         }

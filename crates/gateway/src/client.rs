@@ -122,7 +122,7 @@ impl Clients {
         {
             return Ok(Client { http: http.clone(), base: base(url) });
         }
-        let http = build(member.tls_sha256, self.connect)
+        let http = pinned(member.tls_sha256, self.connect)
             .map_err(|reason| Error::Client { worker: member.worker.to_string(), reason })?;
         by_worker.insert(member.worker, (member.url.clone(), member.tls_sha256, http.clone()));
         Ok(Client { http, base: base(&member.url) })
@@ -133,7 +133,12 @@ fn base(url: &str) -> String {
     url.trim_end_matches('/').to_owned()
 }
 
-fn build(pin: Bytes32, connect: Duration) -> Result<reqwest::Client, String> {
+/// An HTTPS client that talks to whoever has the certificate with this SHA-256, and to nobody else. `connect` is the longest wait for a
+/// connection.
+///
+/// # Errors
+/// What keeps the client from being made, in words.
+pub fn pinned(pin: Bytes32, connect: Duration) -> Result<reqwest::Client, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Pinned { pin, provider: Arc::clone(&provider) };
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)

@@ -45,6 +45,7 @@ mod server;
 mod store;
 mod vocabulary;
 
+pub use client::pinned;
 pub use config::{ApiKey, Chain, Config, Level, Moment, Policy, Sampling, Workers};
 pub use error::{ApiError, Error};
 pub use server::run;

@@ -1,0 +1,111 @@
+//! `assay trace --from-worker`: the trace of an answer from the worker that gave it (docs/light.md).
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::light::TraceArgs;
+use crate::{ui, verify};
+
+/// Longest wait for a connection, and for the next piece of a trace: the worker may have another one to record first.
+const CONNECT: Duration = Duration::from_secs(10);
+const PIECE: Duration = Duration::from_secs(120);
+/// Largest trace that is written: 64 GiB, beyond any that a worker records within its limits.
+const TRACE_BYTES_MAX: u64 = 64 << 30;
+/// Largest refusal that is read, in bytes.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// Asks the receipt's worker, whose address and certificate are in the signed list, and writes what it sends. Whether that is the answer's
+/// trace, only `assay verify` with a key can say.
+pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
+    let (bundle, own_list) = verify::read(&args.receipt)?;
+    let receipt = &bundle.receipt.statement;
+    let lists = args.list.lists(own_list)?;
+    let signer = args.list.signer()?;
+    let signed = lists.iter().filter(|list| list.signer(&bundle.domain) == Ok(signer));
+    let member =
+        signed.filter_map(|list| list.statement.member(&receipt.worker)).next().ok_or_else(|| {
+            Error::said(format!(
+                "worker {} is on no list that {signer} signed, so nothing says where it is",
+                receipt.worker
+            ))
+        })?;
+    // The bundle has the request and the answer: nobody but the worker, which knows both, may get it.
+    let http = assay_gateway::pinned(member.tls_sha256, CONNECT)
+        .map_err(|error| Error::said(format!("no HTTP client can be made: {error}")))?;
+    let broken = |error: &dyn std::fmt::Display| {
+        Error::said(format!("the worker at {} gave no trace: {error}; nothing was kept", member.url))
+    };
+    let started = Instant::now();
+    let url = format!("{}/v1/trace", member.url.trim_end_matches('/'));
+    let waiting = tokio::time::timeout(PIECE, http.post(url).json(&bundle).send());
+    let mut response =
+        waiting.await.map_err(|error| broken(&error))?.map_err(|error| broken(&reqwest_cause(&error)))?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Ok(Ok(Some(part))) = tokio::time::timeout(CONNECT, response.chunk()).await {
+            body.extend_from_slice(&part);
+            if body.len() > REFUSAL_BYTES_MAX {
+                break;
+            }
+        }
+        let said = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+        let said = said.pointer("/error/message").and_then(Value::as_str).unwrap_or("it does not say why");
+        return Err(broken(&format!("it answered {status}: {said}")));
+    }
+
+    // A reader sees all of it or nothing.
+    let temporary = args.out.with_extension(format!("part-{}", std::process::id()));
+    let bar = ui::spinner("receiving the trace");
+    let written = async {
+        let options =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
+        let mut file = options.open(&temporary).map_err(Error::file("write", &temporary))?;
+        let mut bytes = 0u64;
+        loop {
+            let piece = tokio::time::timeout(PIECE, response.chunk()).await;
+            let piece =
+                piece.map_err(|error| broken(&error))?.map_err(|error| broken(&reqwest_cause(&error)))?;
+            let Some(piece) = piece else { break };
+            bytes += piece.len() as u64;
+            if bytes > TRACE_BYTES_MAX {
+                return Err(broken(&"it sends more than 64 GiB"));
+            }
+            file.write_all(&piece).map_err(Error::file("write", &temporary))?;
+        }
+        file.sync_all().map_err(Error::file("write", &temporary))?;
+        std::fs::rename(&temporary, &args.out).map_err(Error::file("write", &args.out))?;
+        Ok(bytes)
+    };
+    let written = written.await;
+    bar.finish_and_clear();
+    let bytes = written.inspect_err(|_| {
+        // It failed already; a leftover file is not worth a second error.
+        let _ = std::fs::remove_file(Path::new(&temporary));
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    if as_json {
+        ui::print_json(&json!({
+            "model": receipt.model, "worker": receipt.worker, "path": args.out, "bytes": bytes, "seconds": seconds,
+        }));
+    } else {
+        ui::say!("{} {} is what the worker shows for this answer", ui::green("✓"), args.out.display());
+        let size = bytes as f64 / 1e6;
+        ui::say!("{}", ui::dim(&format!("{size:.1} MB in {seconds:.1} s; `assay verify --trace` checks it")));
+    }
+    Ok(())
+}
+
+/// The innermost reason, which says more than "error sending request".
+fn reqwest_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
