@@ -5,10 +5,13 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
-use assay_model::Architecture;
+use assay_dispute::{Settled, batch_of};
+use assay_engine::request::Processor;
 use assay_model::testing::tiny_gguf;
-use assay_receipt::{Bytes32, Key, Members, Signed};
+use assay_model::{Architecture, Artifact};
+use assay_receipt::{Bundle, Bytes32, Key, Members, Signed, prompt_commitment};
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
 use serde_json::{Value, json};
@@ -189,6 +192,38 @@ fn the_trace_of_an_answer_comes_from_its_worker_and_is_checked_without_the_model
     assert!(!output.status.success() && !folder.join("none").exists());
     let output = network.run(&[&fetch[..], &["0x0000000000000000000000000000000000000001"]].concat());
     assert!(String::from_utf8_lossy(&output.stderr).contains("is on no list"));
+}
+
+/// The voucher of an answer says which tokens its prompt had, by which a dispute would go.
+#[test]
+fn what_is_settled_fixes_the_prompt() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let network = Network::start();
+    let folder = network.home.path();
+    let (_, file) = network.ask("Once upon a time", 6);
+    let bundle = Bundle::from_json(&std::fs::read(folder.join(file)).unwrap()).unwrap();
+    let receipt = &bundle.receipt.statement;
+    let settled = runtime.block_on(async {
+        let chain = Chain::at(&network.rpc).unwrap();
+        let (batch, lines, line) = loop {
+            // A batch every 15 seconds.
+            match batch_of(&chain, receipt).await.unwrap() {
+                Some(found) => break found,
+                None => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+            }
+        };
+        let list = std::fs::read(folder.join("up/members.json")).unwrap();
+        let list = Signed::<Members>::from_json(&list).unwrap();
+        let member = list.statement.member(&receipt.worker).unwrap();
+        let http = assay_gateway::pinned(member.tls_sha256, std::time::Duration::from_secs(5)).unwrap();
+        let url = format!("{}/v1/lines/{}", member.url, lines[line]["root"].as_str().unwrap());
+        let leaves: Value = http.get(url).send().await.unwrap().json().await.unwrap();
+        Settled::new(batch, lines, line, leaves["leaves"].as_array().unwrap(), receipt).unwrap()
+    });
+    let bytes = std::fs::read(folder.join("models/tiny.assay")).unwrap();
+    let processor = Processor::from_artifact(&Artifact::parse(Arc::new(bytes)).unwrap()).unwrap();
+    let tokens = processor.prompt(&bundle.request).unwrap();
+    assert_eq!(settled.prompt, prompt_commitment(&tokens, &bundle.salt));
 }
 
 #[test]
