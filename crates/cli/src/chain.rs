@@ -1,4 +1,4 @@
-//! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`, `slash`.
+//! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`, `unjail`, `slash`.
 
 use assay_ledger::EVIDENCE;
 use assay_ledger::types::{Address, U256, hex};
@@ -307,6 +307,13 @@ pub(crate) async fn claim(args: ClaimArgs, json: bool) -> Result<()> {
         say!("claimed {} OPG in block {}", opg(gained), done.block);
     }
     Ok(())
+}
+
+/// Leaves jail after an absence.
+pub(crate) async fn unjail(args: SignerArgs, json: bool) -> Result<()> {
+    let signer = args.open()?;
+    let done = signer.send("Staking", "unjail", &[]).await?;
+    signer.report("out of jail (seats come back with the next epoch)", signer.address(), &done, json).await
 }
 
 /// Sends each piece of evidence that the node has against a validator which was not yet punished.

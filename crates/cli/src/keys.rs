@@ -1,14 +1,18 @@
 //! `assay keys`: keys for accounts in encrypted keystores, and keys for validators. No command prints a secret.
 
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use assay_ledger::types::hex;
 use assay_node::node;
 use assay_receipt::{Bytes32, Key};
+use assay_wallet::abi::text;
 use assay_wallet::keystore;
 use clap::Subcommand;
 use serde_json::json;
 
+use crate::chain::SignerArgs;
 use crate::error::{Error, Result};
 use crate::ui::say;
 use crate::{home, members, ui};
@@ -41,9 +45,24 @@ pub(crate) enum KeysCommand {
         #[arg(default_value = "validator.key")]
         file: PathBuf,
     },
+    /// Replace your validator's key from the next epoch on. The old one counts against you until its unbonding delay is over
+    Rotate {
+        /// The folder of the validator's node, in which a new key is made; ~/.assay/node when left out
+        #[arg(long)]
+        data: Option<PathBuf>,
+        /// Public key of a validator whose key file is elsewhere; when left out, one is made in the data folder
+        #[arg(long)]
+        validator_key: Option<String>,
+        /// Where the other validators reach yours, IP:PORT; as before when left out
+        #[arg(long)]
+        endpoint: Option<SocketAddr>,
+        /// The account that the validator joined with
+        #[command(flatten)]
+        signer: SignerArgs,
+    },
 }
 
-pub(crate) fn run(command: KeysCommand, json: bool) -> Result<()> {
+pub(crate) async fn run(command: KeysCommand, json: bool) -> Result<()> {
     match command {
         KeysCommand::New { name } => keep(&name, &random()?, json),
         KeysCommand::Import { name, keystore: None } => {
@@ -66,6 +85,13 @@ pub(crate) fn run(command: KeysCommand, json: bool) -> Result<()> {
             Ok(())
         }
         KeysCommand::List => list(json),
+        KeysCommand::Rotate { data, validator_key, endpoint, signer } => {
+            let data = match data {
+                Some(data) => data,
+                None => home::home()?.join("node"),
+            };
+            rotate(&data, validator_key, endpoint, signer, json).await
+        }
         KeysCommand::Validator { file } => {
             let secret = validator_secret(&file, true)?;
             let public = node::public_key(&secret).map_err(|error| Error::said(error.to_string()))?;
@@ -85,6 +111,66 @@ pub(crate) fn random() -> Result<[u8; 32]> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::said(format!("the system gives no random bytes: {error}")))?;
     Ok(bytes)
+}
+
+/// Registers another key for the signer's validator.
+async fn rotate(
+    data: &Path,
+    elsewhere: Option<String>,
+    endpoint: Option<SocketAddr>,
+    signer: SignerArgs,
+    json: bool,
+) -> Result<()> {
+    let signer = signer.open()?;
+    let me = signer.address();
+    let known = signer.chain.view("Staking", "validatorOf", &[text(me)]).await?;
+    let registered = known["key"].as_str().and_then(|key| key.strip_prefix("0x")).unwrap_or_default();
+    let Some((old, place)) = registered.split_at_checked(64) else {
+        return Err(Error::said(format!(
+            "{me} runs no validator yet: begin with `assay join --role validator`"
+        )));
+    };
+    let (here, next) = (data.join(crate::node::KEY), data.join(crate::node::NEXT_KEY));
+    let public = |file: &Path| {
+        let secret = validator_secret(file, true)?;
+        node::public_key(&secret).map_err(|error| Error::said(error.to_string()))
+    };
+    let key = match &elsewhere {
+        Some(key) => key.trim_start_matches("0x").to_owned(),
+        None => {
+            // What an earlier rotation made is the validator's key now, once it votes.
+            if next.exists() && public(&next)? == old {
+                let committee = signer.chain.client.request("assay_getCommittee", json!([])).await?;
+                let members = committee["members"].as_array().cloned().unwrap_or_default();
+                if !members.iter().any(|member| member["key"].as_str().is_some_and(|key| key.ends_with(old)))
+                {
+                    return Err(Error::said(
+                        "the key of the last rotation has no seats yet; wait until the next epoch has begun",
+                    ));
+                }
+                std::fs::rename(&next, &here).map_err(Error::file("replace", &here))?;
+            }
+            public(&next)?
+        }
+    };
+    if key.len() != 64 {
+        return Err(Error::said(format!("{key} is no validator's key: that has 64 hexadecimal digits")));
+    }
+    let place = endpoint.map_or(place.to_owned(), |endpoint| hex::encode(endpoint.to_string()));
+    let done = signer.send("Staking", "setKey", &[json!(format!("0x{key}{place}"))]).await?;
+    if json {
+        ui::print_json(
+            &json!({ "validator": me.to_string(), "key": key, "transaction": done.hash, "block": done.block }),
+        );
+        return Ok(());
+    }
+    say!("{me} votes with {} from the next epoch on", ui::bold(&key));
+    if elsewhere.is_none() {
+        say!(
+            "restart its node before this epoch ends: it then has both keys, and votes with the one that has seats"
+        );
+    }
+    Ok(())
 }
 
 fn folder() -> Result<PathBuf> {

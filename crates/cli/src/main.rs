@@ -83,6 +83,8 @@ enum Command {
     Unstake(chain::UnstakeArgs),
     /// Claim rewards, and OPG whose delay is over
     Claim(chain::ClaimArgs),
+    /// Bring your validator out of jail, into which it came by an absence
+    Unjail(chain::SignerArgs),
     /// Bring a node's evidence of validators that contradicted themselves to the chain, which slashes them
     Slash(chain::SignerArgs),
     /// Bring this machine into a network: as a validator, a worker or a full node
@@ -212,11 +214,12 @@ async fn run(cli: Cli) -> Result<()> {
             node::run(args, json, until_told(supervised)).await
         }
         Command::Genesis(command) => genesis::run(command, json),
-        Command::Keys(command) => keys::run(command, json),
+        Command::Keys(command) => keys::run(command, json).await,
         Command::Stake(args) => chain::stake(args, json).await,
         Command::Delegate(args) => chain::delegate(args, json).await,
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
+        Command::Unjail(args) => chain::unjail(args, json).await,
         Command::Slash(args) => chain::slash(args, json).await,
         Command::Join(args) => join::run(args, json).await,
         Command::Deposit(args) => chain::deposit(args, json).await,

@@ -21,14 +21,16 @@ pub(crate) const DEFAULT_RPC: &str = "127.0.0.1:8645";
 pub(crate) const GENESIS: &str = "genesis.json";
 /// The validator's key in a node's data folder.
 pub(crate) const KEY: &str = "validator.key";
+/// The key that `assay keys rotate` made there, to vote with when it has seats.
+pub(crate) const NEXT_KEY: &str = "validator.next.key";
 
 #[derive(Args)]
 pub(crate) struct NodeArgs {
     /// The chain's genesis file; when left out, the one that `assay join` put into the data folder
     #[arg(long)]
     genesis: Option<PathBuf>,
-    /// A validator's key file, as `assay keys validator` makes it: the node votes while the key has a seat. When left out, the one that
-    /// `assay join` made in the data folder; without any it only follows
+    /// A validator's key file, as `assay keys validator` makes it: the node votes while the key has a seat. When left out, those that
+    /// `assay join` and `assay keys rotate` made in the data folder; without any it only follows
     #[arg(long)]
     key: Option<PathBuf>,
     /// JSON-RPC of a node to follow while there is no seat, several times for several; those of the genesis when left out
@@ -61,16 +63,20 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         (None, false) => home::home()?.join("node"),
     };
     home::create_private(&data)?;
-    let (genesis, key) = if args.dev {
+    let (genesis, keys) = if args.dev {
         let (genesis, key) = development(&data, args.listen)?;
-        (genesis, Some(key))
+        (genesis, vec![key])
     } else {
         let joined = |name: &str| Some(data.join(name)).filter(|file| file.exists());
         let file = args.genesis.clone().or_else(|| joined(GENESIS)).ok_or_else(|| {
             Error::said("name the chain with --genesis FILE, or join one first: `assay join --role full --network FILE`")
         })?;
-        let key = args.key.clone().or_else(|| joined(KEY));
-        (genesis::read(&file)?, key.map(|key| keys::validator_secret(&key, false)).transpose()?)
+        let files = match &args.key {
+            Some(key) => vec![key.clone()],
+            None => [KEY, NEXT_KEY].into_iter().filter_map(joined).collect(),
+        };
+        let keys = files.iter().map(|file| keys::validator_secret(file, false)).collect::<Result<_>>()?;
+        (genesis::read(&file)?, keys)
     };
     let follow = if args.follow.is_empty() { &genesis.follow } else { &args.follow };
     let sources = follow
@@ -80,7 +86,7 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
     let config = NodeConfig {
         genesis,
         data,
-        key,
+        keys,
         beneficiary: args.beneficiary,
         listen: args.listen,
         rpc: args.rpc,

@@ -381,6 +381,17 @@ fn an_embedding_is_verified_and_replayed_offline() {
     let made = network.json(&["keys", "validator", "voter/validator.key"]);
     assert_eq!(made["key"], joined["key"]);
     assert_eq!(network.run(&[&voter[..], &wallet].concat()).status.code(), Some(1), "it is one already");
+    // Its key is replaced, and not once more before the new one has seats. It is in no jail, and nobody contradicted itself.
+    let rotate = ["keys", "rotate", "--data", "voter", "--key", "up/wallet.key", "--rpc", &rpc];
+    let rotated = network.json(&rotate);
+    assert_ne!(rotated["key"], made["key"]);
+    let made = network.json(&["keys", "validator", "voter/validator.next.key"]);
+    assert_eq!(made["key"], rotated["key"]);
+    let refused = network.run(&rotate);
+    assert!(stderr(&refused).contains("no seats yet"), "{}", stderr(&refused));
+    let wallet = ["--key", "up/wallet.key", "--rpc", &rpc];
+    assert_eq!(network.run(&[&["unjail"], &wallet[..]].concat()).status.code(), Some(1));
+    assert_eq!(network.json(&[&["slash"], &wallet[..]].concat())["slashed"], json!([]));
     let payer = format!("0x{}", "12".repeat(20));
     for sum in ["1500000000000000000", "3000000000000000000"] {
         let deposited = network.json(&["deposit", "1.5", "--payer", &payer, "--rpc", &rpc]);

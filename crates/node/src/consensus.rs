@@ -171,12 +171,19 @@ impl BoundedBlock for Payload {
     }
 }
 
+/// See [`Participation::clock`].
+pub type Timepiece = Arc<dyn Fn(SystemTime) -> SystemTime + Send + Sync>;
+
+/// How far in the future a block's time may be for a validator to wait for it. A proposer whose clock is further ahead has no vote.
+const FUTURE: Duration = Duration::from_secs(3_600);
+
 /// What consensus asks of the chain.
 #[derive(Clone)]
 struct App {
     chain: Arc<Chain>,
     pace: Pace,
     beneficiary: Address,
+    clock: Timepiece,
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -241,7 +248,7 @@ impl<E: Clock + Spawner + Metrics> Application<E> for App {
             }
         }
         let attributes = Attributes {
-            timestamp: seconds(context.current()),
+            timestamp: seconds((self.clock)(context.current())),
             beneficiary: self.beneficiary,
             view: turn.round.view().get(),
         };
@@ -271,17 +278,12 @@ impl<E: Clock + Spawner + Metrics> Application<E> for App {
             }
             // Whether a time has come is for later to say, and never the same for two clocks: wait, do not refuse.
             let time = Duration::from_secs(block.inner().0.header.timestamp);
-            match SystemTime::UNIX_EPOCH.checked_add(time) {
-                Some(time)
-                    if time
-                        .duration_since(context.current())
-                        .is_ok_and(|wait| wait > Duration::from_secs(3600)) =>
-                {
-                    return pending().await;
-                }
-                Some(time) => context.sleep_until(time).await,
-                None => return false,
+            let Some(time) = SystemTime::UNIX_EPOCH.checked_add(time) else { return false };
+            let wait = time.duration_since((self.clock)(context.current())).unwrap_or_default();
+            if wait > FUTURE {
+                return pending().await;
             }
+            context.sleep(wait).await;
         }
         match self.execute(ancestry).await {
             Some(Ok(_)) => true,
@@ -327,6 +329,8 @@ pub struct Participation {
     pub beneficiary: Address,
     /// How fast blocks come.
     pub pace: Pace,
+    /// What this machine's clock says when the runtime's says this: the same, except where a test has it wrong.
+    pub clock: Timepiece,
     /// What the names of its files begin with.
     pub partition: String,
     /// Makes the network connect to a committee; called with each new one.
@@ -440,7 +444,7 @@ where
     S: Sender<PublicKey = PublicKey>,
     R: Receiver<PublicKey = PublicKey>,
 {
-    let Participation { chain, key, beneficiary, pace, partition, track } = who;
+    let Participation { chain, key, beneficiary, pace, clock, partition, track } = who;
     let me = key.public_key();
     let schemes = Schemes { chain: chain.clone(), key, recent: Arc::default() };
     let [votes, certificates, resolving, blocks, backfill, transactions] = channels;
@@ -525,7 +529,7 @@ where
         backfill,
     );
 
-    let app = App { chain: chain.clone(), pace, beneficiary };
+    let app = App { chain: chain.clone(), pace, beneficiary, clock };
     let (votes_mux, votes, later) =
         Muxer::builder(context.child("votes"), votes.0, votes.1).with_backup().build();
     let (certificates_mux, certificates) =
@@ -845,4 +849,65 @@ pub fn check_finalization<G: CryptoRng>(
     let proven = finalization.proposal.round.epoch().get() == committee.epoch
         && finalization.verify(random, &scheme, &Sequential);
     proven.then(|| B256::from(finalization.proposal.payload.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_ledger::types::hex;
+    use assay_ledger::{Genesis, PoolLimits};
+    use commonware_consensus::marshal::ancestry;
+    use commonware_consensus::types::{Round, View};
+    use commonware_runtime::{Runner, Supervisor, deterministic};
+
+    use super::*;
+    use crate::history::History;
+
+    #[test]
+    fn a_vote_needs_the_right_view_and_a_time_that_comes() {
+        deterministic::Runner::default().start(|context| async move {
+            let key = PrivateKey::from_seed(1).public_key();
+            let text = format!(
+                r#"{{"chainId": 7, "timestamp": 0, "gasLimit": 30000000, "alloc": {{}},
+                     "validators": [{{"key": "{}", "endpoint": "", "beneficiary": "{}"}}]}}"#,
+                hex::encode(key.encode()),
+                Address::ZERO
+            );
+            let genesis = Genesis::from_json(&text).expect("it is one");
+            let chain = Chain::open(&genesis, PoolLimits::default(), History::in_memory).expect("in memory");
+            let clock: Timepiece = Arc::new(|now| now);
+            let app =
+                App { chain: Arc::new(chain), pace: Pace::default(), beneficiary: Address::ZERO, clock };
+            let first = Payload(app.chain.genesis().clone());
+            // What a validator says within two hours of a block with this time and view, in view 3.
+            let verdict = async |timestamp: u64, view: u64| {
+                let attributes = Attributes { timestamp, beneficiary: Address::ZERO, view };
+                let block = app.chain.propose(&app.chain.genesis().hash(), attributes).expect("a block");
+                let blocks = [Payload(block), first.clone()];
+                let blocks = blocks.map(|block| Digested::precomputed(block.clone(), block.digest()));
+                let turn = Context {
+                    round: Round::new(Epoch::zero(), View::new(3)),
+                    leader: key.clone(),
+                    parent: (View::zero(), first.digest()),
+                };
+                let mut app = app.clone();
+                let judged = app.verify((context.child("judge"), turn), ancestry::from_iter(blocks));
+                tokio::select! {
+                    biased;
+                    valid = judged => Some(valid),
+                    () = context.sleep(2 * FUTURE) => None,
+                }
+            };
+            let now = || seconds(context.current());
+            assert_eq!(verdict(now(), 3).await, Some(true));
+            for wrong in [0, 2, 4, u64::MAX] {
+                assert_eq!(verdict(now(), wrong).await, Some(false), "view {wrong}");
+            }
+            // A time that is soon is waited for. A clock that is hours ahead gets no vote, and no verdict, since it may be one's own.
+            let soon = now() + 30;
+            assert_eq!(verdict(soon, 3).await, Some(true));
+            assert!((soon..soon + 2).contains(&now()));
+            assert_eq!(verdict(now() + FUTURE.as_secs() + 2, 3).await, None);
+            assert_eq!(verdict(u64::MAX, 3).await, Some(false), "no time at all");
+        });
+    }
 }

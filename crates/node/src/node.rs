@@ -34,8 +34,9 @@ pub struct NodeConfig {
     pub genesis: Genesis,
     /// The folder for everything that it keeps; made where it is missing.
     pub data: PathBuf,
-    /// The secret of a validator: 32 bytes as 64 hexadecimal digits, see [`new_key`]. `None` for a node that only follows.
-    pub key: Option<String>,
+    /// The secrets of a validator: 32 bytes as 64 hexadecimal digits each, see [`new_key`]. It votes with the first that has a seat; two are
+    /// of use while one replaces the other. None for a node that only follows.
+    pub keys: Vec<String>,
     /// Who gets the tips of this validator's blocks; what the genesis says about its key when `None`, or nobody.
     pub beneficiary: Option<Address>,
     /// Where peers connect.
@@ -147,15 +148,15 @@ pub fn run<S: Source>(
     };
     std::fs::create_dir_all(&config.data).map_err(io(&config.data.display().to_string()))?;
     let config = Arc::new(config);
-    let key = config.key.as_deref().map(secret).transpose()?;
+    let keys = config.keys.iter().map(|key| secret(key)).collect::<Result<Vec<_>, _>>()?;
     validators(&config.genesis)?;
     let database = config.data.join("chain.redb");
     let chain = Arc::new(Chain::open(&config.genesis, PoolLimits::default(), |first| {
         History::open(&database, first)
     })?);
     let seated = {
-        let (chain, me) = (chain.clone(), key.as_ref().map(PrivateKey::public_key));
-        move || me.as_ref().is_some_and(|me| seats(&chain, me) > 0)
+        let (chain, keys) = (chain.clone(), keys.clone());
+        move || seated_key(&chain, &keys).is_some()
     };
     if sources.is_empty() && !seated() {
         return Err(NodeError::Alone);
@@ -197,14 +198,15 @@ pub fn run<S: Source>(
                         }
                     }
                     let context = context.child("validator").with_attribute("phase", phase);
-                    let (config, key, kept) = (config.clone(), key.clone(), chain.clone());
+                    let (config, keys, kept) = (config.clone(), keys.clone(), chain.clone());
                     // In a task of its own, whose end is that of everything that it spawned.
                     let consensus =
-                        context.spawn(move |context| Box::pin(validate(context, config, key, kept)));
+                        context.spawn(move |context| Box::pin(validate(context, config, keys, kept)));
                     match consensus.await.unwrap_or(Ok(End::Failed)) {
                         Ok(End::Unseated) if !sources.is_empty() => {
                             info!("the seat is gone; the node follows")
                         }
+                        Ok(End::Unseated) if seated() => info!("another key has the seat"),
                         Ok(End::Unseated) => return NodeError::Alone,
                         Ok(End::Failed) => return stopped(&chain),
                         Err(error) => return error,
@@ -242,16 +244,22 @@ fn seats(chain: &Chain, key: &PublicKey) -> u32 {
     chain.committee().map_or(0, |committee| committee.seats_of(&key))
 }
 
+/// The first key with a seat.
+fn seated_key<'a>(chain: &Chain, keys: &'a [PrivateKey]) -> Option<&'a PrivateKey> {
+    keys.iter().find(|key| seats(chain, &key.public_key()) > 0)
+}
+
 /// Takes part in consensus until it ends.
 async fn validate(
     context: runtime::Context,
     config: Arc<NodeConfig>,
-    key: Option<PrivateKey>,
+    keys: Vec<PrivateKey>,
     chain: Arc<Chain>,
 ) -> Result<End, NodeError> {
-    // Whoever has a seat has a key.
-    let key = key.ok_or(NodeError::Alone)?;
-    let listed = config.genesis.validators.iter().find(|entry| entry.key == public(&key));
+    // An epoch may have ended in the meantime.
+    let Some(key) = seated_key(&chain, &keys).cloned() else { return Ok(End::Unseated) };
+    let mine = |entry: &&Validator| keys.iter().any(|key| entry.key == public(key));
+    let listed = config.genesis.validators.iter().find(mine);
     let beneficiary = match config.beneficiary {
         Some(beneficiary) => beneficiary,
         None => listed.map(|entry| Ok::<_, NodeError>(validator(entry)?.2)).transpose()?.unwrap_or_default(),
@@ -296,6 +304,7 @@ async fn validate(
         key,
         beneficiary,
         pace: config.pace,
+        clock: Arc::new(|now| now),
         partition: "validator".to_owned(),
         track: Box::new(track),
     };

@@ -79,7 +79,7 @@ fn node_process() {
     let config = NodeConfig {
         genesis: Genesis::from_json(&genesis).unwrap(),
         data: folder.join("data"),
-        key: settings["key"].as_str().map(str::to_owned),
+        keys: settings["key"].as_str().map(str::to_owned).into_iter().collect(),
         beneficiary: None,
         listen: settings["listen"].as_str().unwrap().parse().unwrap(),
         rpc: settings["rpc"].as_str().unwrap().parse().unwrap(),

@@ -7,7 +7,8 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use assay_ledger::types::{Address, TxKind, U256, hex};
 use assay_ledger::{
@@ -16,7 +17,8 @@ use assay_ledger::{
 };
 use assay_node::chain::{Chain, ChainError, Origin};
 use assay_node::consensus::{
-    CHANNELS, Channels, End, Pace, Participation, check_finalization, largest_message, peers, quota, start,
+    CHANNELS, Channels, End, Pace, Participation, Timepiece, check_finalization, largest_message, peers,
+    quota, start,
 };
 use assay_node::follow::{FollowError, MAX_BLOCKS, Proven, Source, accept, follow, forward};
 use assay_node::history::History;
@@ -82,6 +84,8 @@ struct Validator {
     chain: Arc<Chain>,
     handle: Option<Handle<()>>,
     starts: usize,
+    /// Seconds by which its clock is ahead.
+    ahead: Arc<AtomicI64>,
 }
 
 struct World {
@@ -141,6 +145,7 @@ impl World {
                 chain,
                 handle: None,
                 starts: 0,
+                ahead: Arc::default(),
             });
         }
         let all: Vec<_> = (0..world.validators.len()).collect();
@@ -195,11 +200,18 @@ impl World {
             let keys = peers(committee).into_iter().map(|(key, _)| key);
             tracker.track(committee.epoch + 1, Set::from_iter_dedup(keys));
         };
+        let ahead = validator.ahead.clone();
+        let clock: Timepiece = Arc::new(move |now: SystemTime| {
+            let seconds = ahead.load(Ordering::Relaxed);
+            let error = Duration::from_secs(seconds.unsigned_abs());
+            if seconds < 0 { now.checked_sub(error).unwrap_or(SystemTime::UNIX_EPOCH) } else { now + error }
+        });
         let who = move |chain: &Arc<Chain>, key: &PrivateKey| Participation {
             chain: chain.clone(),
             key: key.clone(),
             beneficiary: Address::repeat_byte(index as u8 + 1),
             pace: Pace::default(),
+            clock: clock.clone(),
             partition: format!("validator-{index}"),
             track: Box::new(track.clone()),
         };
@@ -791,5 +803,46 @@ fn who_is_silent_loses_its_seats_and_who_was_cut_off_for_a_while_does_not() {
     let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     for seed in 0..seeds {
         absences(seed);
+    }
+}
+
+/// Clocks that jump by hours, ahead and behind, one at a time: the others go on, and times of blocks stay those of the world.
+fn clocks(seed: u64) {
+    let config =
+        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(36_000)));
+    deterministic::Runner::new(config).start(|context| async move {
+        let mut world = World::new(context, VALIDATORS, 1_000_000).await;
+        let all = [0, 1, 2, 3];
+        // Hours after the genesis, so that a clock can be hours behind.
+        let right = 10_000;
+        for validator in &world.validators {
+            validator.ahead.store(right, Ordering::Relaxed);
+        }
+        world.progress(&all, 2).await;
+        for (wrong, ahead) in [(0, 2 * 3_600), (1, -2 * 3_600), (2, 600), (3, -600)] {
+            world.validators[wrong].ahead.store(right + ahead, Ordering::Relaxed);
+            let others: Vec<_> = all.into_iter().filter(|index| *index != wrong).collect();
+            world.progress(&others, 6).await;
+            let head = world.validators[others[0]].chain.head();
+            let now = world.context.current().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            let now = now + right as u64;
+            assert!(head.block.header.timestamp <= now, "a block from the future");
+            assert!(now - head.block.header.timestamp < 60, "the chain's time stands still");
+            // Its own clock is what is wrong: it is there again as soon as that is right.
+            world.validators[wrong].ahead.store(right, Ordering::Relaxed);
+            world.progress(&all, 3).await;
+        }
+        world.agree();
+        let history = &world.validators[0].history;
+        let time = |number| history.header(number).unwrap().unwrap().timestamp;
+        assert!((1..=world.height(0)).all(|number| time(number - 1) <= time(number)));
+    });
+}
+
+#[test]
+fn clocks_that_jump_cost_turns_and_no_progress() {
+    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    for seed in 0..seeds {
+        clocks(seed);
     }
 }
