@@ -117,13 +117,16 @@ abstract contract Referee is IReferee {
         hex"090a002002" hex"0900002002" hex"0902000202" // 48-50 norm
         hex"09080a0802" hex"0908000402" hex"1108000402" hex"1108000402" // 51-54 logits, counts, adjusted
         hex"090e000802" hex"0900000802" // 55, 56 best
-        hex"1208000402" hex"120e000802" hex"1200001002" hex"0900000402"; // 57-60 weights, draw, token
-    uint256 internal constant CELLS = 61;
-    uint8 internal constant IS_OUTPUT = 61;
-    uint8 internal constant IS_TOKEN = 62;
-    uint8 internal constant IS_SIZE = 63;
-    uint8 internal constant IS_PADDING = 64;
-    uint8 internal constant IS_LENGTH = 65;
+        hex"1708000402" hex"1513141002" hex"1613141002" // 57 weights before, 58, 59 searches of top-k and top-p
+        hex"1208000402" hex"120e000802" hex"1200001002" hex"0900000402"; // 60-63 weights, draw, token
+    uint256 internal constant CELLS = 64;
+    uint8 internal constant IS_OUTPUT = 64;
+    uint8 internal constant IS_TOKEN = 65;
+    uint8 internal constant IS_SIZE = 66;
+    uint8 internal constant IS_PADDING = 67;
+    uint8 internal constant IS_LENGTH = 68;
+    /// Steps of a search: the totals, one for each bit of a rank, the result.
+    uint256 internal constant STEPS = 66;
 
     struct Shape {
         uint256 layers;
@@ -141,8 +144,8 @@ abstract contract Referee is IReferee {
         uint256 n;
         uint256 outputs;
         uint256 prompt;
-        uint256[19] symbols;
-        uint256[61] start;
+        uint256[24] symbols;
+        uint256[64] start;
         uint256 layerStart;
         uint256 layerBytes;
         uint256 endStart;
@@ -217,7 +220,12 @@ abstract contract Referee is IReferee {
             h.n * (h.n + 1) / 2,
             h.headNorm ? h.n : 0,
             _penalised(s.sampling) ? h.outputs : 0,
-            drawn ? h.outputs : 0
+            drawn ? h.outputs : 0,
+            STEPS,
+            1 + _segments(h.vocab),
+            drawn && s.sampling.topK > 1 ? h.outputs : 0,
+            drawn && s.sampling.topPPpm < 1_000_000 ? h.outputs : 0,
+            drawn && (s.sampling.topK > 1 || s.sampling.topPPpm < 1_000_000) ? h.outputs : 0
         ];
         bytes memory table = TABLE;
         uint256[3] memory sums;

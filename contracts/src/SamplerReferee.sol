@@ -6,7 +6,7 @@ import {Case, Claim, Referee, Sampling, Subject} from "./Referee.sol";
 import {Tiles} from "./Tiles.sol";
 
 /// @title SamplerReferee
-/// @notice Judges everything from the logits to the tokens: arrays 53 to 60 of docs/disputes.md, whether a trace is that of the
+/// @notice Judges everything from the logits to the tokens: arrays 53 to 63 of docs/disputes.md, whether a trace is that of the
 /// prompt and of the claimed output, and the zeros between arrays.
 contract SamplerReferee is Referee {
     using Tiles for *;
@@ -37,7 +37,7 @@ contract SamplerReferee is Referee {
         else _checkTokens(c.tokens, k.subject.completionTokens, "", k.subject.outputTokens);
         if (c.layer != 0 || c.a >= (c.cell == IS_TOKEN ? h.n : h.outputs)) revert NoSuchEntry();
         uint256 place = c.cell == IS_TOKEN && !own ? c.a - h.prompt : c.a;
-        return _entry(h, k, c.cell == IS_TOKEN ? 0 : 60, c.a, 0) != int256(uint256(c.tokens[place]));
+        return _entry(h, k, c.cell == IS_TOKEN ? 0 : 63, c.a, 0) != int256(uint256(c.tokens[place]));
     }
 
     function _checkTokens(uint32[] calldata tokens, uint256 length, bytes memory salt, bytes32 hash) private pure {
@@ -71,19 +71,19 @@ contract SamplerReferee is Referee {
         if (k.claim.cell == 56) return _best(h, k);
         bool greedy = p.temperatureMilli == 0 || p.topK == 1;
         if (greedy) return int256(_row(h, k, 56, k.claim.a, 0, 1).unsigned(1, 4)).pack(4);
-        if (p.topK > 1) revert Unsupported("top_k");
-        if (p.topPPpm < 1_000_000) revert Unsupported("top_p");
-        if (k.claim.cell == 57) return _weight(h, k, logits);
-        if (k.claim.cell == 58) {
+        if (k.claim.cell == 57) return int256(_ranked(h, k, logits)).pack(4);
+        if (k.claim.cell == 58 || k.claim.cell == 59) return k.claim.c == 0 ? _found(h, k) : _kept(h, k, logits);
+        if (k.claim.cell == 60) return _weight(h, k, logits);
+        if (k.claim.cell == 61) {
             (uint256 from, uint256 count) = _part(h.vocab, k.claim.b);
-            bytes memory w = _row(h, k, 57, k.claim.a, from, count);
+            bytes memory w = _row(h, k, 60, k.claim.a, from, count);
             uint256 sum;
             for (uint256 i; i < count; ++i) {
                 sum += w.unsigned(i, 4);
             }
             return int256(sum).pack(8);
         }
-        return k.claim.cell == 59 ? _draw(h, k) : _pick(h, k);
+        return k.claim.cell == 62 ? _draw(h, k) : _pick(h, k);
     }
 
     function _part(uint256 n, uint256 s) private pure returns (uint256 from, uint256 count) {
@@ -155,19 +155,93 @@ contract SamplerReferee is Referee {
         return bytes.concat(best.pack(4), int256(id).pack(4));
     }
 
+    /// A token's weight before any are left out.
+    function _ranked(Shape memory h, Case calldata k, uint256 logits) private pure returns (uint256) {
+        int256 l = _entry(h, k, logits, k.claim.a, k.claim.b);
+        int256 top = _row(h, k, 56, k.claim.a, 0, 1).signed(0, 4);
+        if (l == type(int32).min || top < l) return 0;
+        uint256 temperature = k.subject.sampling.temperatureMilli;
+        uint256 factor = (1000 * 1549082005 + temperature / 2) / temperature;
+        uint256 x = (uint256(top - l) * factor + (1 << 29)) >> 30;
+        return x > type(uint32).max ? 0 : Fixed.exp2neg(x);
+    }
+
+    /// Orders tokens, the most likely last: by logit, and the lower id before others among equals.
+    function _rank(int256 l, uint256 id) private pure returns (uint256) {
+        return uint256(l - type(int32).min) << 32 | (type(uint32).max - id);
+    }
+
+    /// What a step of a search tries when it has found this much.
+    function _tried(uint256 found, uint256 step) private pure returns (uint256) {
+        return step == 0 || step == STEPS - 1 ? found : found | 1 << (STEPS - 2 - step);
+    }
+
+    /// The least rank that a search has come to before a step.
+    function _foundAt(Shape memory h, Case calldata k, uint256 cell, uint256 step) private pure returns (uint256) {
+        return _run(h, k, cell, k.claim.a, step, 0, 1).unsigned(0, 8);
+    }
+
+    /// What is kept in a segment from the rank on that a step tries: weight and number.
+    function _kept(Shape memory h, Case calldata k, uint256 logits) private pure returns (bytes memory) {
+        uint256 least = _tried(_foundAt(h, k, k.claim.cell, k.claim.b), k.claim.b);
+        if (k.claim.cell == 59 && k.subject.sampling.topK > 1) {
+            uint256 base = _foundAt(h, k, 58, STEPS - 1);
+            if (base > least) least = base;
+        }
+        (uint256 from, uint256 count) = _part(h.vocab, k.claim.c - 1);
+        bytes memory l = _row(h, k, logits, k.claim.a, from, count);
+        bytes memory w = _row(h, k, 57, k.claim.a, from, count);
+        uint256 weight;
+        uint256 number;
+        for (uint256 i; i < count; ++i) {
+            uint256 one = w.unsigned(i, 4);
+            if (one == 0 || _rank(l.signed(i, 4), from + i) < least) continue;
+            weight += one;
+            ++number;
+        }
+        return bytes.concat(int256(weight).pack(8), int256(number).pack(8));
+    }
+
+    /// What a search has found before a step: what the step before tried, if that keeps enough.
+    function _found(Shape memory h, Case calldata k) private pure returns (bytes memory) {
+        if (k.claim.b < 2) return new bytes(16);
+        Sampling calldata p = k.subject.sampling;
+        uint256 found = _foundAt(h, k, k.claim.cell, k.claim.b - 1);
+        (uint256 all,) = _totals(h, k, 0);
+        (uint256 weight, uint256 number) = _totals(h, k, k.claim.b - 1);
+        bool enough =
+            k.claim.cell == 58 ? number >= p.topK : number > 0 && 1_000_000 * weight >= uint256(p.topPPpm) * all;
+        if (enough) found = _tried(found, k.claim.b - 1);
+        return bytes.concat(int256(found).pack(8), new bytes(8));
+    }
+
+    function _totals(Shape memory h, Case calldata k, uint256 step)
+        private
+        pure
+        returns (uint256 weight, uint256 number)
+    {
+        uint256 segments = _segments(h.vocab);
+        bytes memory parts = _run(h, k, k.claim.cell, k.claim.a, step, 1, segments);
+        for (uint256 i; i < segments; ++i) {
+            weight += parts.unsigned(2 * i, 8);
+            number += parts.unsigned(2 * i + 1, 8);
+        }
+    }
+
     function _weight(Shape memory h, Case calldata k, uint256 logits)
         private
         pure
         returns (bytes memory)
     {
         Sampling calldata p = k.subject.sampling;
-        int256 l = _entry(h, k, logits, k.claim.a, k.claim.b);
-        int256 top = _row(h, k, 56, k.claim.a, 0, 1).signed(0, 4);
-        if (l == type(int32).min || top < l) return new bytes(4);
-        uint256 temperature = p.temperatureMilli;
-        uint256 factor = (1000 * 1549082005 + temperature / 2) / temperature;
-        uint256 x = (uint256(top - l) * factor + (1 << 29)) >> 30;
-        uint256 w = x > type(uint32).max ? 0 : Fixed.exp2neg(x);
+        uint256 w;
+        if (p.topK > 1 || p.topPPpm < 1_000_000) {
+            w = uint256(_entry(h, k, 57, k.claim.a, k.claim.b)) & type(uint32).max;
+            uint256 least = _foundAt(h, k, p.topPPpm < 1_000_000 ? 59 : 58, STEPS - 1);
+            if (_rank(_entry(h, k, logits, k.claim.a, k.claim.b), k.claim.b) < least) w = 0;
+        } else {
+            w = _ranked(h, k, logits);
+        }
         if (1_000_000 * w < uint256(p.minPPpm > 1_000_000 ? 1_000_000 : p.minPPpm) << 30) w = 0;
         return int256(w).pack(4);
     }
@@ -180,7 +254,7 @@ contract SamplerReferee is Referee {
     {
         Sampling calldata p = k.subject.sampling;
         uint256 segments = _segments(h.vocab);
-        bytes memory parts = _row(h, k, 58, k.claim.a, 0, segments);
+        bytes memory parts = _row(h, k, 61, k.claim.a, 0, segments);
         uint256 total;
         for (uint256 i; i < segments; ++i) {
             total += parts.unsigned(i, 8);
@@ -196,12 +270,12 @@ contract SamplerReferee is Referee {
     }
 
     function _pick(Shape memory h, Case calldata k) private pure returns (bytes memory) {
-        bytes memory drawn = _row(h, k, 59, k.claim.a, 0, 1);
+        bytes memory drawn = _row(h, k, 62, k.claim.a, 0, 1);
         uint256 x = drawn.unsigned(1, 8);
         uint256 segment = drawn.unsigned(0, 8);
         if (segment >= _segments(h.vocab)) return new bytes(4);
         (uint256 from, uint256 count) = _part(h.vocab, segment);
-        bytes memory w = _row(h, k, 57, k.claim.a, from, count);
+        bytes memory w = _row(h, k, 60, k.claim.a, from, count);
         uint256 i;
         while (i + 1 < count && x >= w.unsigned(i, 4)) {
             x -= w.unsigned(i, 4);

@@ -13,6 +13,7 @@ const GREEDY = {
   frequencyPenaltyMilli: 0, presencePenaltyMilli: 0, logitBias: keccak256("0x"), seed: 7,
 };
 const DRAWN = { ...GREEDY, temperatureMilli: 800, minPPpm: 20_000, repetitionPenaltyMilli: 1300, frequencyPenaltyMilli: -120, presencePenaltyMilli: 250 };
+const RANKED = { ...DRAWN, topK: 20, topPPpm: 700_000 };
 const LLAMA = {
   architecture: "llama", layers: 2, dim: 32, heads: 4, kv_heads: 2, head_dim: 8, ffn: 48, vocab: 64, context: 32,
   rms_eps_q32: 42950, rope: "interleaved", tied_embeddings: true, qkv_bias: false, qk_norm: false,
@@ -45,7 +46,7 @@ const judgeOf = (cell) => (cell >= 53 ? 2 : cell >= 11 && cell <= 29 ? 1 : 0);
 const referee = (i) => c.at(["LayerReferee", "AttentionReferee", "SamplerReferee"][i], ["layerReferee", "attentionReferee", "samplerReferee"][i]);
 const honestCase = (model, trace, subject, entry) => makeCase(model, trace, subject, entry, (ranges) => trace.tree.openRanges(ranges));
 
-for (const [name, sampling, tokens, samples] of [["llama", GREEDY, 3, 1], ["qwen", DRAWN, 2, 1], ["wide", DRAWN, 1, 0]]) {
+for (const [name, sampling, tokens, samples] of [["llama", GREEDY, 3, 1], ["qwen", RANKED, 2, 1], ["wide", RANKED, 1, 0]]) {
   test(`every operation of ${name}: what is right is never refuted, what is wrong always`, { timeout: 600_000 }, async () => {
     const model = models[name];
     const roll = dice(name.length);
@@ -81,7 +82,8 @@ for (const [name, sampling, tokens, samples] of [["llama", GREEDY, 3, 1], ["qwen
     const expected = Array.from({ length: CELLS }, (_, i) => i).filter((i) => {
       if (i === 0) return false;
       if ([11, 12].includes(i)) return model.config.qk_norm;
-      if ([53, 54, 57, 58, 59].includes(i)) return sampling === DRAWN;
+      if ([53, 54, 60, 61, 62].includes(i)) return sampling !== GREEDY;
+      if ([57, 58, 59].includes(i)) return sampling === RANKED;
       return true;
     });
     assert.deepEqual([...seen].sort((x, y) => x - y), expected, "every kind was tried");
@@ -94,45 +96,45 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   const output = answer(model, prompt, 3, GREEDY);
   const trace = run(model, prompt, output, GREEDY);
   const judge = referee(2);
-  const base = honestCase(model, trace, subjectOf(model, prompt, output, GREEDY), [60, 0, 0, 0, 0]);
+  const base = honestCase(model, trace, subjectOf(model, prompt, output, GREEDY), [63, 0, 0, 0, 0]);
   const claim = (kase, change, ranges) => ({ ...kase, claim: { ...kase.claim, b: 0, c: 0, layer: 0, ...change }, trace: trace.tree.openRanges(ranges) });
   const other = [5, 60, 6, 1];
   const refutes = (kase, size = trace.bytes.length) => judge.refutes(trace.tree.root, size, kase);
   // The trace is of these very tokens.
-  for (let i = 0; i < prompt.length; i++) assert.equal(await refutes(claim(base, { cell: 62, a: i, tokens: prompt }, [trace.place(0, 0, i)])), false);
-  for (let i = 0; i < 2; i++) assert.equal(await refutes(claim(base, { cell: 62, a: prompt.length + i, tokens: output }, [trace.place(0, 0, prompt.length + i)])), false);
-  for (let i = 0; i < 3; i++) assert.equal(await refutes(claim(base, { cell: 61, a: i, tokens: output }, [trace.place(60, 0, i)])), false);
+  for (let i = 0; i < prompt.length; i++) assert.equal(await refutes(claim(base, { cell: 65, a: i, tokens: prompt }, [trace.place(0, 0, i)])), false);
+  for (let i = 0; i < 2; i++) assert.equal(await refutes(claim(base, { cell: 65, a: prompt.length + i, tokens: output }, [trace.place(0, 0, prompt.length + i)])), false);
+  for (let i = 0; i < 3; i++) assert.equal(await refutes(claim(base, { cell: 64, a: i, tokens: output }, [trace.place(63, 0, i)])), false);
   // It is not of other prompts and outputs.
   const kase = { ...base, subject: subjectOf(model, other, output, GREEDY) };
-  assert.equal(await refutes(claim(kase, { cell: 62, a: 2, tokens: other }, [trace.place(0, 0, 2)])), true);
+  assert.equal(await refutes(claim(kase, { cell: 65, a: 2, tokens: other }, [trace.place(0, 0, 2)])), true);
   const false_ = [output[0], output[1], output[2] ^ 1];
   const lied = { ...base, subject: subjectOf(model, prompt, false_, GREEDY) };
-  assert.equal(await refutes(claim(lied, { cell: 61, a: 2, tokens: false_ }, [trace.place(60, 0, 2)])), true);
-  assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 61, a: 2, tokens: false_ }, [trace.place(60, 0, 2)])), "WrongTokens");
+  assert.equal(await refutes(claim(lied, { cell: 64, a: 2, tokens: false_ }, [trace.place(63, 0, 2)])), true);
+  assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 64, a: 2, tokens: false_ }, [trace.place(63, 0, 2)])), "WrongTokens");
   // Both have the number of tokens that the output claims.
-  for (const tokens of [prompt, output]) assert.equal(await refutes(claim(base, { cell: 65, a: 0, tokens }, [])), false);
+  for (const tokens of [prompt, output]) assert.equal(await refutes(claim(base, { cell: 68, a: 0, tokens }, [])), false);
   const inflated = { ...base, subject: { ...base.subject, promptTokens: 5 } };
-  assert.equal(await refutes(claim(inflated, { cell: 65, a: 0, tokens: prompt }, [])), true);
+  assert.equal(await refutes(claim(inflated, { cell: 68, a: 0, tokens: prompt }, [])), true);
   const longer = { ...base, subject: { ...base.subject, completionTokens: 4 } };
-  assert.equal(await refutes(claim(longer, { cell: 65, a: 0, tokens: output }, [])), true);
-  assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 65, a: 0, tokens: other }, [])), "WrongTokens");
+  assert.equal(await refutes(claim(longer, { cell: 68, a: 0, tokens: output }, [])), true);
+  assert.equal(await c.failure(judge, "refutes", trace.tree.root, trace.bytes.length, claim(base, { cell: 68, a: 0, tokens: other }, [])), "WrongTokens");
   // Its size follows from the model and the numbers of tokens.
-  assert.equal(await refutes(claim(base, { cell: 63, a: 0 }, [])), false);
-  assert.equal(await refutes(claim(base, { cell: 63, a: 0 }, []), trace.bytes.length + 32), true);
+  assert.equal(await refutes(claim(base, { cell: 66, a: 0 }, [])), false);
+  assert.equal(await refutes(claim(base, { cell: 66, a: 0 }, []), trace.bytes.length + 32), true);
   // Between arrays there are zeros.
   const [cell, layer, first, behind] = trace.padding[0];
-  assert.equal(await refutes(claim(base, { cell: 64, a: first, b: cell, layer }, [[first, 1]])), false);
+  assert.equal(await refutes(claim(base, { cell: 67, a: first, b: cell, layer }, [[first, 1]])), false);
   const bytes = trace.bytes.slice();
   bytes[behind - 1] = 9;
   const tree = new Tree(bytes);
-  const dirty = { ...claim(base, { cell: 64, a: behind - 1, b: cell, layer }, []), trace: tree.openRanges([[behind - 1, 1]]) };
+  const dirty = { ...claim(base, { cell: 67, a: behind - 1, b: cell, layer }, []), trace: tree.openRanges([[behind - 1, 1]]) };
   assert.equal(await judge.refutes(tree.root, bytes.length, dirty), true);
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: behind } }), "NoSuchEntry");
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: first - 1 } }), "NoSuchEntry");
   // What no contract judges yet says so.
-  const topK = { ...GREEDY, temperatureMilli: 500, topK: 4 };
-  const k = honestCase(model, run(model, prompt, output, topK), subjectOf(model, prompt, output, topK), [57, 0, 0, 0, 0]);
-  const t = run(model, prompt, output, topK);
+  const biased = { ...GREEDY, temperatureMilli: 500, logitBias: id("a list") };
+  const k = honestCase(model, run(model, prompt, output, biased), subjectOf(model, prompt, output, biased), [60, 0, 0, 0, 0]);
+  const t = run(model, prompt, output, biased);
   assert.equal(await c.failure(judge, "refutes", t.tree.root, t.bytes.length, k), "Unsupported");
   // A manifest that is not the model's, places that are not there, entries that do not exist.
   const l = honestCase(model, trace, base.subject, [5, 0, 1, 2, 0]);
@@ -141,7 +143,7 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   assert.equal(await call({ ...l, claim: { ...l.claim, places: [l.claim.places[0], l.claim.places[1], l.claim.places[2] + 1] } }), "NotThere");
   assert.equal(await call({ ...l, claim: { ...l.claim, a: trace.size.n } }), "NoSuchEntry");
   assert.equal(await call({ ...l, claim: { ...l.claim, layer: 2 } }), "NoSuchEntry");
-  assert.equal(await call({ ...l, claim: { ...l.claim, cell: 66 } }), "NoSuchEntry");
+  assert.equal(await call({ ...l, claim: { ...l.claim, cell: 69 } }), "NoSuchEntry");
   assert.equal(await call({ ...l, model: [] }), "NotOpened");
 });
 
@@ -327,13 +329,13 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   const know = new Knowledge(ours.tree);
   const accuse = (judge, kase) => move(asChallenger, "accuse", dispute, judge, kase);
   const special = (change, ranges) => {
-    const kase = makeCase(model, ours, subject, [60, 0, 0, 0, 0], () => know.open(ranges));
+    const kase = makeCase(model, ours, subject, [63, 0, 0, 0, 0], () => know.open(ranges));
     return { ...kase, claim: { ...kase.claim, b: 0, c: 0, layer: 0, ...change } };
   };
   const claimed = await asChallenger.disputeOf(dispute);
   if (challenger === "honest") {
     if (Number(claimed.size) !== ours.bytes.length) {
-      await accuse(2, special({ cell: 63, a: 0 }, []));
+      await accuse(2, special({ cell: 66, a: 0 }, []));
       return finish();
     }
     if (claimed.root === ours.tree.root) {
@@ -342,7 +344,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
         await giveUp(); // the answer is right after all
         return finish();
       }
-      await accuse(2, special({ cell: 61, a: wrong, tokens: output }, [ours.place(60, 0, wrong)]));
+      await accuse(2, special({ cell: 64, a: wrong, tokens: output }, [ours.place(63, 0, wrong)]));
       return finish();
     }
   }
@@ -398,7 +400,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   const at = index * 4096 + tile.findIndex((byte, i) => byte !== own[i]);
   const pad = ours.padding.find(([, , first, behind]) => at >= first && at < behind);
   if (pad) {
-    await accuse(2, special({ cell: 64, a: at, b: pad[0], layer: pad[1] }, [[at, 1]]));
+    await accuse(2, special({ cell: 67, a: at, b: pad[0], layer: pad[1] }, [[at, 1]]));
     return finish();
   }
   const entry = ours.entries.find((e) => {
@@ -407,7 +409,7 @@ async function play({ model, prompt, output, sampling, theirs, ours, worker = "p
   });
   if (entry[0] === 0) {
     const own = entry[2] < prompt.length;
-    await accuse(2, special({ cell: 62, a: entry[2], tokens: own ? prompt : output }, [ours.place(...entry)]));
+    await accuse(2, special({ cell: 65, a: entry[2], tokens: own ? prompt : output }, [ours.place(...entry)]));
   } else {
     await accuse(judgeOf(entry[0]), makeCase(model, ours, subject, entry, (ranges) => know.open(ranges)));
   }
@@ -424,14 +426,14 @@ after(() => {
 
 test("an honest challenger wins against a cheat in every kind of entry", { timeout: 900_000 }, async () => {
   const roll = dice(11);
-  for (const [name, sampling] of [["llama", GREEDY], ["qwen", DRAWN]]) {
+  for (const [name, sampling] of [["llama", GREEDY], ["qwen", RANKED]]) {
     const model = models[name];
     const prompt = [9, 33, 2];
     const output = answer(model, prompt, 2, sampling);
     const ours = run(model, prompt, output, sampling);
     const kinds = [...new Set(ours.entries.map(([cell]) => cell))];
     for (const cell of kinds) {
-      if (name === "qwen" && ![0, 6, 11, 12, 13, 20, 53, 54, 57, 58, 59, 60].includes(cell)) continue;
+      if (name === "qwen" && ![0, 6, 11, 12, 13, 20, 53, 54, 57, 58, 59, 60, 61, 62, 63].includes(cell)) continue;
       const entries = ours.entries.filter((e) => e[0] === cell);
       const target = entries[roll(entries.length)].join();
       // Everything after the lie follows from it, as if the model were another one.
@@ -439,7 +441,7 @@ test("an honest challenger wins against a cheat in every kind of entry", { timeo
         const bytes = args.pop();
         if (args.join() !== target) return undefined;
         const lie = bytes.slice();
-        lie[cell === 0 || cell === 60 ? 0 : roll(Math.min(4, lie.length))] ^= 1;
+        lie[cell === 0 || cell === 63 ? 0 : roll(Math.min(4, lie.length))] ^= 1;
         return lie;
       });
       const ended = await play({ model, prompt, output, sampling, theirs, ours });
@@ -461,7 +463,7 @@ test("an honest challenger wins against a false output, a lie in the padding, a 
   let ended = await play({ model, prompt, output, sampling: GREEDY, theirs: lied, ours: lied });
   assert.deepEqual([ended.workerWon, ended.how], [false, "refuted"]);
   // The same with the sampler's step changed to fit.
-  const fitted = run(model, prompt, output, GREEDY, (cell, l, a) => (cell === 60 ? new Uint8Array([output[a], 0, 0, 0]) : undefined));
+  const fitted = run(model, prompt, output, GREEDY, (cell, l, a) => (cell === 63 ? new Uint8Array([output[a], 0, 0, 0]) : undefined));
   ended = await play({ model, prompt, output, sampling: GREEDY, theirs: fitted, ours: lied });
   assert.deepEqual([ended.workerWon, ended.how], [false, "refuted"]);
   const bytes = ours.bytes.slice();

@@ -308,9 +308,12 @@ const ARRAYS = [
   ["outputs", "sDim", "1", 32, 2], ["outputs", "1", "1", 32, 2], ["outputs", "dim", "1", 2, 2],
   ["outputs", "vocab", "sDim", 8, 2], ["outputs", "vocab", "1", 4, 2], ["penalised", "vocab", "1", 4, 2], ["penalised", "vocab", "1", 4, 2],
   ["outputs", "sVocab", "1", 8, 2], ["outputs", "1", "1", 8, 2],
+  ["ranked", "vocab", "1", 4, 2], ["topK", "steps", "search", 16, 2], ["topP", "steps", "search", 16, 2],
   ["drawn", "vocab", "1", 4, 2], ["drawn", "sVocab", "1", 8, 2], ["drawn", "1", "1", 16, 2], ["outputs", "1", "1", 4, 2],
 ];
 export const CELLS = ARRAYS.length;
+// Steps of a search: the totals, one for each bit of a rank, the result.
+const STEPS = 66;
 
 const penalised = (s) => ![0, 1000].includes(s.repetitionPenaltyMilli) || s.frequencyPenaltyMilli !== 0 || s.presencePenaltyMilli !== 0;
 
@@ -331,7 +334,11 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
     normed: c.qk_norm ? size.n : 0,
     penalised: penalised(sampling) ? output.length : 0,
     drawn: sampling.temperatureMilli !== 0 && sampling.topK !== 1 ? output.length : 0,
+    steps: STEPS, search: 1 + HALF(size.vocab),
   });
+  size.topK = sampling.topK > 1 ? size.drawn : 0;
+  size.topP = sampling.topPPpm < 1_000_000 ? size.drawn : 0;
+  size.ranked = Math.max(size.topK, size.topP);
   const start = [];
   const ends = [];
   const sums = [0, 0, 0];
@@ -599,37 +606,61 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
     for (const [s] of segments(c.vocab)) if (i32(55, 0, o, s, 0) > best) [best, id] = [i32(55, 0, o, s, 0), u32(55, 0, o, s, 0, 4)];
     put(56, 0, o, 0, 0, cat(le(best, 4), le(id, 4)));
     if (!size.drawn) {
-      put(60, 0, o, 0, 0, le(u32(56, 0, o, 0, 0, 4), 4));
+      put(63, 0, o, 0, 0, le(u32(56, 0, o, 0, 0, 4), 4));
       continue;
     }
     const F = rdiv(1000n * LOG2E, BigInt(P.temperatureMilli));
-    for (const v of range(c.vocab)) {
+    const weight = (v) => {
       const x = i32(logits, 0, o, v, 0), top = i32(56, 0, o, 0, 0);
-      let w = 0n;
-      if (x !== -(1n << 31n) && top >= x) {
-        const t = rshift((top - x) * F, 30n);
-        w = t >= 1n << 32n ? 0n : exp2neg(t);
-        if (1000000n * w < BigInt(P.minPPpm) << 30n) w = 0n;
+      if (x === -(1n << 31n) || top < x) return 0n;
+      const t = rshift((top - x) * F, 30n);
+      return t >= 1n << 32n ? 0n : exp2neg(t);
+    };
+    const rank = (v) => ((i32(logits, 0, o, v, 0) + (1n << 31n)) << 32n) | (0xffffffffn - BigInt(v));
+    let least = 0n;
+    if (size.ranked) for (const v of range(c.vocab)) put(57, 0, o, v, 0, le(weight(v), 4));
+    // The largest rank from which on enough is kept.
+    const search = (cell, enough) => {
+      const base = least;
+      const tried = (step) => u64(cell, 0, o, step, 0) | (step > 0 && step < STEPS - 1 ? 1n << BigInt(STEPS - 2 - step) : 0n);
+      const totals = (step) => [0, 8].map((off) => segments(c.vocab).reduce((n, [s]) => n + u64(cell, 0, o, step, 1 + s, off), 0n));
+      for (const step of range(STEPS)) {
+        let found = 0n;
+        if (step > 1) found = enough(totals(0), totals(step - 1)) ? tried(step - 1) : u64(cell, 0, o, step - 1, 0);
+        put(cell, 0, o, step, 0, le(found, 16));
+        const from_ = tried(step) > base ? tried(step) : base;
+        for (const [s, from, to] of segments(c.vocab)) {
+          let sum = 0n, count = 0n;
+          for (let v = from; v < to; v++) if (u32(57, 0, o, v, 0) > 0n && rank(v) >= from_) (sum += u32(57, 0, o, v, 0), count++);
+          put(cell, 0, o, step, 1 + s, cat(le(sum, 8), le(count, 8)));
+        }
       }
-      put(57, 0, o, v, 0, le(w, 4));
+      least = u64(cell, 0, o, STEPS - 1, 0);
+    };
+    if (size.topK) search(58, (_, [, count]) => count >= BigInt(P.topK));
+    if (size.topP) search(59, ([all], [sum, count]) => count > 0n && 1000000n * sum >= BigInt(P.topPPpm) * all);
+    for (const v of range(c.vocab)) {
+      let w = size.ranked ? (rank(v) < least ? 0n : u32(57, 0, o, v, 0)) : weight(v);
+      if (1000000n * w < BigInt(P.minPPpm) << 30n) w = 0n;
+      put(60, 0, o, v, 0, le(w, 4));
     }
-    for (const [s, from, to] of segments(c.vocab)) put(58, 0, o, s, 0, le(range(to - from).reduce((n, i) => n + u32(57, 0, o, from + i, 0), 0n), 8));
+    for (const [s, from, to] of segments(c.vocab)) put(61, 0, o, s, 0, le(range(to - from).reduce((n, i) => n + u32(60, 0, o, from + i, 0), 0n), 8));
     const all = segments(c.vocab).map(([s]) => s);
     const u = BigInt(keccak256(concat([be8(P.seed), be8(o)]))) >> 192n;
-    let x = (u * all.reduce((n, s) => n + u64(58, 0, o, s, 0), 0n)) >> 64n;
+    let x = (u * all.reduce((n, s) => n + u64(61, 0, o, s, 0), 0n)) >> 64n;
     let s = 0;
-    while (s + 1 < all.length && x >= u64(58, 0, o, s, 0)) (x -= u64(58, 0, o, s, 0), s++);
-    put(59, 0, o, 0, 0, cat(le(s, 8), le(x, 8)));
-    s = Number(u64(59, 0, o, 0, 0));
-    x = u64(59, 0, o, 0, 0, 8);
+    while (s + 1 < all.length && x >= u64(61, 0, o, s, 0)) (x -= u64(61, 0, o, s, 0), s++);
+    put(62, 0, o, 0, 0, cat(le(s, 8), le(x, 8)));
+    s = Number(u64(62, 0, o, 0, 0));
+    x = u64(62, 0, o, 0, 0, 8);
     let token = 0;
     if (s < all.length) {
       const [, from, to] = segments(c.vocab)[s];
-      for (token = from; token + 1 < to && x >= u32(57, 0, o, token, 0); token++) x -= u32(57, 0, o, token, 0);
+      for (token = from; token + 1 < to && x >= u32(60, 0, o, token, 0); token++) x -= u32(60, 0, o, token, 0);
     }
-    put(60, 0, o, 0, 0, le(token, 4));
+    put(63, 0, o, 0, 0, le(token, 4));
   }
-  const tokens = range(size.outputs).map((o) => Number(u32(60, 0, o, 0, 0)));
+  const tokens = range(size.outputs).map((o) => Number(u32(63, 0, o, 0, 0)));
   // Bytes between arrays, which are zero: [array, layer, first, behind].
   const padding = [];
   ARRAYS.forEach(([, , , , part], cell) => {
@@ -762,18 +793,30 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
     row(logits, 0, a, from, 0, count);
   } else if (cell === 56) row(55, 0, a, 0, 0, n.sVocab);
   else if (cell === 57) (row(logits, 0, a, b, 0, 1), row(56, 0, a, 0, 0, 1));
-  else if (cell === 58) {
-    const [from, count] = segment(b, c.vocab);
+  else if ((cell === 58 || cell === 59) && z > 0) {
+    const [from, count] = segment(z - 1, c.vocab);
+    row(logits, 0, a, from, 0, count);
     row(57, 0, a, from, 0, count);
-  } else if (cell === 59) row(58, 0, a, 0, 0, n.sVocab);
-  else if (cell === 60) {
+    row(cell, 0, a, b, 0, 1);
+    if (cell === 59 && n.topK) row(58, 0, a, STEPS - 1, 0, 1);
+  } else if (cell === 58 || cell === 59) {
+    if (b > 1) (row(cell, 0, a, b - 1, 0, n.search), row(cell, 0, a, 0, 1, n.sVocab));
+  } else if (cell === 60) {
+    row(logits, 0, a, b, 0, 1);
+    if (n.ranked) (row(57, 0, a, b, 0, 1), row(n.topP ? 59 : 58, 0, a, STEPS - 1, 0, 1));
+    else row(56, 0, a, 0, 0, 1);
+  } else if (cell === 61) {
+    const [from, count] = segment(b, c.vocab);
+    row(60, 0, a, from, 0, count);
+  } else if (cell === 62) row(61, 0, a, 0, 0, n.sVocab);
+  else if (cell === 63) {
     row(56, 0, a, 0, 0, 1);
     if (n.drawn) {
-      row(59, 0, a, 0, 0, 1);
-      const s = Number(new DataView(trace.bytes.buffer).getBigUint64(trace.place(59, 0, a)[0], true));
+      row(62, 0, a, 0, 0, 1);
+      const s = Number(new DataView(trace.bytes.buffer).getBigUint64(trace.place(62, 0, a)[0], true));
       if (s < n.sVocab) {
         const [from, count] = segment(s, c.vocab);
-        row(57, 0, a, from, 0, count);
+        row(60, 0, a, from, 0, count);
       }
     }
   }

@@ -12,20 +12,17 @@ use serde_json::{Map, Value, json};
 use crate::knowledge::Knowledge;
 
 /// Claims that are not about an entry, by their numbers in docs/disputes.md.
-const IS_OUTPUT: usize = 61;
-const IS_INPUT: usize = 62;
-const IS_SIZE: usize = 63;
-const IS_PADDING: usize = 64;
-const IS_LENGTH: usize = 65;
+const IS_OUTPUT: usize = 64;
+const IS_INPUT: usize = 65;
+const IS_SIZE: usize = 66;
+const IS_PADDING: usize = 67;
+const IS_LENGTH: usize = 68;
 
 /// Why no contract judges an answer that was asked for like this, if so; docs/disputes.md has the list.
 pub fn unsupported(sampling: &Sampling, constraint: &Constraint) -> Option<&'static str> {
-    let drawn = sampling.temperature_milli != 0 && sampling.top_k != 1;
     match () {
         () if *constraint != Constraint::None => Some("the answer had to follow a constraint"),
         () if !sampling.logit_bias.is_empty() => Some("the request biases logits"),
-        () if drawn && sampling.top_k > 1 => Some("the request samples with top-k"),
-        () if drawn && sampling.top_p_ppm < 1_000_000 => Some("the request samples with top-p"),
         () => None,
     }
 }
@@ -188,6 +185,7 @@ impl std::fmt::Display for Fault {
             Fault::Entry(Entry { array, layer, a, b, c }) => {
                 let place = match array {
                     1 => format!("value {b} of the embedding of token {a}"),
+                    58 | 59 => format!("{} ({b}, {c}) of token {a} of the answer", operation(*array)),
                     51.. => format!("{} {b} of token {a} of the answer", operation(*array)),
                     21 | 24 | 25 => {
                         format!("{} of head {a}, token {b} on {c}, layer {layer}", operation(*array))
@@ -227,7 +225,8 @@ fn operation(array: usize) -> &'static str {
         51 | 52 => "logit",
         53 | 54 => "penalty of token",
         55 | 56 => "largest logit",
-        57..=59 => "drawing",
+        58 | 59 => "search for the most likely tokens",
+        57 | 60..=62 => "drawing",
         _ => "choice",
     }
 }
@@ -257,7 +256,7 @@ pub(crate) fn case(trace: &Trace, known: &Knowledge, subject: &Value, fault: &Fa
             (array, layer, a as u64, b, c)
         }
         Fault::Output(token) => {
-            let entry = Entry { array: 60, layer: 0, a: token, b: 0, c: 0 };
+            let entry = Entry { array: 63, layer: 0, a: token, b: 0, c: 0 };
             ranges.push(trace.layout().place(entry)?);
             tokens = trace.output();
             (IS_OUTPUT, 0, token as u64, 0, 0)
@@ -336,14 +335,10 @@ mod tests {
 
     #[test]
     fn what_no_contract_judges_is_named() {
-        let greedy = Sampling { temperature_milli: 0, top_k: 5, top_p_ppm: 1, ..Sampling::default() };
-        assert_eq!(unsupported(&greedy, &Constraint::None), None);
-        assert_eq!(unsupported(&Sampling::default(), &Constraint::None), None);
-        let drawn = Sampling::default();
+        let drawn = Sampling { top_k: 5, top_p_ppm: 1, ..Sampling::default() };
+        assert_eq!(unsupported(&drawn, &Constraint::None), None);
         for (sampling, constraint) in [
             (drawn.clone(), Constraint::Json),
-            (Sampling { top_k: 2, ..drawn.clone() }, Constraint::None),
-            (Sampling { top_p_ppm: 999_999, ..drawn.clone() }, Constraint::None),
             (Sampling { logit_bias: vec![(1, 1)], ..drawn }, Constraint::None),
         ] {
             assert!(unsupported(&sampling, &constraint).is_some());

@@ -11,8 +11,8 @@
 //! use assay_receipt::{Constraint, Sampling};
 //!
 //! // Before anything is spent: no contract judges how this answer was sampled.
-//! let sampling = Sampling { top_k: 40, ..Sampling::default() };
-//! assert_eq!(unsupported(&sampling, &Constraint::None), Some("the request samples with top-k"));
+//! let sampling = Sampling { logit_bias: vec![(40, -5_000)], ..Sampling::default() };
+//! assert_eq!(unsupported(&sampling, &Constraint::None), Some("the request biases logits"));
 //! ```
 
 mod case;

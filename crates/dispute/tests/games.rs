@@ -356,16 +356,16 @@ fn no_strategy_against_an_honest_worker_wins() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let world = runtime.block_on(World::new());
     let model_ = model(Architecture::Qwen3, 2);
-    let (output, honest) = answer(&model_, &drawn());
+    let (output, honest) = answer(&model_, &ranked());
     let wrong = vec![output[0], (output[1] + 1) % 267, output[2]];
     let entry = Entry { array: 24, layer: 1, a: 1, b: 1, c: 0 };
-    let lie = Trace::lying(model_.clone(), &PROMPT, &output, &drawn(), Lie { entry, bit: 1 }).unwrap();
-    let longer = trace(&model_, &[&output[..], &[1]].concat(), &drawn());
-    let weak = trace(&model(Architecture::Qwen3, 9), &output, &drawn());
-    let theirs = [honest.clone(), trace(&model_, &wrong, &drawn()), Arc::new(lie), longer, weak];
+    let lie = Trace::lying(model_.clone(), &PROMPT, &output, &ranked(), Lie { entry, bit: 1 }).unwrap();
+    let longer = trace(&model_, &[&output[..], &[1]].concat(), &ranked());
+    let weak = trace(&model(Architecture::Qwen3, 9), &output, &ranked());
+    let theirs = [honest.clone(), trace(&model_, &wrong, &ranked()), Arc::new(lie), longer, weak];
     any_strategy(&theirs, |moves| {
         runtime.block_on(async {
-            let case = world.settle(model_.id(), &output, &drawn(), 3).await;
+            let case = world.settle(model_.id(), &output, &ranked(), 3).await;
             assert!(world.play_against_challenger(&case, &honest, moves).await);
         });
     });
@@ -415,6 +415,10 @@ fn drawn() -> Sampling {
         seed: 11,
         ..Sampling::default()
     }
+}
+
+fn ranked() -> Sampling {
+    Sampling { top_k: 40, top_p_ppm: 700_000, ..drawn() }
 }
 
 fn trace(model: &Arc<Artifact>, output: &[u32], sampling: &Sampling) -> Arc<Trace> {
@@ -491,16 +495,17 @@ async fn a_lie_in_any_kind_of_entry_is_refuted() {
     let all = std::env::var_os("ASSAY_ALL_ARRAYS").is_some();
     for (architecture, sampling, sample) in [
         (Architecture::Llama, greedy(), [3, 16, 20, 28, 33, 47].as_slice()),
-        (Architecture::Qwen3, drawn(), &[1, 11, 24, 42, 54, 59]),
+        (Architecture::Qwen3, drawn(), &[1, 11, 24, 42, 54, 62]),
+        (Architecture::Qwen2, ranked(), &[57, 58, 59, 60, 61, 63]),
     ] {
         let model = model(architecture, 2);
         let (output, ours) = answer(&model, &sampling);
-        for array in 1..61usize {
+        for array in 1..assay_engine::trace::ARRAYS {
             let entry = Entry {
                 array,
                 layer: usize::from(part(array) == Part::Layer),
                 a: 1,
-                b: if [3, 27, 31, 36, 44, 49, 56, 59, 60].contains(&array) { 0 } else { 1 },
+                b: if [3, 27, 31, 36, 44, 49, 56, 62, 63].contains(&array) { 0 } else { 1 },
                 c: 0,
             };
             let entry =
@@ -514,6 +519,44 @@ async fn a_lie_in_any_kind_of_entry_is_refuted() {
             assert!(!ended.worker_won && ended.how == "refuted");
         }
     }
+}
+
+/// What top-k and top-p leave is found in steps, of which any may be a lie.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lie_about_the_most_likely_tokens_is_refuted() {
+    let world = World::new().await;
+    let model = model(Architecture::Llama, 3);
+    for (sampling, array) in [
+        (ranked(), 58),
+        (ranked(), 59),
+        (Sampling { top_k: 0, ..ranked() }, 59),
+        (Sampling { top_p_ppm: 1_000_000, ..ranked() }, 58),
+    ] {
+        let (output, ours) = answer(&model, &sampling);
+        // The first steps, one for a high bit and a low bit of a rank, the result; what was found, and what is kept in a segment.
+        for (b, c, bit) in
+            [(0, 0, 63), (0, 1, 70), (1, 1, 0), (9, 0, 40), (40, 1, 64), (64, 0, 3), (65, 0, 9)]
+        {
+            let entry = Entry { array, layer: 0, a: 1, b, c };
+            let lie = Lie { entry, bit };
+            let theirs = Trace::lying(model.clone(), &PROMPT, &output, &sampling, lie).unwrap();
+            let case = world.settle(model.id(), &output, &sampling, 3).await;
+            let ended = world.play(&case, &ours, &Arc::new(theirs), usize::MAX).await;
+            assert_eq!(ended.fault, Some(Fault::Entry(entry)), "{:?}", ended.error);
+            assert!(!ended.worker_won && ended.how == "refuted");
+        }
+    }
+    // A worker that ignores them draws another token sooner or later.
+    let (_, own) = answer(&model, &ranked());
+    let (said, theirs) = (0..40)
+        .map(|seed| Sampling { top_k: 0, top_p_ppm: 1_000_000, seed, ..ranked() })
+        .map(|all| answer(&model, &all))
+        .find(|(said, _)| trace(&model, said, &ranked()).tokens() != said)
+        .unwrap();
+    assert_ne!(own.size(), theirs.size());
+    let case = world.settle(model.id(), &said, &ranked(), 3).await;
+    let ended = world.play(&case, &trace(&model, &said, &ranked()), &theirs, usize::MAX).await;
+    assert_eq!((ended.worker_won, ended.fault), (false, Some(Fault::Size)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ use assay_model::{Artifact, merkle};
 use assay_receipt::{Bytes32, Sampling};
 use rayon::prelude::*;
 
-pub use layout::{ARRAYS, Entry, Found, Layout, Part, SEGMENT, part};
+pub use layout::{ARRAYS, Entry, Found, Layout, Part, SEGMENT, STEPS, part};
 pub use reads::{ModelRange, Reads, reads};
 
 /// Largest part of a trace (a layer, or the end) that is computed, in bytes: it bounds memory to three times as much.
@@ -103,7 +103,7 @@ impl Trace {
     /// Computes the trace of `prompt` and the claimed `output`, and calls `progress` with the bytes that are done and all.
     /// Uses rayon's threads.
     ///
-    /// Biases, top-k, top-p and constraints are not part of a trace, see docs/disputes.md.
+    /// Biases and constraints are not part of a trace, see docs/disputes.md.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -169,7 +169,7 @@ impl Trace {
             let kept = match number {
                 0 => 1,
                 n if n <= self.layout.shape.layers => 47,
-                _ => 60,
+                _ => 63,
             };
             let (kept, section) = (section.i32s(kept), section.bytes);
             if number <= self.layout.shape.layers {
@@ -237,7 +237,7 @@ impl Trace {
         &self.tree
     }
 
-    /// The tokens that the model gives at each position of the answer after what is claimed before it: array 60.
+    /// The tokens that the model gives at each position of the answer after what is claimed before it: array 63.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -356,6 +356,24 @@ fn dot(x: &[i16], w: &[i16]) -> i64 {
         i64::from(products.fold(0i32, i32::wrapping_add))
     };
     x.chunks(LANE).zip(w.chunks(LANE)).map(lane).sum()
+}
+
+/// Orders tokens as docs/arithmetic.md, 5.2 does, the most likely last: by logit, and the lower id before others among equals.
+fn rank(logit: i32, token: usize) -> u64 {
+    let logit = (i64::from(logit) - i64::from(i32::MIN)) as u64;
+    logit << 32 | u64::from(u32::MAX - token as u32)
+}
+
+/// The bit of a rank that a step of a search tries; none in the first and the last.
+fn bit_of(step: usize) -> u64 {
+    if (1..STEPS - 1).contains(&step) { 1 << (STEPS - 2 - step) } else { 0 }
+}
+
+/// What is kept from some rank on.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    weight: u64,
+    count: u64,
 }
 
 /// A part of a trace while it is computed.
@@ -841,32 +859,61 @@ impl<'a> Section<'a> {
         });
         let best = self.i32s(56);
         if !layout.drawn() {
-            self.write(60, 4, |o, out| out.copy_from_slice(&best[2 * o + 1].to_le_bytes()));
+            self.write(63, 4, |o, out| out.copy_from_slice(&best[2 * o + 1].to_le_bytes()));
             return;
         }
         let sampling = &trace.sampling;
         let temperature = u64::from(sampling.temperature_milli);
         let factor = u128::from((1000 * u64::from(LOG2_E_Q30) + temperature / 2) / temperature);
         let least = u64::from(sampling.min_p_ppm.min(1_000_000)) << 30;
-        self.write(57, 4 * vocab, |o, out| {
-            let top = i64::from(best[2 * o]);
-            for (out, &logit) in out.chunks_exact_mut(4).zip(&logits[o * vocab..]) {
-                let Ok(gap) = u64::try_from(top - i64::from(logit)) else { continue };
-                let t = (u128::from(gap) * factor + (1 << 29)) >> 30;
-                let weight = u32::try_from(t).map_or(0, exp2_neg);
-                if logit != i32::MIN && 1_000_000 * u64::from(weight) >= least {
+        let weight_of = |o: usize, logit: i32| {
+            let gap =
+                u64::try_from(i64::from(best[2 * o]) - i64::from(logit)).ok().filter(|_| logit != i32::MIN);
+            let t = gap.map(|gap| (u128::from(gap) * factor + (1 << 29)) >> 30);
+            t.and_then(|t| u32::try_from(t).ok()).map_or(0, exp2_neg)
+        };
+        let mut least_ranks = vec![0; layout.outputs];
+        let mut ranked = Vec::new();
+        if layout.ranked() {
+            self.write(57, 4 * vocab, |o, out| {
+                for (out, &logit) in out.chunks_exact_mut(4).zip(&logits[o * vocab..]) {
+                    out.copy_from_slice(&weight_of(o, logit).to_le_bytes());
+                }
+            });
+            ranked = self.i32s(57).into_iter().map(|weight| weight as u32).collect();
+        }
+        if layout.top_k() {
+            let most = u64::from(sampling.top_k);
+            least_ranks = self.search(58, &logits, &ranked, &least_ranks, |_, kept| kept.count >= most);
+        }
+        if layout.top_p() {
+            let part = u128::from(sampling.top_p_ppm);
+            let enough = |all: Totals, kept: Totals| {
+                kept.count >= 1 && 1_000_000 * u128::from(kept.weight) >= part * u128::from(all.weight)
+            };
+            least_ranks = self.search(59, &logits, &ranked, &least_ranks, enough);
+        }
+        self.write(60, 4 * vocab, |o, out| {
+            for (v, out) in out.chunks_exact_mut(4).enumerate() {
+                let (i, logit) = (o * vocab + v, logits[o * vocab + v]);
+                let weight = match ranked.get(i) {
+                    Some(_) if rank(logit, v) < least_ranks[o] => 0,
+                    Some(weight) => *weight,
+                    None => weight_of(o, logit),
+                };
+                if 1_000_000 * u64::from(weight) >= least {
                     out.copy_from_slice(&weight.to_le_bytes());
                 }
             }
         });
-        let weights: Vec<u32> = self.i32s(57).into_iter().map(|weight| weight as u32).collect();
-        self.write(58, 8 * segments, |o, out| {
+        let weights: Vec<u32> = self.i32s(60).into_iter().map(|weight| weight as u32).collect();
+        self.write(61, 8 * segments, |o, out| {
             for (out, weights) in out.chunks_exact_mut(8).zip(weights[o * vocab..][..vocab].chunks(SEGMENT)) {
                 out.copy_from_slice(&weights.iter().copied().map(u64::from).sum::<u64>().to_le_bytes());
             }
         });
-        let sums: Vec<u64> = self.i64s(58).into_iter().map(|sum| sum as u64).collect();
-        self.write(59, 16, |o, out| {
+        let sums: Vec<u64> = self.i64s(61).into_iter().map(|sum| sum as u64).collect();
+        self.write(62, 16, |o, out| {
             let sums = &sums[o * segments..][..segments];
             let total: u128 = sums.iter().copied().map(u128::from).sum();
             let mut x = u128::from(uniform(sampling.seed, o as u64)).wrapping_mul(total) >> 64;
@@ -878,8 +925,8 @@ impl<'a> Section<'a> {
             out[..8].copy_from_slice(&(segment as u64).to_le_bytes());
             out[8..].copy_from_slice(&(x as u64).to_le_bytes());
         });
-        let draws = self.i64s(59);
-        self.write(60, 4, |o, out| {
+        let draws = self.i64s(62);
+        self.write(63, 4, |o, out| {
             let (segment, mut x) = (draws[2 * o] as u64, draws[2 * o + 1] as u64);
             if segment >= segments as u64 {
                 return;
@@ -892,6 +939,51 @@ impl<'a> Section<'a> {
             }
             out.copy_from_slice(&(token as u32).to_le_bytes());
         });
+    }
+
+    /// Arrays 58 and 59: a search for the least rank that is kept, from its highest bit down. `base` is the least that may be kept;
+    /// `enough` says from the totals at `base` and at a rank whether what is kept from that rank on suffices. The results.
+    fn search(
+        &mut self,
+        array: usize,
+        logits: &[i32],
+        weights: &[u32],
+        base: &[u64],
+        enough: impl Fn(Totals, Totals) -> bool + Sync,
+    ) -> Vec<u64> {
+        let vocab = self.layout().shape.vocab;
+        let segments = vocab.div_ceil(SEGMENT);
+        let step_bytes = 16 * (1 + segments);
+        self.write(array, STEPS * step_bytes, |o, out| {
+            let (mut found, mut all) = (0u64, Totals::default());
+            for (step, out) in out.chunks_exact_mut(step_bytes).enumerate() {
+                out[..8].copy_from_slice(&found.to_le_bytes());
+                let tried = found | bit_of(step);
+                let mut kept = Totals::default();
+                for (s, out) in out.chunks_exact_mut(16).skip(1).enumerate() {
+                    let mut part = Totals::default();
+                    for v in Layout::segment(vocab, s) {
+                        let weight = weights[o * vocab + v];
+                        if weight > 0 && rank(logits[o * vocab + v], v) >= tried.max(base[o]) {
+                            part.weight += u64::from(weight);
+                            part.count += 1;
+                        }
+                    }
+                    out[..8].copy_from_slice(&part.weight.to_le_bytes());
+                    out[8..].copy_from_slice(&part.count.to_le_bytes());
+                    kept.weight += part.weight;
+                    kept.count += part.count;
+                }
+                if step == 0 {
+                    all = kept;
+                } else if enough(all, kept) {
+                    found = tried;
+                }
+            }
+        });
+        let last = 2 * (STEPS - 1) * (1 + segments);
+        let words = self.i64s(array);
+        words.chunks_exact(2 * STEPS * (1 + segments)).map(|row| row[last] as u64).collect()
     }
 
     /// Arrays 53 and 54: what was seen, and logits after penalties.

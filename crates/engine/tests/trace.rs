@@ -21,7 +21,7 @@ fn trace(model: &Arc<Artifact>, prompt: &[u32], output: &[u32], sampling: &Sampl
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn its_tokens_and_logits_are_the_engines(
@@ -31,12 +31,13 @@ proptest! {
         count in 1u32..12,
         temperature in prop::sample::select(vec![0u32, 1, 700, 1000, 3000]),
         min_p in prop::sample::select(vec![0u32, 20_000, 1_000_000]),
-        top_k in 0u32..2,
+        top_k in prop::sample::select(vec![0u32, 1, 2, 5, 40, 1000]),
+        top_p in prop::sample::select(vec![1_000_000u32, 999_999, 900_000, 300_000, 1]),
         penalties in any::<bool>(),
     ) {
         let model = model(DENSE[which], seed);
         let mut sampling = Sampling {
-            temperature_milli: temperature, min_p_ppm: min_p, top_k, seed, ..Sampling::default()
+            temperature_milli: temperature, min_p_ppm: min_p, top_k, top_p_ppm: top_p, seed, ..Sampling::default()
         };
         if penalties {
             sampling.repetition_penalty_milli = 1300;
@@ -64,7 +65,7 @@ proptest! {
 
 #[test]
 fn every_byte_is_an_entry_or_padding_and_every_tile_opens() {
-    let sampling = Sampling { presence_penalty_milli: 100, ..sampled(4) };
+    let sampling = Sampling { presence_penalty_milli: 100, top_k: 40, top_p_ppm: 900_000, ..sampled(4) };
     let model = model(Architecture::Qwen3, 1);
     let trace = trace(&model, &[5, 60, 5], &[7, 8, 9], &sampling);
     let bytes = trace.read(0, u64::MAX);
@@ -124,7 +125,7 @@ fn every_byte_is_an_entry_or_padding_and_every_tile_opens() {
 #[test]
 fn a_lie_is_where_the_first_byte_differs() {
     let model = model(Architecture::Qwen2, 3);
-    let sampling = Sampling { presence_penalty_milli: 100, ..sampled(4) };
+    let sampling = Sampling { presence_penalty_milli: 100, top_k: 40, top_p_ppm: 900_000, ..sampled(4) };
     let honest = trace(&model, &[9, 33, 2], &[1, 2], &sampling);
     let bytes = honest.read(0, u64::MAX);
     for array in (0..ARRAYS).filter(|array| ![11, 12].contains(array)) {
@@ -173,9 +174,12 @@ fn the_second_implementation_has_the_same_roots() {
         ..sampled(7)
     };
     let mut cases = Vec::new();
-    for (architecture, name, sampling) in
-        [(Architecture::Llama, "llama", greedy()), (Architecture::Qwen3, "qwen3", drawn)]
-    {
+    let ranked = Sampling { top_k: 40, top_p_ppm: 700_000, ..drawn.clone() };
+    for (architecture, name, sampling) in [
+        (Architecture::Llama, "llama", greedy()),
+        (Architecture::Qwen3, "qwen3", drawn),
+        (Architecture::Llama, "llama", ranked),
+    ] {
         let file = folder.join(format!("trace-{name}.assay"));
         if std::env::var_os("ASSAY_WRITE_VECTORS").is_some() {
             let mut writer = tiny_writer(architecture, 5);

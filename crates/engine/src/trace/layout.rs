@@ -8,7 +8,9 @@ use super::TraceError;
 /// Columns, tokens or vocabulary entries of a partial result.
 pub const SEGMENT: usize = 1024;
 /// The number of arrays.
-pub const ARRAYS: usize = 61;
+pub const ARRAYS: usize = 64;
+/// Steps of a search for the least rank that is kept: the totals of all, one for each bit of a rank, and the result.
+pub const STEPS: usize = 66;
 /// Arrays begin at multiples of the widest entry.
 const ALIGN: u64 = 32;
 
@@ -34,6 +36,11 @@ enum Dim {
     Normed,
     Penalised,
     Drawn,
+    Ranked,
+    TopK,
+    TopP,
+    Steps,
+    Search,
 }
 
 /// Which part of a trace an array is in: before the layers, in each, or after them.
@@ -43,7 +50,7 @@ pub enum Part {
     Begin,
     /// Arrays 2 to 47.
     Layer,
-    /// Arrays 48 to 60.
+    /// Arrays 48 to 63.
     End,
 }
 
@@ -108,6 +115,9 @@ const TABLE: [(Dim, Dim, Dim, u64); ARRAYS] = {
         (Penalised, Vocab, One, 4),
         (Outputs, VocabParts, One, 8),
         (Outputs, One, One, 8),
+        (Ranked, Vocab, One, 4),
+        (TopK, Steps, Search, 16),
+        (TopP, Steps, Search, 16),
         (Drawn, Vocab, One, 4),
         (Drawn, VocabParts, One, 8),
         (Drawn, One, One, 16),
@@ -118,7 +128,7 @@ const TABLE: [(Dim, Dim, Dim, u64); ARRAYS] = {
 /// An entry of an array. For the triangular arrays 21, 24 and 25, `a`, `b`, `c` are head, token and the token looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// 0 to 60.
+    /// 0 to 63.
     pub array: usize,
     /// The layer; 0 for arrays outside of the layers.
     pub layer: usize,
@@ -157,6 +167,8 @@ pub struct Layout {
     pub shape: Config,
     penalised: bool,
     drawn: bool,
+    top_k: bool,
+    top_p: bool,
     /// From the beginning of the array's part.
     start: [u64; ARRAYS],
     parts: [u64; 3],
@@ -192,6 +204,7 @@ impl Layout {
         if prompt == 0 || outputs == 0 || n - 1 > shape.context {
             return Err(TraceError::Tokens { prompt, outputs, context: shape.context });
         }
+        let drawn = sampling.temperature_milli != 0 && sampling.top_k != 1;
         let mut layout = Layout {
             n: n - 1,
             prompt,
@@ -200,7 +213,9 @@ impl Layout {
             penalised: !matches!(sampling.repetition_penalty_milli, 0 | 1000)
                 || sampling.frequency_penalty_milli != 0
                 || sampling.presence_penalty_milli != 0,
-            drawn: sampling.temperature_milli != 0 && sampling.top_k != 1,
+            drawn,
+            top_k: drawn && sampling.top_k > 1,
+            top_p: drawn && sampling.top_p_ppm < 1_000_000,
             start: [0; ARRAYS],
             parts: [0; 3],
         };
@@ -236,7 +251,12 @@ impl Layout {
             Dim::Normed if shape.qk_norm => self.n,
             Dim::Penalised if self.penalised => self.outputs,
             Dim::Drawn if self.drawn => self.outputs,
-            Dim::Normed | Dim::Penalised | Dim::Drawn => 0,
+            Dim::Ranked if self.ranked() => self.outputs,
+            Dim::TopK if self.top_k => self.outputs,
+            Dim::TopP if self.top_p => self.outputs,
+            Dim::Steps => STEPS,
+            Dim::Search => 1 + segments(shape.vocab),
+            Dim::Normed | Dim::Penalised | Dim::Drawn | Dim::Ranked | Dim::TopK | Dim::TopP => 0,
         };
         size as u64
     }
@@ -252,9 +272,24 @@ impl Layout {
         self.penalised
     }
 
-    /// Whether tokens are drawn: arrays 57 to 59 are there.
+    /// Whether tokens are drawn: arrays 60 to 62 are there.
     pub fn drawn(&self) -> bool {
         self.drawn
+    }
+
+    /// Whether the most likely tokens alone are drawn from, by number: array 58 is there.
+    pub fn top_k(&self) -> bool {
+        self.top_k
+    }
+
+    /// Whether the most likely tokens alone are drawn from, by their weight: array 59 is there.
+    pub fn top_p(&self) -> bool {
+        self.top_p
+    }
+
+    /// Either of them: array 57 is there.
+    pub fn ranked(&self) -> bool {
+        self.top_k || self.top_p
     }
 
     /// Length of the trace in bytes.

@@ -3,7 +3,7 @@
 use assay_arithmetic::{Encoding, RopeStyle};
 use assay_model::Manifest;
 
-use super::layout::{Entry, Layout, SEGMENT};
+use super::layout::{Entry, Layout, SEGMENT, STEPS};
 
 /// Bytes of one section of a model's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,19 +266,42 @@ impl Reader<'_> {
                 self.row(logits, a, b, 1)?;
                 self.row(56, a, 0, 1)?;
             }
-            58 => {
-                let (from, count) = segment(shape.vocab, b);
+            58 | 59 if c > 0 => {
+                let (from, count) = segment(shape.vocab, c - 1);
+                self.row(logits, a, from, count)?;
                 self.row(57, a, from, count)?;
+                self.line(array, 0, a, b, 0, 1)?;
+                if array == 59 && layout.top_k() {
+                    self.line(58, 0, a, STEPS - 1, 0, 1)?;
+                }
             }
-            59 => self.row(58, a, 0, segments(shape.vocab))?,
+            58 | 59 if b > 1 => {
+                self.line(array, 0, a, b - 1, 0, 1 + segments(shape.vocab))?;
+                self.line(array, 0, a, 0, 1, segments(shape.vocab))?;
+            }
+            58 | 59 => {}
+            60 => {
+                self.row(logits, a, b, 1)?;
+                if layout.ranked() {
+                    self.row(57, a, b, 1)?;
+                    self.line(if layout.top_p() { 59 } else { 58 }, 0, a, STEPS - 1, 0, 1)?;
+                } else {
+                    self.row(56, a, 0, 1)?;
+                }
+            }
+            61 => {
+                let (from, count) = segment(shape.vocab, b);
+                self.row(60, a, from, count)?;
+            }
+            62 => self.row(61, a, 0, segments(shape.vocab))?,
             _ => {
                 self.row(56, a, 0, 1)?;
                 if layout.drawn() {
-                    self.row(59, a, 0, 1)?;
-                    let drawn = number(value(Entry { array: 59, layer: 0, a, b: 0, c: 0 }))? as usize;
+                    self.row(62, a, 0, 1)?;
+                    let drawn = number(value(Entry { array: 62, layer: 0, a, b: 0, c: 0 }))? as usize;
                     if drawn < segments(shape.vocab) {
                         let (from, count) = segment(shape.vocab, drawn);
-                        self.row(57, a, from, count)?;
+                        self.row(60, a, from, count)?;
                     }
                 }
             }
