@@ -17,6 +17,9 @@ pub(crate) struct File {
     /// `assay gateway`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) gateway: Option<assay_gateway::Config>,
+    /// `assay node`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<crate::node::Settings>,
 }
 
 /// The path that is read when `--config` is not given.
@@ -47,7 +50,7 @@ pub(crate) fn write(path: &Path, file: &File) -> Result<()> {
     home::write_atomically(path, text.as_bytes(), 0o600)
 }
 
-/// Every key with its documentation: a file that both roles accept as it is. Tests hold it to the code.
+/// Every key with its documentation: a file that all roles accept as it is. Tests hold it to the code.
 const SAMPLE: &str = include_str!("config.toml");
 
 /// One key of the sample.
@@ -128,6 +131,7 @@ mod tests {
             let file: File = toml::from_str(&text).unwrap();
             file.worker.unwrap().check().unwrap();
             file.gateway.unwrap();
+            file.node.unwrap().check().unwrap();
         }
         let all: File = toml::from_str(&everything()).unwrap();
         assert_eq!(all.worker.unwrap().forward.len(), 1);
@@ -143,6 +147,7 @@ mod tests {
         for (section, defaults) in [
             ("worker", toml::Table::try_from(worker).unwrap()),
             ("gateway", toml::Table::try_from(assay_gateway::Config::default()).unwrap()),
+            ("node", toml::Table::try_from(crate::node::Settings::default()).unwrap()),
         ] {
             let shown = sample[section].as_table().unwrap();
             for (name, value) in shown.iter().filter(|(name, _)| !required.contains(&name.as_str())) {

@@ -2,17 +2,23 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use assay_ledger::types::{Address, hex};
-use assay_ledger::{Block, Genesis, Transaction, Validator};
+use assay_ledger::{Block, Committee, Genesis, Header, Part, Piece, Transaction, Validator};
+use assay_node::chain::OFFER_INTERVAL;
 use assay_node::follow::{Proven, Source};
+use assay_node::history::Retention;
 use assay_node::node::{self, NodeConfig};
+use assay_node::sync::{self, EpochEnd, Offer, Progress};
 use assay_wallet::client::Client;
 use clap::Args;
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::{genesis, home, keys, ui};
+use crate::{config, genesis, home, keys, ui};
 
 /// Where a node serves JSON-RPC when it is not told.
 pub(crate) const DEFAULT_RPC: &str = "127.0.0.1:8645";
@@ -39,6 +45,9 @@ pub(crate) struct NodeArgs {
     /// Who gets the tips of this validator's blocks; what the genesis says when left out
     #[arg(long)]
     beneficiary: Option<Address>,
+    /// The configuration file, whose section [node] says how much is kept; ~/.assay/config.toml when left out
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// The folder for blocks and state; ~/.assay/node (or ~/.assay/dev-chain) when left out
     #[arg(long)]
     data: Option<PathBuf>,
@@ -83,6 +92,7 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         .iter()
         .map(|url| Client::new(url).map(Upstream).map_err(|error| Error::said(format!("{url}: {error}"))))
         .collect::<Result<Vec<_>>>()?;
+    let settings = settings(args.config.as_deref())?;
     let config = NodeConfig {
         genesis,
         data,
@@ -91,6 +101,8 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
         listen: args.listen,
         rpc: args.rpc,
         pace: Default::default(),
+        retention: Retention { blocks: Some(settings.keep_blocks).filter(|blocks| *blocks > 0) },
+        progress: progress(json),
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (done, ended) = tokio::sync::oneshot::channel();
@@ -128,8 +140,78 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
     }
 }
 
+/// What a node of this machine keeps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Transactions, receipts and logs of so many last blocks; 0 keeps all.
+    pub(crate) keep_blocks: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { keep_blocks: Retention::default().blocks.unwrap_or(0) }
+    }
+}
+
+/// Nodes that follow must find the blocks since the states that are offered.
+const LEAST_KEPT: u64 = 8 * OFFER_INTERVAL;
+
+impl Settings {
+    pub(crate) fn check(&self) -> Result<()> {
+        if (1..LEAST_KEPT).contains(&self.keep_blocks) {
+            return Err(Error::said(format!(
+                "keep_blocks = {} in [node] is too few: others could not follow; at least {LEAST_KEPT}, or 0 for all",
+                self.keep_blocks
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn settings(file: Option<&Path>) -> Result<Settings> {
+    let path = file.map_or_else(config::default_path, |file| Ok(file.to_owned()))?;
+    // A node runs without a configuration, where none is named.
+    let settings = if file.is_none() && !path.exists() {
+        Settings::default()
+    } else {
+        config::read(&path)?.node.unwrap_or_default()
+    };
+    settings.check()?;
+    Ok(settings)
+}
+
+/// Shows how far a state has come that other nodes send.
+fn progress(json: bool) -> Box<dyn Fn(Option<Progress>) + Send + Sync> {
+    let bar = Mutex::new(None::<ProgressBar>);
+    Box::new(move |progress| {
+        let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Some(Progress { block, done, bytes }) if json => {
+                ui::print_json(&json!({ "syncing": { "block": block, "perMille": done, "bytes": bytes } }));
+            }
+            Some(Progress { block, done, .. }) => {
+                let bar = bar.get_or_insert_with(|| ui::bar(1_000, "", false));
+                bar.set_message(format!("state of block {block}"));
+                bar.set_position(done.into());
+            }
+            None => {
+                if let Some(bar) = bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
 /// Another node's JSON-RPC.
 struct Upstream(Client);
+
+impl Upstream {
+    async fn ask(&self, method: &str, params: Value) -> std::result::Result<Value, String> {
+        self.0.request(method, params).await.map_err(|error| error.to_string())
+    }
+}
 
 /// The bytes of `0x…`.
 fn bytes(value: &Value) -> std::result::Result<Vec<u8>, String> {
@@ -137,10 +219,14 @@ fn bytes(value: &Value) -> std::result::Result<Vec<u8>, String> {
     hex::decode(text).map_err(|error| error.to_string())
 }
 
+fn header(value: &Value) -> std::result::Result<Header, String> {
+    sync::header(&bytes(value)?).ok_or_else(|| "no header where one belongs".to_owned())
+}
+
 impl Source for Upstream {
     async fn after(&self, number: u64) -> std::result::Result<Option<Proven>, String> {
         let params = json!([format!("{number:#x}")]);
-        let answer = self.0.request("assay_getBlocks", params).await.map_err(|error| error.to_string())?;
+        let answer = self.ask("assay_getBlocks", params).await?;
         let Some(blocks) = answer["blocks"].as_array() else { return Ok(None) };
         let decode = |block: &Value| Block::decode(&bytes(block)?).map_err(|error| error.to_string());
         Ok(Some(Proven {
@@ -149,9 +235,34 @@ impl Source for Upstream {
         }))
     }
 
+    async fn offer(&self) -> std::result::Result<Option<Offer>, String> {
+        let answer = self.ask("assay_getOffer", json!([])).await?;
+        let Some(headers) = answer["headers"].as_array() else { return Ok(None) };
+        let headers = headers.iter().map(header).collect::<std::result::Result<_, _>>()?;
+        Ok(Some(Offer { headers, finalization: bytes(&answer["finalization"])? }))
+    }
+
+    async fn epochs(&self, first: u64) -> std::result::Result<Vec<EpochEnd>, String> {
+        let answer = self.ask("assay_getEpochs", json!([format!("{first:#x}")])).await?;
+        let end = |end: &Value| {
+            let next =
+                Committee::decode(&bytes(&end["committee"])?).ok_or("no committee where one belongs")?;
+            Ok(EpochEnd { header: header(&end["header"])?, finalization: bytes(&end["finalization"])?, next })
+        };
+        answer.as_array().ok_or("no list of epochs")?.iter().map(end).collect()
+    }
+
+    async fn piece(&self, block: u64, part: &Part) -> std::result::Result<Piece, String> {
+        let account = part.account().map(|account| account.to_string());
+        let params = json!([format!("{block:#x}"), hex::encode_prefixed(part.path()), account]);
+        let answer = self.ask("assay_getState", params).await?;
+        // Its length is checked before anything is made of it.
+        Piece::decode(&bytes(&answer)?).map_err(|error| error.to_string())
+    }
+
     async fn send(&self, transaction: &Transaction) -> std::result::Result<(), String> {
         let params = json!([format!("0x{}", hex::encode(transaction.bytes()))]);
-        self.0.request("eth_sendRawTransaction", params).await.map(drop).map_err(|error| error.to_string())
+        self.ask("eth_sendRawTransaction", params).await.map(drop)
     }
 }
 

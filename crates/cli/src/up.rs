@@ -307,7 +307,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         members::sign(&key, &domain, members.clone(), MEMBERS_VALID_S, &members_file)?;
     }
     let path = state_dir.join("config.toml");
-    config::write(&path, &config::File { worker: None, gateway: Some(settings) })?;
+    config::write(&path, &config::File { gateway: Some(settings), ..Default::default() })?;
     let mut gateway_process = Process::start(
         GATEWAY,
         vec!["gateway".into(), "--supervised".into(), "--config".into(), path.display().to_string()],
@@ -445,7 +445,7 @@ async fn start_worker(name: &str, mut settings: assay_worker::Config) -> Result<
         let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
         settings.listen =
             free.map_err(|error| Error::said(format!("no port is free on this machine: {error}")))?;
-        config::write(&path, &config::File { worker: Some(settings.clone()), gateway: None })?;
+        config::write(&path, &config::File { worker: Some(settings.clone()), ..Default::default() })?;
         if descriptor.exists() {
             std::fs::remove_file(&descriptor).map_err(Error::file("remove", &descriptor))?;
         }

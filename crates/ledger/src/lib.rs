@@ -33,6 +33,7 @@ mod committee;
 mod evidence;
 mod execute;
 mod genesis;
+mod parts;
 mod pool;
 mod proofs;
 mod state;
@@ -51,9 +52,10 @@ pub use execute::{
     Attributes, Executed, Failure, LEAST_GAS, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
 };
 pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, Validator};
+pub use parts::{Entry, MAX_PIECE_BYTES, Part, Piece, PieceError, Slot};
 pub use pool::{Added, Pool, PoolError, PoolLimits};
 pub use proofs::PROOF_VERIFIER;
-pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride};
+pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride, TrieAccount};
 pub use trace::{CallFrame, StructLog, trace_calls, trace_steps};
 pub use transaction::{MAX_TRANSACTION_BYTES, Signature, Transaction, TransactionError};
 

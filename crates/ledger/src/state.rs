@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use alloy_consensus::constants::KECCAK_EMPTY;
 use alloy_eips::eip2935::{HISTORY_SERVE_WINDOW, HISTORY_STORAGE_ADDRESS};
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
-use alloy_rlp::{BufMut, Encodable, RlpEncodable};
+use alloy_rlp::{BufMut, Encodable, RlpDecodable, RlpEncodable};
 use revm::{
     DatabaseRef,
     database::{AccountState, CacheDB},
@@ -23,15 +23,20 @@ pub struct Account {
     /// In 10^-18 of the native coin.
     pub balance: U256,
     code: Option<(B256, Bytecode)>,
-    storage: Trie<U256>,
+    pub(crate) storage: Trie<U256>,
 }
 
-#[derive(RlpEncodable)]
-struct Encoded {
-    nonce: u64,
-    balance: U256,
-    storage_root: B256,
-    code_hash: B256,
+/// An account as the state's trie has it (Yellow Paper, 4.1).
+#[derive(Clone, Debug, PartialEq, Eq, RlpEncodable, RlpDecodable)]
+pub struct TrieAccount {
+    /// See [`Account::nonce`].
+    pub nonce: u64,
+    /// See [`Account::balance`].
+    pub balance: U256,
+    /// See [`Account::storage_root`].
+    pub storage_root: B256,
+    /// See [`Account::code_hash`].
+    pub code_hash: B256,
 }
 
 impl Account {
@@ -69,8 +74,8 @@ impl Account {
         self.nonce == 0 && self.balance.is_zero() && self.code.is_none()
     }
 
-    fn encoded(&self) -> Encoded {
-        Encoded {
+    pub(crate) fn in_trie(&self) -> TrieAccount {
+        TrieAccount {
             nonce: self.nonce,
             balance: self.balance,
             storage_root: self.storage.root(),
@@ -90,11 +95,11 @@ impl PartialEq for Account {
 
 impl Encodable for Account {
     fn encode(&self, out: &mut dyn BufMut) {
-        self.encoded().encode(out);
+        self.in_trie().encode(out);
     }
 
     fn length(&self) -> usize {
-        self.encoded().length()
+        self.in_trie().length()
     }
 }
 
@@ -177,7 +182,31 @@ impl State {
         count
     }
 
-    /// Applies what a block did, or what a snapshot lists.
+    pub(crate) fn tries(&self) -> &Trie<Account> {
+        &self.0
+    }
+
+    /// Adds an account to a state that is made from its entries: by the hashes of address and slots, all of its slots.
+    pub fn restore(
+        &mut self,
+        key: B256,
+        nonce: u64,
+        balance: U256,
+        code: Bytes,
+        slots: impl IntoIterator<Item = (B256, U256)>,
+    ) {
+        let mut account = Account { nonce, balance, ..Account::default() };
+        account.set_code(code);
+        for (slot, value) in slots {
+            account.storage.insert(slot, value);
+        }
+        // A genesis may list such accounts.
+        if !account.is_empty() {
+            self.0.insert(key, account);
+        }
+    }
+
+    /// Applies what a block did.
     pub fn apply(&mut self, changes: &[AccountChange]) {
         for change in changes {
             let key = keccak256(change.address);

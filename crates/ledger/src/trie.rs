@@ -137,6 +137,53 @@ impl<V: Encodable + Clone + PartialEq> Trie<V> {
         proof
     }
 
+    /// What is below a path of nibbles: all entries in the order of their keys, where these weigh no more than `budget` together or
+    /// there is only one, else the encoded node. `None` where no node is exactly there.
+    pub(crate) fn part(
+        &self,
+        path: &[u8],
+        budget: usize,
+        weight: impl Fn(&V) -> usize,
+    ) -> Option<Below<'_, V>> {
+        let mut next = self.0.as_ref()?;
+        let mut rest = path;
+        while !rest.is_empty() {
+            match &next.node {
+                Node::Leaf { .. } => return None,
+                Node::Extension { path, child } => {
+                    rest = rest.strip_prefix(path.as_ref())?;
+                    next = child;
+                }
+                Node::Branch(children) => {
+                    let (step, below) = rest.split_first()?;
+                    rest = below;
+                    next = children.get(usize::from(*step))?.as_ref()?;
+                }
+            }
+        }
+        let (mut found, mut room) = (Vec::new(), budget);
+        let all = next.visit(&mut |key, value| {
+            found.push((key, value));
+            let weight = weight(value);
+            let fits = weight <= room || found.len() == 1;
+            room = room.saturating_sub(weight);
+            fits
+        });
+        Some(if all { Below::Entries(found) } else { Below::Node(next.encode(path.len())) })
+    }
+
+    /// How many entries there are, `most` at most.
+    pub(crate) fn count(&self, most: usize) -> usize {
+        let mut count = 0;
+        if let Some(root) = &self.0 {
+            root.visit(&mut |_, _| {
+                count += 1;
+                count < most
+            });
+        }
+        count
+    }
+
     /// Calls `visit` for every entry, in the order of the keys.
     pub(crate) fn for_each(&self, visit: &mut impl FnMut(&B256, &V)) {
         fn walk<V>(cell: &Cell<V>, visit: &mut impl FnMut(&B256, &V)) {
@@ -149,6 +196,85 @@ impl<V: Encodable + Clone + PartialEq> Trie<V> {
         if let Some(root) = &self.0 {
             walk(root, visit);
         }
+    }
+}
+
+impl<V> Cell<V> {
+    /// Calls `visit` for the entries in the order of their keys while it says so; whether it got to the end.
+    fn visit<'a>(&'a self, visit: &mut impl FnMut(&'a B256, &'a V) -> bool) -> bool {
+        match &self.node {
+            Node::Leaf { key, value } => visit(key, value),
+            Node::Extension { child, .. } => child.visit(visit),
+            Node::Branch(children) => children.iter().flatten().all(|child| child.visit(visit)),
+        }
+    }
+}
+
+/// What is below a path.
+pub(crate) enum Below<'a, V> {
+    Entries(Vec<(&'a B256, &'a V)>),
+    Node(Vec<u8>),
+}
+
+/// How the node above refers to an encoded node; a root is referred to by its hash whatever its length.
+pub(crate) fn refer(encoded: &[u8], root: bool) -> Vec<u8> {
+    if encoded.len() < 32 && !root {
+        return encoded.to_vec();
+    }
+    [&[0xa0], keccak256(encoded).as_slice()].concat()
+}
+
+/// How the node above refers to what is below a path, made of its entries; `None` unless there are some, ascending, all below the path.
+pub(crate) fn hash_part<V: Encodable + Clone>(
+    path: &[u8],
+    entries: impl Iterator<Item = (B256, V)>,
+) -> Option<Vec<u8>> {
+    let (mut root, mut last) = (None, None);
+    for (key, value) in entries {
+        let below = path.len() < 64 && path.iter().enumerate().all(|(i, step)| nibble(&key, i) == *step);
+        if !below || last >= Some(key) {
+            return None;
+        }
+        last = Some(key);
+        root = Some(insert(root.as_ref(), key, path.len(), value));
+    }
+    Some(refer(&root?.encode(path.len()), path.is_empty()))
+}
+
+/// The steps to the children of an encoded inner node, and how it refers to them. `None` for other bytes.
+pub(crate) fn children(mut node: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut payload = Header::decode_bytes(&mut node, true).ok()?;
+    let mut items = Vec::new();
+    while !payload.is_empty() {
+        let mut rest = payload;
+        let header = Header::decode(&mut rest).ok()?;
+        // `decode` has checked that so many are there.
+        let length = payload.len() - rest.len() + header.payload_length;
+        let (item, after) = payload.split_at_checked(length)?;
+        items.push(item);
+        payload = after;
+    }
+    if !node.is_empty() {
+        return None;
+    }
+    match items.as_slice() {
+        [path, child] => {
+            let path = Header::decode_bytes(&mut &**path, false).ok()?;
+            let (first, rest) = path.split_first()?;
+            let mut steps = Vec::new();
+            match first >> 4 {
+                0 if first & 15 == 0 => {}
+                1 => steps.push(first & 15),
+                _ => return None,
+            }
+            steps.extend(rest.iter().flat_map(|byte| [byte >> 4, byte & 15]));
+            (!steps.is_empty()).then(|| vec![(steps, child.to_vec())])
+        }
+        [branches @ .., [EMPTY_STRING_CODE]] if branches.len() == 16 => {
+            let there = branches.iter().enumerate().filter(|(_, child)| **child != [EMPTY_STRING_CODE]);
+            Some(there.map(|(step, child)| (vec![step as u8], child.to_vec())).collect())
+        }
+        _ => None,
     }
 }
 

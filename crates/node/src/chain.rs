@@ -6,16 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use assay_ledger::types::{B256, hex};
 use assay_ledger::{
-    Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError,
+    Added, Attributes, BaseFeeParams, Block, BlockError, Committee, Executed, Genesis, GenesisError, Header,
     LEAST_GAS, Pool, PoolError, PoolLimits, Rules, State, Transaction, bring, build, verify,
 };
 use thiserror::Error;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::history::{History, HistoryError, Stored};
+use crate::sync::Progress;
 
 /// For how many finalized blocks the states after them stay in memory. They share what did not change.
 pub const RECENT_STATES: u64 = 256;
+/// The states after every so many blocks stay longer, for nodes that join: the last [`OFFERED`] of them, and the one that the node began
+/// with. So a state can be fetched for at least so many blocks after it was offered.
+pub const OFFER_INTERVAL: u64 = 2_048;
+const OFFERED: usize = 3;
 /// How many heads and transactions a slow subscriber may lag behind before it misses some.
 const BACKLOG: usize = 4096;
 
@@ -58,6 +63,8 @@ struct Inner {
     /// By hash: blocks above the head that were executed here, and recent finalized ones.
     executed: HashMap<B256, Arc<Executed>>,
     finalized: BTreeMap<u64, B256>,
+    /// States for nodes that join.
+    offered: BTreeMap<u64, State>,
     pool: Pool,
 }
 
@@ -72,6 +79,7 @@ pub struct Chain {
     /// Wakes a proposer that waits for something to put into a block.
     arrived: Notify,
     failure: OnceLock<String>,
+    progress: watch::Sender<Option<Progress>>,
 }
 
 impl Chain {
@@ -84,23 +92,14 @@ impl Chain {
         let (rules, first) = genesis.execute()?;
         let history = open(&first)?;
         let head = history.head()?;
-        let head = if head == 0 {
-            first.clone()
-        } else {
-            let Stored { block, receipts } =
-                history.block(head)?.ok_or(HistoryError::Damaged("the head is missing"))?;
-            let state = history.state()?;
-            if state.root() != block.header.state_root {
-                return Err(ChainError::StateRoot);
-            }
-            Executed { block, state, receipts, changes: Vec::new() }
-        };
+        let head = if head == 0 { first.clone() } else { load(&history, head)? };
         let head = Arc::new(head);
         let pool = Pool::new(rules.clone(), limits, head.state.clone());
         let hash = head.block.hash();
         let inner = Inner {
             executed: HashMap::from([(hash, head.clone())]),
             finalized: BTreeMap::from([(head.block.header.number, hash)]),
+            offered: BTreeMap::from([(head.block.header.number, head.state.clone())]),
             head,
             pool,
         };
@@ -113,6 +112,7 @@ impl Chain {
             transactions: broadcast::channel(BACKLOG).0,
             arrived: Notify::new(),
             failure: OnceLock::new(),
+            progress: watch::channel(None).0,
         })
     }
 
@@ -130,6 +130,16 @@ impl Chain {
     /// Why this node cannot go on.
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
+    }
+
+    /// Tells how far a state has come that other nodes send; `None` when it is over.
+    pub(crate) fn report(&self, progress: Option<Progress>) {
+        self.progress.send_replace(progress);
+    }
+
+    /// How far a state has come that other nodes send; `None` while none does.
+    pub fn progress(&self) -> watch::Receiver<Option<Progress>> {
+        self.progress.subscribe()
     }
 
     /// Chain id and gas limit.
@@ -161,6 +171,33 @@ impl Chain {
     pub fn state_at(&self, number: u64) -> Option<State> {
         let inner = self.lock();
         Some(inner.executed.get(inner.finalized.get(&number)?)?.state.clone())
+    }
+
+    /// The blocks after which the states are offered to nodes that join, ascending.
+    pub fn offered(&self) -> Vec<u64> {
+        self.lock().offered.keys().copied().collect()
+    }
+
+    /// One of those states.
+    pub fn offered_state(&self, number: u64) -> Option<State> {
+        self.lock().offered.get(&number).cloned()
+    }
+
+    /// Makes a state that came from other nodes the head's ([`History::adopt_state`]).
+    pub fn adopt(&self, header: &Header) -> Result<(), ChainError> {
+        self.history.adopt_state(header)?;
+        let head = Arc::new(load(&self.history, header.number)?);
+        let hash = head.block.hash();
+        {
+            let mut inner = self.lock();
+            inner.executed = HashMap::from([(hash, head.clone())]);
+            inner.finalized = BTreeMap::from([(header.number, hash)]);
+            inner.offered = BTreeMap::from([(header.number, head.state.clone())]);
+            inner.pool.update(head.state.clone());
+            inner.head = head.clone();
+        }
+        let _ = self.heads.send(head);
+        Ok(())
     }
 
     /// Whether a block was executed here and is not yet forgotten.
@@ -272,6 +309,12 @@ impl Chain {
             inner.head = executed.clone();
             inner.finalized.insert(number, hash);
             inner.pool.update(executed.state.clone());
+            if number.is_multiple_of(OFFER_INTERVAL) {
+                inner.offered.insert(number, executed.state.clone());
+                while inner.offered.len() > OFFERED {
+                    inner.offered.pop_first();
+                }
+            }
             // Forget forks that lost, and states that are too old.
             let oldest = number.saturating_sub(RECENT_STATES);
             inner.finalized.retain(|kept, _| *kept >= oldest);
@@ -284,6 +327,24 @@ impl Chain {
         let _ = self.heads.send(executed);
         Ok(())
     }
+}
+
+/// The head from the database. Of a block whose state came from other nodes only the header is there.
+fn load(history: &History, head: u64) -> Result<Executed, ChainError> {
+    let (block, receipts) = match history.block(head) {
+        Ok(Some(Stored { block, receipts })) => (block, receipts),
+        Err(HistoryError::Pruned) => {
+            let header = history.header(head)?.ok_or(HistoryError::Damaged("the head is missing"))?;
+            (Block::new(header, Vec::new()), Vec::new())
+        }
+        Ok(None) => return Err(HistoryError::Damaged("the head is missing").into()),
+        Err(error) => return Err(error.into()),
+    };
+    let state = history.state()?;
+    if state.root() != block.header.state_root {
+        return Err(ChainError::StateRoot);
+    }
+    Ok(Executed { block, state, receipts, changes: Vec::new() })
 }
 
 fn next_base_fee(parent: &Executed) -> u64 {

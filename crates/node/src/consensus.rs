@@ -46,7 +46,8 @@ use commonware_p2p::{Blocker, Message, Provider, Receiver, Recipients, Sender};
 use commonware_parallel::Sequential;
 use commonware_runtime::buffer::paged::CacheRef;
 use commonware_runtime::{Clock, Handle, IoBuf, Metrics, Quota, Spawner, Storage};
-use commonware_storage::archive::immutable;
+use commonware_storage::archive::prunable;
+use commonware_storage::translator::EightCap;
 use commonware_utils::vec::NonEmptyVec;
 use commonware_utils::{Acknowledgement, NZDuration, NZU16, NZU32, NZU64, NZUsize};
 use futures_util::StreamExt;
@@ -406,25 +407,25 @@ const REPLAY_BUFFER: NonZeroUsize = NZUsize!(1 << 20);
 const WRITE_BUFFER: NonZeroUsize = NZUsize!(1 << 18);
 const MAILBOX: NonZeroUsize = NZUsize!(1024);
 
-fn archive<C>(prefix: &str, name: &str, cache: &CacheRef, codec_config: C) -> immutable::Config<C> {
+/// For so many blocks, or two epochs where those are more, blocks and certificates stay in consensus's own archives too, where
+/// validators that were away get them from each other. Who was away longer follows JSON-RPC.
+const ARCHIVED_BLOCKS: u64 = 1 << 16;
+/// Archives lose so many blocks at a time.
+const SECTION: NonZeroU64 = NZU64!(1 << 12);
+
+fn archive<C>(prefix: &str, name: &str, cache: &CacheRef, codec_config: C) -> prunable::Config<EightCap, C> {
     let partition = |part: &str| format!("{prefix}-{name}-{part}");
-    immutable::Config {
-        metadata_partition: partition("metadata"),
-        freezer_table_partition: partition("table"),
-        freezer_table_initial_size: 1 << 10,
-        freezer_table_resize_frequency: 4,
-        freezer_table_resize_chunk_size: 1 << 12,
-        freezer_key_partition: partition("keys"),
-        freezer_key_page_cache: cache.clone(),
-        freezer_key_write_buffer: WRITE_BUFFER,
-        freezer_value_partition: partition("values"),
-        freezer_value_target_size: 1 << 28,
-        freezer_value_compression: None,
-        freezer_value_write_buffer: WRITE_BUFFER,
-        ordinal_partition: partition("ordinal"),
-        ordinal_write_buffer: WRITE_BUFFER,
-        items_per_section: NZU64!(1 << 14),
+    prunable::Config {
+        translator: EightCap,
+        metadata_partition: partition("sections"),
+        key_partition: partition("index"),
+        key_page_cache: cache.clone(),
+        value_partition: partition("items"),
+        compression: None,
         codec_config,
+        items_per_section: SECTION,
+        key_write_buffer: WRITE_BUFFER,
+        value_write_buffer: WRITE_BUFFER,
         replay_buffer: REPLAY_BUFFER,
     }
 }
@@ -454,13 +455,13 @@ where
     let length = NonZeroU64::new(first.blocks).ok_or("an epoch has no blocks")?;
     let epocher = FixedEpocher::new(length);
 
-    let finalizations = immutable::Archive::<_, _, Finalization<Scheme, Digest>>::init(
+    let finalizations = prunable::Archive::<EightCap, _, _, Finalization<Scheme, Digest>>::init(
         context.child("finalizations"),
         archive(&partition, "finalizations", &cache, Scheme::certificate_codec_config_unbounded()),
     )
     .await
     .map_err(|error| format!("the archive of finalizations could not be opened: {error}"))?;
-    let finalized = immutable::Archive::<_, _, Arc<Payload>>::init(
+    let finalized = prunable::Archive::<EightCap, _, _, Arc<Payload>>::init(
         context.child("blocks"),
         archive(&partition, "blocks", &cache, known.clone()),
     )
@@ -738,7 +739,7 @@ where
     }
 }
 
-/// Puts the certificates of finalized blocks beside the blocks.
+/// Puts the certificates of finalized blocks beside the blocks, and lets the archives forget.
 fn keep_certificates<E: Spawner>(
     context: E,
     chain: Arc<Chain>,
@@ -759,6 +760,10 @@ fn keep_certificates<E: Spawner>(
                 }
             }
             next = head + 1;
+            if let Some(committee) = chain.committee() {
+                let kept = ARCHIVED_BLOCKS.max(2 * committee.blocks);
+                mailbox.prune(Height::new(head.saturating_sub(kept)));
+            }
             if let Err(RecvError::Closed) = heads.recv().await {
                 return;
             }

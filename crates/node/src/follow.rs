@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_ledger::{Block, Transaction};
+use assay_ledger::{Block, Part, Piece, Transaction};
 use commonware_runtime::{Clock, Handle, Spawner};
 use rand_core::CryptoRng;
 use thiserror::Error;
@@ -14,6 +14,7 @@ use tracing::{debug, error, warn};
 
 use crate::chain::{Chain, ChainError, Origin};
 use crate::consensus::check_finalization;
+use crate::sync::{EpochEnd, Offer, catch_up};
 
 /// The most blocks that one answer has.
 pub const MAX_BLOCKS: u64 = 64;
@@ -35,6 +36,21 @@ pub struct Proven {
 pub trait Source: Send + Sync + 'static {
     /// Blocks after a number; `None` where there are none yet. All are of one epoch.
     fn after(&self, number: u64) -> impl Future<Output = Result<Option<Proven>, String>> + Send;
+
+    /// The newest state that it offers; `None` where it has none.
+    fn offer(&self) -> impl Future<Output = Result<Option<Offer>, String>> + Send {
+        async { Ok(None) }
+    }
+
+    /// The ends of epochs from one on, as many as one answer has.
+    fn epochs(&self, _first: u64) -> impl Future<Output = Result<Vec<EpochEnd>, String>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// A part of the state after a block.
+    fn piece(&self, _block: u64, _part: &Part) -> impl Future<Output = Result<Piece, String>> + Send {
+        async { Err("it offers no state".to_owned()) }
+    }
 
     /// Takes a transaction.
     fn send(&self, transaction: &Transaction) -> impl Future<Output = Result<(), String>> + Send;
@@ -79,8 +95,8 @@ pub fn accept<G: CryptoRng>(chain: &Chain, proven: &Proven, random: &mut G) -> R
 }
 
 /// Follows the sources until `seated` says that the chain's committee needs this node, at a time when no source has anything newer.
-/// Nodes that have a seat catch up here too, before they vote. Returns whether the end was a seat; `false` when this node's own
-/// database failed.
+/// Nodes that have a seat catch up here too, before they vote. Who is far behind takes the state first ([`catch_up`]). Returns whether the
+/// end was a seat; `false` when this node's own database failed.
 pub async fn follow<E, S>(
     mut context: E,
     chain: Arc<Chain>,
@@ -91,7 +107,18 @@ where
     E: Clock + CryptoRng + Spawner,
     S: Source,
 {
+    let mut behind = true;
     loop {
+        if behind {
+            behind = match catch_up(&chain, &sources, &mut context).await {
+                Ok(behind) => behind,
+                Err(error) => {
+                    error!(%error, "a state could not be kept; the node stops");
+                    chain.fail(error.to_string());
+                    return false;
+                }
+            };
+        }
         let (mut moved, mut failed) = (false, 0);
         for source in sources.iter() {
             let head = chain.head().block.header.number;
@@ -116,6 +143,8 @@ where
             }
         }
         if !moved {
+            // Nobody may have the next blocks any more.
+            behind |= failed == sources.len();
             if seated() {
                 return true;
             }

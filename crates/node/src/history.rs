@@ -1,17 +1,19 @@
 //! What a node keeps on disk: finalized blocks, their receipts, where transactions are, and the state after the last of them.
 //!
 //! Everything but the blocks could be computed from them again. One block is one transaction of the database, so after a crash
-//! the head, the history and the state fit together.
+//! the head, the history and the state fit together. What is too old leaves in the same transaction (see [`Retention`]), and a state that
+//! comes from other nodes ([`crate::sync`]) gathers in tables of its own, which take the place of the others in one transaction.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use alloy_rlp::{Decodable, Encodable, Header as Rlp};
-use assay_ledger::types::{Address, B256, Bytes, U256};
-use assay_ledger::{AccountChange, Block, Committee, Executed, Header, Receipt, State, Transaction};
+use assay_ledger::types::{Address, B256, Bytes, U256, keccak256};
+use assay_ledger::{Block, Committee, Executed, Header, Part, Piece, Receipt, State, Transaction};
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend,
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    backends::InMemoryBackend,
 };
 use thiserror::Error;
 
@@ -30,8 +32,48 @@ const FINALIZATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("fin
 const EVIDENCE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("evidence");
 /// Nonce, balance, code.
 type Account<'a> = (u64, [u8; 32], Option<&'a [u8]>);
-const ACCOUNTS: TableDefinition<'_, &[u8; 20], Account<'_>> = TableDefinition::new("accounts");
-const SLOTS: TableDefinition<'_, (&[u8; 20], &[u8; 32]), &[u8; 32]> = TableDefinition::new("slots");
+type Accounts = TableDefinition<'static, &'static [u8; 32], Account<'static>>;
+type Slots = TableDefinition<'static, (&'static [u8; 32], &'static [u8; 32]), &'static [u8; 32]>;
+/// By the hashes of addresses and slots, as the tries have them: nobody asks for the addresses, and other nodes do not have them.
+const ACCOUNTS: Accounts = TableDefinition::new("hashed_accounts");
+const SLOTS: Slots = TableDefinition::new("hashed_slots");
+/// A state that is not yet whole.
+const ARRIVED_ACCOUNTS: Accounts = TableDefinition::new("arrived_accounts");
+const ARRIVED_SLOTS: Slots = TableDefinition::new("arrived_slots");
+
+/// What the tables are like; another number is another program's.
+const FORMAT: u8 = 1;
+/// So many blocks leave with each that comes, at most: more where somebody wants to keep less than before.
+const PRUNED_AT_ONCE: u64 = 64;
+/// Of the certificates of pruned blocks, one stays among so many blocks, and those of epochs' ends: with the headers between they prove
+/// all of them.
+const SPARSE_CERTIFICATES: u64 = 256;
+
+/// What a node keeps of what became final. Headers, committees, certificates of epochs' ends, and with them proofs for light clients, are
+/// kept always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Transactions, receipts and logs of so many last blocks; `None` keeps all (an archive).
+    pub blocks: Option<u64>,
+}
+
+impl Default for Retention {
+    /// At a block a second, about six days.
+    fn default() -> Self {
+        Self { blocks: Some(524_288) }
+    }
+}
+
+/// A state on its way from other nodes.
+#[derive(Clone, Debug)]
+pub struct Arriving {
+    /// Of the block after which the state is.
+    pub header: Header,
+    /// What is missing, the next one last.
+    pub missing: Vec<Part>,
+    /// What has come, in bytes.
+    pub bytes: u64,
+}
 
 /// Why the database could not be used.
 #[derive(Debug, Error)]
@@ -47,6 +89,14 @@ pub enum HistoryError {
         /// The genesis file's block 0.
         expected: B256,
     },
+    /// The block's transactions and receipts were dropped, or never here. geth's words.
+    #[error("pruned history unavailable")]
+    Pruned,
+    /// Another program's tables.
+    #[error(
+        "the data folder was written by another version of Assay; delete its chain.redb and its folder consensus, and the node gets the chain from its peers"
+    )]
+    Format,
     /// What was read is not what was written.
     #[error(
         "the chain's database is damaged ({0}); delete it, and the node builds it again from its blocks or its peers'"
@@ -83,7 +133,10 @@ pub struct Stored {
 
 /// The database. Clones are handles of the same one.
 #[derive(Clone, Debug)]
-pub struct History(Arc<Database>);
+pub struct History {
+    database: Arc<Database>,
+    retention: Retention,
+}
 
 fn damaged<E>(what: &'static str) -> impl FnOnce(E) -> HistoryError {
     move |_| HistoryError::Damaged(what)
@@ -91,27 +144,42 @@ fn damaged<E>(what: &'static str) -> impl FnOnce(E) -> HistoryError {
 
 impl History {
     /// Opens the file, or makes it with block 0.
-    pub fn open(path: &Path, genesis: &Executed) -> Result<Self, HistoryError> {
-        Self::with(Database::create(path)?, genesis)
+    pub fn open(path: &Path, retention: Retention, genesis: &Executed) -> Result<Self, HistoryError> {
+        Self::with(Database::create(path)?, retention, genesis)
     }
 
     /// In memory, for tests and simulations.
     pub fn in_memory(genesis: &Executed) -> Result<Self, HistoryError> {
-        Self::with(Database::builder().create_with_backend(InMemoryBackend::new())?, genesis)
+        let database = Database::builder().create_with_backend(InMemoryBackend::new())?;
+        Self::with(database, Retention { blocks: None }, genesis)
     }
 
-    fn with(database: Database, genesis: &Executed) -> Result<Self, HistoryError> {
-        let history = Self(Arc::new(database));
+    /// The same database, of which another part is kept from now on.
+    pub fn keeping(self, retention: Retention) -> Self {
+        Self { retention, ..self }
+    }
+
+    /// What it keeps.
+    pub fn retention(&self) -> Retention {
+        self.retention
+    }
+
+    fn with(database: Database, retention: Retention, genesis: &Executed) -> Result<Self, HistoryError> {
+        let history = Self { database: Arc::new(database), retention };
         let expected = genesis.block.hash();
-        let found = {
-            let write = history.0.begin_write()?;
-            let found = write.open_table(META)?.get("genesis")?.map(|value| value.value().to_vec());
+        let (found, format) = {
+            let write = history.database.begin_write()?;
+            let meta = write.open_table(META)?;
+            let found = meta.get("genesis")?.map(|value| value.value().to_vec());
+            let format = meta.get("format")?.map(|value| value.value().to_vec());
+            drop(meta);
             write.abort()?;
-            found
+            (found, format)
         };
         match found {
             None => history.append(genesis, Some(expected))?,
-            Some(found) if found == expected.as_slice() => {}
+            Some(found) if found == expected.as_slice() && format == Some(vec![FORMAT]) => {}
+            Some(found) if found == expected.as_slice() => return Err(HistoryError::Format),
             Some(found) => {
                 return Err(HistoryError::OtherChain { found: B256::from_slice(&found), expected });
             }
@@ -126,11 +194,12 @@ impl History {
 
     fn append(&self, executed: &Executed, genesis: Option<B256>) -> Result<(), HistoryError> {
         let number = executed.block.header.number;
-        let write = self.0.begin_write()?;
+        let write = self.database.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
             if let Some(hash) = genesis {
                 meta.insert("genesis", hash.as_slice())?;
+                meta.insert("format", [FORMAT].as_slice())?;
             }
             meta.insert("head", number.to_be_bytes().as_slice())?;
             write
@@ -155,7 +224,7 @@ impl History {
             let mut accounts = write.open_table(ACCOUNTS)?;
             let mut slots = write.open_table(SLOTS)?;
             for change in &executed.changes {
-                let address = &change.address.0.0;
+                let address = &keccak256(change.address).0;
                 if change.wiped || change.account.is_none() {
                     slots.retain_in((address, &[0; 32])..=(address, &[0xff; 32]), |_, _| false)?;
                 }
@@ -174,7 +243,7 @@ impl History {
                     .filter(|code| !code.is_empty());
                 accounts.insert(address, (*nonce, balance.to_be_bytes::<32>(), code))?;
                 for (slot, value) in &change.slots {
-                    let key = slot.to_be_bytes::<32>();
+                    let key = keccak256(slot.to_be_bytes::<32>()).0;
                     if value.is_zero() {
                         slots.remove((address, &key))?;
                     } else {
@@ -182,22 +251,63 @@ impl History {
                     }
                 }
             }
+            drop((meta, places, committees, accounts, slots));
+            self.prune(&write, number)?;
         }
         write.commit()?;
         Ok(())
     }
 
+    /// Drops what is older than it should be, in the transaction that adds a block.
+    fn prune(&self, write: &WriteTransaction, head: u64) -> Result<(), HistoryError> {
+        let Some(keep) = self.retention.blocks else { return Ok(()) };
+        let mut meta = write.open_table(META)?;
+        let first = meta.get("first")?.map_or(Ok(1), |value| number_from(value.value()))?;
+        let until = (head + 1).saturating_sub(keep).min(first + PRUNED_AT_ONCE);
+        if until <= first {
+            return Ok(());
+        }
+        let (headers, mut bodies) = (write.open_table(HEADERS)?, write.open_table(BODIES)?);
+        let (mut receipts, mut places) = (write.open_table(RECEIPTS)?, write.open_table(PLACES)?);
+        let mut finalizations = write.open_table(FINALIZATIONS)?;
+        for number in first..until {
+            receipts.remove(number)?;
+            if let Some(body) = bodies.remove(number)? {
+                for transaction in parse(body.value()).map_err(damaged("transactions"))? {
+                    places.remove(&transaction.hash().0)?;
+                }
+            }
+            let header = headers.get(number)?;
+            let header = header.map(|bytes| Header::decode(&mut bytes.value())).transpose();
+            let boundary =
+                header.map_err(damaged("a header"))?.is_some_and(|header| !header.extra_data.is_empty());
+            let before =
+                finalizations.range(..number)?.next_back().transpose()?.map(|(number, _)| number.value());
+            if !boundary && number - before.unwrap_or(0) < SPARSE_CERTIFICATES {
+                finalizations.remove(number)?;
+            }
+        }
+        meta.insert("first", until.to_be_bytes().as_slice())?;
+        Ok(())
+    }
+
+    /// The first block after block 0 whose transactions and receipts are here, or would be.
+    pub fn first(&self) -> Result<u64, HistoryError> {
+        let read = self.database.begin_read()?;
+        read.open_table(META)?.get("first")?.map_or(Ok(1), |value| number_from(value.value()))
+    }
+
     /// The number of the last block.
     pub fn head(&self) -> Result<u64, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let head = read.open_table(META)?.get("head")?.ok_or(HistoryError::Damaged("there is no head"))?;
-        Ok(u64::from_be_bytes(head.value().try_into().map_err(damaged("the head"))?))
+        number_from(head.value())
     }
 
     /// The state after the last block, from the tables. The caller compares its root with the header's.
     pub fn state(&self) -> Result<State, HistoryError> {
-        let read = self.0.begin_read()?;
-        let mut changes = Vec::new();
+        let read = self.database.begin_read()?;
+        let mut state = State::default();
         let slots = read.open_table(SLOTS)?;
         for entry in read.open_table(ACCOUNTS)?.iter()? {
             let (address, account) = entry?;
@@ -206,31 +316,33 @@ impl History {
             let mut own = Vec::new();
             for entry in slots.range((address, &[0; 32])..=(address, &[0xff; 32]))? {
                 let (key, value) = entry?;
-                own.push((U256::from_be_bytes(*key.value().1), U256::from_be_bytes(*value.value())));
+                own.push((B256::from(*key.value().1), U256::from_be_bytes(*value.value())));
             }
-            changes.push(AccountChange {
-                address: Address::from(*address),
-                account: Some((nonce, U256::from_be_bytes(balance), code.map(Bytes::copy_from_slice))),
-                wiped: false,
-                slots: own,
-            });
+            let code = code.map(Bytes::copy_from_slice).unwrap_or_default();
+            state.restore(B256::from(*address), nonce, U256::from_be_bytes(balance), code, own);
         }
-        let mut state = State::default();
-        state.apply(&changes);
         Ok(state)
     }
 
     /// A block's header.
     pub fn header(&self, number: u64) -> Result<Option<Header>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let Some(bytes) = read.open_table(HEADERS)?.get(number)? else { return Ok(None) };
         Ok(Some(Header::decode(&mut bytes.value()).map_err(damaged("a header"))?))
     }
 
     /// A block with its receipts.
+    ///
+    /// # Errors
+    /// [`HistoryError::Pruned`] for one whose transactions and receipts are not kept.
     pub fn block(&self, number: u64) -> Result<Option<Stored>, HistoryError> {
-        let Some(header) = self.header(number)? else { return Ok(None) };
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
+        let first = read.open_table(META)?.get("first")?.map_or(Ok(1), |first| number_from(first.value()))?;
+        if number > 0 && number < first {
+            return Err(HistoryError::Pruned);
+        }
+        let Some(header) = read.open_table(HEADERS)?.get(number)? else { return Ok(None) };
+        let header = Header::decode(&mut header.value()).map_err(damaged("a header"))?;
         let missing = || HistoryError::Damaged("a block without its body");
         let bodies = read.open_table(BODIES)?.get(number)?.ok_or_else(missing)?;
         let receipts = read.open_table(RECEIPTS)?.get(number)?.ok_or_else(missing)?;
@@ -241,7 +353,7 @@ impl History {
 
     /// The committee of an epoch that has begun, or begins with the next block.
     pub fn committee(&self, epoch: u64) -> Result<Option<Committee>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let Some(bytes) = read.open_table(COMMITTEES)?.get(epoch)? else { return Ok(None) };
         Committee::decode(bytes.value()).map(Some).ok_or(HistoryError::Damaged("a committee"))
     }
@@ -250,7 +362,7 @@ impl History {
     /// consensus begin with it; any other is on disk with the next block.
     pub fn keep_finalization(&self, number: u64, certificate: &[u8]) -> Result<(), HistoryError> {
         let boundary = self.header(number)?.is_some_and(|header| !header.extra_data.is_empty());
-        let mut write = self.0.begin_write()?;
+        let mut write = self.database.begin_write()?;
         if !boundary {
             write.set_durability(Durability::None)?;
         }
@@ -261,13 +373,123 @@ impl History {
 
     /// The certificate of a block, if there is one.
     pub fn finalization(&self, number: u64) -> Result<Option<Vec<u8>>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         Ok(read.open_table(FINALIZATIONS)?.get(number)?.map(|bytes| bytes.value().to_vec()))
+    }
+
+    /// Keeps the proven end of an epoch: the header of its last block, the certificate, and the committee of the next.
+    pub fn keep_epoch(
+        &self,
+        header: &Header,
+        certificate: &[u8],
+        next: &Committee,
+    ) -> Result<(), HistoryError> {
+        let write = self.database.begin_write()?;
+        write.open_table(HEADERS)?.insert(header.number, alloy_rlp::encode(header).as_slice())?;
+        write.open_table(BLOCK_NUMBERS)?.insert(&header.hash_slow().0, header.number)?;
+        write.open_table(FINALIZATIONS)?.insert(header.number, certificate)?;
+        write.open_table(COMMITTEES)?.insert(next.epoch, next.encode().as_slice())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// A state on its way, and how far it is.
+    pub fn arriving(&self) -> Result<Option<Arriving>, HistoryError> {
+        let read = self.database.begin_read()?;
+        let Some(bytes) = read.open_table(META)?.get("arriving")? else { return Ok(None) };
+        let mut bytes = bytes.value();
+        let mut read = || {
+            let mut payload = Rlp::decode_bytes(&mut bytes, true)?;
+            Ok(Arriving {
+                header: Header::decode(&mut payload)?,
+                missing: Vec::decode(&mut payload)?,
+                bytes: u64::decode(&mut payload)?,
+            })
+        };
+        read().map(Some).map_err(damaged::<alloy_rlp::Error>("a state on its way"))
+    }
+
+    /// Begins with a state that will come from other nodes: of any other nothing stays.
+    pub fn expect_state(&self, header: &Header) -> Result<Arriving, HistoryError> {
+        let arriving =
+            Arriving { header: header.clone(), missing: vec![Part::whole(header.state_root)], bytes: 0 };
+        let write = self.database.begin_write()?;
+        write.delete_table(ARRIVED_ACCOUNTS)?;
+        write.delete_table(ARRIVED_SLOTS)?;
+        write.open_table(ARRIVED_ACCOUNTS)?;
+        write.open_table(ARRIVED_SLOTS)?;
+        note(&write, &arriving)?;
+        write.commit()?;
+        Ok(arriving)
+    }
+
+    /// Keeps a piece that was checked, with what is then missing. On disk when this returns.
+    pub fn keep_piece(&self, part: &Part, piece: &Piece, then: &Arriving) -> Result<(), HistoryError> {
+        let write = self.database.begin_write()?;
+        {
+            let mut accounts = write.open_table(ARRIVED_ACCOUNTS)?;
+            let mut slots = write.open_table(ARRIVED_SLOTS)?;
+            match piece {
+                Piece::Node(_) => {}
+                Piece::Accounts(entries) => {
+                    for entry in entries {
+                        let balance = entry.account.balance.to_be_bytes::<32>();
+                        let code = entry.code().map(|code| code.as_ref());
+                        accounts.insert(&entry.key.0, (entry.account.nonce, balance, code))?;
+                        for slot in &entry.slots {
+                            slots.insert((&entry.key.0, &slot.key.0), &slot.value.to_be_bytes::<32>())?;
+                        }
+                    }
+                }
+                Piece::Slots(found) => {
+                    let account = part.account().unwrap_or_default();
+                    for slot in found {
+                        slots.insert((&account.0, &slot.key.0), &slot.value.to_be_bytes::<32>())?;
+                    }
+                }
+            }
+        }
+        note(&write, then)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Drops a state on its way.
+    pub fn forget_state(&self) -> Result<(), HistoryError> {
+        let write = self.database.begin_write()?;
+        write.delete_table(ARRIVED_ACCOUNTS)?;
+        write.delete_table(ARRIVED_SLOTS)?;
+        write.open_table(META)?.remove("arriving")?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Makes a state that has arrived whole the state, and its block the head; what there was of the blocks before goes.
+    pub fn adopt_state(&self, header: &Header) -> Result<(), HistoryError> {
+        let write = self.database.begin_write()?;
+        write.delete_table(ACCOUNTS)?;
+        write.delete_table(SLOTS)?;
+        write.rename_table(ARRIVED_ACCOUNTS, ACCOUNTS)?;
+        write.rename_table(ARRIVED_SLOTS, SLOTS)?;
+        write.delete_table(PLACES)?;
+        write.open_table(PLACES)?;
+        write.open_table(BODIES)?.retain(|number, _| number == 0)?;
+        write.open_table(RECEIPTS)?.retain(|number, _| number == 0)?;
+        write.open_table(HEADERS)?.insert(header.number, alloy_rlp::encode(header).as_slice())?;
+        write.open_table(BLOCK_NUMBERS)?.insert(&header.hash_slow().0, header.number)?;
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("head", header.number.to_be_bytes().as_slice())?;
+            meta.insert("first", (header.number + 1).to_be_bytes().as_slice())?;
+            meta.remove("arriving")?;
+        }
+        write.commit()?;
+        Ok(())
     }
 
     /// Keeps the first evidence against a key.
     pub fn keep_evidence(&self, key: &[u8; 32], votes: &[u8]) -> Result<(), HistoryError> {
-        let write = self.0.begin_write()?;
+        let write = self.database.begin_write()?;
         {
             let mut table = write.open_table(EVIDENCE)?;
             if table.get(key)?.is_none() {
@@ -280,7 +502,7 @@ impl History {
 
     /// The evidence against each key that there is any against.
     pub fn evidence(&self) -> Result<BTreeMap<[u8; 32], Vec<u8>>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let mut found = BTreeMap::new();
         for entry in read.open_table(EVIDENCE)?.iter()? {
             let (key, votes) = entry?;
@@ -291,23 +513,39 @@ impl History {
 
     /// The number of the first block from `number` on that has a certificate.
     pub fn finalized_from(&self, number: u64) -> Result<Option<u64>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let found = read.open_table(FINALIZATIONS)?.range(number..)?.next().transpose()?;
         Ok(found.map(|(number, _)| number.value()))
     }
 
     /// The number of the block with this hash.
     pub fn number(&self, hash: &B256) -> Result<Option<u64>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         Ok(read.open_table(BLOCK_NUMBERS)?.get(&hash.0)?.map(|number| number.value()))
     }
 
     /// The block number and the index of a transaction.
     pub fn place(&self, transaction: &B256) -> Result<Option<(u64, usize)>, HistoryError> {
-        let read = self.0.begin_read()?;
+        let read = self.database.begin_read()?;
         let place = read.open_table(PLACES)?.get(&transaction.0)?;
         Ok(place.map(|place| (place.value().0, place.value().1 as usize)))
     }
+}
+
+fn number_from(bytes: &[u8]) -> Result<u64, HistoryError> {
+    Ok(u64::from_be_bytes(bytes.try_into().map_err(damaged("a block's number"))?))
+}
+
+fn note(write: &WriteTransaction, arriving: &Arriving) -> Result<(), HistoryError> {
+    let mut payload = Vec::new();
+    arriving.header.encode(&mut payload);
+    arriving.missing.encode(&mut payload);
+    arriving.bytes.encode(&mut payload);
+    let mut out = Vec::with_capacity(payload.len() + 8);
+    Rlp { list: true, payload_length: payload.len() }.encode(&mut out);
+    out.extend(payload);
+    write.open_table(META)?.insert("arriving", out.as_slice())?;
+    Ok(())
 }
 
 fn body(block: &Block) -> Vec<u8> {

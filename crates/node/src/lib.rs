@@ -2,10 +2,8 @@
 //! by Ethereum's JSON-RPC.
 //!
 //! What a block means is in `assay-ledger`. Here is what surrounds it: consensus (commonware's simplex, in [`consensus`] alone),
-//! the database ([`history`]), the chain as one node knows it ([`chain`]), following it without a seat ([`follow`]), JSON-RPC ([`rpc`]), and
-//! a node made of them ([`node`]).
-//!
-//! Not here yet: state sync, pruning.
+//! the database ([`history`]), the chain as one node knows it ([`chain`]), following it without a seat ([`follow`]), beginning in the middle
+//! ([`sync`]), JSON-RPC ([`rpc`]), and a node made of them ([`node`]).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -30,3 +28,4 @@ pub mod follow;
 pub mod history;
 pub mod node;
 pub mod rpc;
+pub mod sync;

@@ -25,8 +25,9 @@ use tracing::info;
 use crate::chain::{Chain, ChainError};
 use crate::consensus::{self, CHANNELS, End, Pace, Participation, TRACKED_EPOCHS};
 use crate::follow::{self, Source};
-use crate::history::History;
+use crate::history::{History, Retention};
 use crate::rpc;
+use crate::sync::Progress;
 
 /// What a node needs to run.
 pub struct NodeConfig {
@@ -45,6 +46,10 @@ pub struct NodeConfig {
     pub rpc: SocketAddr,
     /// How fast blocks come.
     pub pace: Pace,
+    /// What it keeps of what became final.
+    pub retention: Retention,
+    /// Called now and then while a state comes from other nodes, and with `None` when it is over.
+    pub progress: Box<dyn Fn(Option<Progress>) + Send + Sync>,
 }
 
 /// Why a node could not start, or had to stop.
@@ -131,6 +136,8 @@ pub fn validators(genesis: &Genesis) -> Result<Set<PublicKey>, NodeError> {
 /// Threads that speak with clients, and threads for what they ask: as many calls run at the same time.
 const CLIENT_THREADS: usize = 2;
 const CALL_THREADS: usize = 16;
+/// Between two reports of a state that comes from other nodes.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Executing a block, and writing it, holds a thread.
 const CONSENSUS_THREADS: usize = 4;
 
@@ -152,7 +159,7 @@ pub fn run<S: Source>(
     validators(&config.genesis)?;
     let database = config.data.join("chain.redb");
     let chain = Arc::new(Chain::open(&config.genesis, PoolLimits::default(), |first| {
-        History::open(&database, first)
+        History::open(&database, config.retention, first)
     })?);
     let seated = {
         let (chain, keys) = (chain.clone(), keys.clone());
@@ -174,6 +181,14 @@ pub fn run<S: Source>(
         .block_on(rpc::serve(chain.clone(), config.rpc))
         .map_err(io(&format!("JSON-RPC could not listen at {}", config.rpc)))?;
     ready(address);
+    let (told, mut progress) = (config.clone(), chain.progress());
+    clients.spawn(async move {
+        while progress.changed().await.is_ok() {
+            let now = *progress.borrow_and_update();
+            (told.progress)(now);
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+        }
+    });
 
     let storage = runtime::Config::new()
         .with_worker_threads(CONSENSUS_THREADS)

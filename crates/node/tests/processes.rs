@@ -1,5 +1,5 @@
 //! Real processes on this machine: four validators and a node that follows them, killed without warning, stopped by a full disk and
-//! started again, and given much to do. One history, whatever happens, and progress whenever three of four run.
+//! started again, and given much to do; and one that joins late. One history, whatever happens, and progress whenever three of four run.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../ledger/tests/common/mod.rs"]
@@ -13,10 +13,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use assay_ledger::types::hex;
-use assay_ledger::{Block, Genesis, Transaction};
+use assay_ledger::{Block, Committee, Genesis, Part, Piece, Transaction};
 use assay_node::consensus::Pace;
 use assay_node::follow::{Proven, Source};
+use assay_node::history::Retention;
 use assay_node::node::{NodeConfig, new_key, run};
+use assay_node::sync::{EpochEnd, Offer, header};
 use common::{Wallet, with_election};
 use serde_json::{Value, json};
 
@@ -63,6 +65,30 @@ impl Source for Upstream {
         Ok(Some(Proven { blocks, finalization: bytes(&answer["finalization"]) }))
     }
 
+    async fn offer(&self) -> Result<Option<Offer>, String> {
+        let answer = self.ask("assay_getOffer", json!([])).await?;
+        let Some(headers) = answer["headers"].as_array() else { return Ok(None) };
+        let headers = headers.iter().map(|bytes| header(&self::bytes(bytes)).unwrap()).collect();
+        Ok(Some(Offer { headers, finalization: bytes(&answer["finalization"]) }))
+    }
+
+    async fn epochs(&self, first: u64) -> Result<Vec<EpochEnd>, String> {
+        let answer = self.ask("assay_getEpochs", json!([format!("{first:#x}")])).await?;
+        let ends = answer.as_array().unwrap().iter().map(|end| EpochEnd {
+            header: header(&bytes(&end["header"])).unwrap(),
+            finalization: bytes(&end["finalization"]),
+            next: Committee::decode(&bytes(&end["committee"])).unwrap(),
+        });
+        Ok(ends.collect())
+    }
+
+    async fn piece(&self, block: u64, part: &Part) -> Result<Piece, String> {
+        let account = part.account().map(|account| account.to_string());
+        let params = json!([format!("{block:#x}"), hex::encode_prefixed(part.path()), account]);
+        let answer = self.ask("assay_getState", params).await?;
+        Piece::decode(&bytes(&answer)).map_err(|error| error.to_string())
+    }
+
     async fn send(&self, transaction: &Transaction) -> Result<(), String> {
         let raw = format!("0x{}", hex::encode(transaction.bytes()));
         self.ask("eth_sendRawTransaction", json!([raw])).await.map(drop)
@@ -84,6 +110,8 @@ fn node_process() {
         listen: settings["listen"].as_str().unwrap().parse().unwrap(),
         rpc: settings["rpc"].as_str().unwrap().parse().unwrap(),
         pace: Pace { interval: Duration::from_millis(50), idle: Duration::from_millis(300) },
+        retention: Retention { blocks: settings["keep"].as_u64() },
+        progress: Box::new(|progress| eprintln!("progress: {progress:?}")),
     };
     let sources = settings["follow"].as_array().unwrap().iter();
     let sources = sources.map(|address| Upstream(address.as_str().unwrap().parse().unwrap())).collect();
@@ -113,10 +141,11 @@ impl Node {
         listen: SocketAddr,
         rpc: SocketAddr,
         follow: &[SocketAddr],
+        keep: Option<u64>,
     ) -> Self {
         let folder = root.join(name);
         std::fs::create_dir(&folder).unwrap();
-        let settings = json!({"key": key, "listen": listen, "rpc": rpc, "follow": follow});
+        let settings = json!({"key": key, "listen": listen, "rpc": rpc, "follow": follow, "keep": keep});
         std::fs::write(folder.join("settings.json"), settings.to_string()).unwrap();
         Self { folder, rpc, process: None }
     }
@@ -206,7 +235,7 @@ fn one_history(nodes: &[Node], who: &[usize]) {
 fn killed_stopped_and_out_of_disk() {
     let root = tempfile::tempdir().unwrap();
     // All at once, so that no two get the same.
-    let taken: Vec<_> = (0..10).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+    let taken: Vec<_> = (0..12).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
     let ports: Vec<SocketAddr> = taken.iter().map(|port| port.local_addr().unwrap()).collect();
     drop(taken);
     let keys: Vec<_> = (1..=4).map(|seed| new_key([seed; 32]).unwrap()).collect();
@@ -228,10 +257,11 @@ fn killed_stopped_and_out_of_disk() {
                 ports[2 * i],
                 ports[2 * i + 1],
                 &[],
+                None,
             )
         })
         .collect();
-    nodes.push(Node::new(root.path(), "follower", None, ports[8], ports[9], &[ports[1], ports[3]]));
+    nodes.push(Node::new(root.path(), "follower", None, ports[8], ports[9], &[ports[1], ports[3]], None));
     for node in &mut nodes {
         node.start(None);
     }
@@ -314,6 +344,25 @@ fn killed_stopped_and_out_of_disk() {
     nodes[3].start(None);
     reach(&nodes, &[0, 1, 2, 3, 4], goal);
     one_history(&nodes, &[0, 1, 2, 3, 4]);
+
+    // One that joins late takes the state, from one that began again and has offered its own since; killed at once, it starts anew.
+    let mut late =
+        Node::new(root.path(), "late", None, ports[10], ports[11], &[ports[3], ports[7]], Some(16));
+    for wait in [200, 400, 0] {
+        late.kill();
+        late.start(None);
+        std::thread::sleep(Duration::from_millis(wait));
+    }
+    nodes.push(late);
+    reach(&nodes, &[5], goal);
+    let refused = nodes[5].ask("eth_getBlockByNumber", json!(["0x1", false])).unwrap_err();
+    assert!(refused.contains("pruned history unavailable"), "{refused}");
+    assert!(nodes[5].log().contains("progress: Some"), "{}", nodes[5].log());
+    let (height, nonce) = (nodes[5].height(), |node: &Node| {
+        node.ask("eth_getTransactionCount", json!([wallet.address().to_string(), "latest"])).unwrap()
+    });
+    assert_eq!(nodes[5].hash(height), nodes[0].hash(height));
+    assert_eq!(nonce(&nodes[5]), nonce(&nodes[0]));
 
     // A folder of another chain is refused, not overwritten.
     nodes[4].kill();

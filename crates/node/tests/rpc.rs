@@ -10,7 +10,7 @@ use std::sync::Arc;
 use assay_ledger::types::{Address, TxKind, U256, hex, keccak256};
 use assay_ledger::{Attributes, Block, Genesis, PoolLimits, Transaction};
 use assay_node::chain::{Chain, ChainError, Origin};
-use assay_node::history::History;
+use assay_node::history::{History, Retention};
 use assay_node::rpc::methods;
 use common::{CHAIN, Wallet};
 use jsonrpsee::core::server::Methods;
@@ -402,8 +402,11 @@ fn created_by(seed: u8) -> Address {
 fn a_restart_finds_everything_and_another_chain_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chain.redb");
-    let open =
-        |genesis: &Genesis| Chain::open(genesis, PoolLimits::default(), |first| History::open(&path, first));
+    let open = |genesis: &Genesis| {
+        Chain::open(genesis, PoolLimits::default(), |first| {
+            History::open(&path, Retention { blocks: None }, first)
+        })
+    };
     let contract = Wallet::new(0).address().create(0);
     let root = {
         let chain = Arc::new(open(&genesis()).unwrap());

@@ -11,7 +11,7 @@ use assay_ledger::types::{Address, B256, U256, hex};
 use assay_ledger::{EVIDENCE, Genesis, Transaction, contradicts};
 use assay_node::consensus::Pace;
 use assay_node::follow::{Proven, Source};
-use assay_node::history::History;
+use assay_node::history::{History, Retention};
 use assay_node::node::{NodeConfig, NodeError, new_key, run};
 use assay_receipt::Key;
 use assay_wallet::abi::text;
@@ -58,6 +58,8 @@ impl Node {
             listen: free(),
             rpc: SocketAddr::from(([127, 0, 0, 1], 0)),
             pace: Pace { interval: Duration::from_millis(20), idle: Duration::from_millis(60) },
+            retention: Retention::default(),
+            progress: Box::new(|_| ()),
         };
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let (ready, address) = std::sync::mpsc::channel();
@@ -184,7 +186,10 @@ async fn a_validator_joins_replaces_its_key_and_pays_for_two_faces() {
     let key: [u8; 32] = hex::decode(first_public).unwrap().try_into().unwrap();
     let votes = two_faces(&rules.genesis, first, [1, 2]);
     assert!(contradicts(&rules.genesis, &key, &votes));
-    History::open(&data.join("chain.redb"), &block_0).unwrap().keep_evidence(&key, &votes).unwrap();
+    History::open(&data.join("chain.redb"), Retention::default(), &block_0)
+        .unwrap()
+        .keep_evidence(&key, &votes)
+        .unwrap();
     let node = Node::start(&genesis, &data, &[second]);
     node.until("the slash", async |_| node.tombstoned(&ada).await).await;
     let seen = node.chain.client.request("assay_getEvidence", json!([])).await.unwrap();

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Fault;
 use crate::chain::hexadecimal;
+use crate::sync::Offer;
 
 /// The most gas that a call may ask for; what a call may cost a node.
 pub(crate) const CALL_GAS: u64 = 50_000_000;
@@ -19,6 +20,12 @@ pub(crate) fn quantity(value: impl std::fmt::LowerHex) -> Value {
 
 pub(crate) fn data(bytes: impl AsRef<[u8]>) -> Value {
     Value::String(hexadecimal(bytes.as_ref()))
+}
+
+/// What proves a block: headers and a certificate.
+pub(crate) fn offer(found: &Offer) -> Value {
+    let headers = found.headers.iter().map(|header| data(alloy_rlp::encode(header)));
+    json!({"headers": headers.collect::<Vec<_>>(), "finalization": data(&found.finalization)})
 }
 
 /// A block without its transactions, as `newHeads` has it.

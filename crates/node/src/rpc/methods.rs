@@ -12,6 +12,7 @@ use super::{Answer, Fault, Rpc, Watch};
 use crate::chain::Origin;
 use crate::follow::MAX_BLOCKS;
 use crate::history::{HistoryError, Stored};
+use crate::sync;
 
 type Method = fn(&Rpc, &[Value]) -> Answer;
 
@@ -22,8 +23,6 @@ const LOGS: usize = 10_000;
 const DELEGATION_GAS: u64 = 25_000;
 /// A trace has so many steps at most.
 const STEPS: usize = 200_000;
-/// A block's certificate is its own or that of one of so many after it.
-const FINAL_WITHIN: u64 = 1_000;
 /// In wei, where no recent block has a transaction.
 const LEAST_TIP: u128 = 1_000_000;
 
@@ -31,7 +30,15 @@ const LEAST_TIP: u128 = 1_000_000;
 pub(super) const QUICK: &[(&str, Method)] = &[
     ("eth_chainId", |rpc, _| Ok(quantity(rpc.chain.rules().chain_id))),
     ("eth_blockNumber", |rpc, _| Ok(quantity(rpc.chain.head().block.header.number))),
-    ("eth_syncing", |_, _| Ok(json!(false))),
+    ("eth_syncing", |rpc, _| {
+        let head = rpc.chain.head().block.header.number;
+        Ok((*rpc.chain.progress().borrow()).map_or(json!(false), |progress| {
+            json!({
+                "startingBlock": quantity(head), "currentBlock": quantity(head), "highestBlock": quantity(progress.block),
+                "syncedAccountBytes": quantity(progress.bytes),
+            })
+        }))
+    }),
     ("eth_accounts", |_, _| Ok(json!([]))),
     ("eth_blobBaseFee", |_, _| Ok(json!("0x1"))),
     ("eth_getBalance", |rpc, p| Ok(quantity(rpc.state(p.get(1))?.balance(&format::address(at(p, 0)?)?)))),
@@ -202,17 +209,34 @@ pub(super) const SLOW: &[(&str, Method)] = &[
     ("debug_traceTransaction", |rpc, p| rpc.trace(p)),
     // What proves that a block is final: the headers from it to the next block that has a certificate, and that.
     ("assay_getFinalization", |rpc, p| {
-        let number = small(at(p, 0)?)?;
-        let history = rpc.chain.history();
-        let Some(last) = history.finalized_from(number)?.filter(|last| last - number < FINAL_WITHIN) else {
-            return Ok(Value::Null);
+        let found = sync::proof(rpc.chain.history(), small(at(p, 0)?)?)?;
+        Ok(found.map_or(Value::Null, |found| format::offer(&found)))
+    }),
+    // For nodes that are far behind: the newest state that is offered, proved as above; ends of epochs; and the state, piece by piece.
+    ("assay_getOffer", |rpc, _| {
+        Ok(sync::offer(&rpc.chain)?.map_or(Value::Null, |found| format::offer(&found)))
+    }),
+    ("assay_getEpochs", |rpc, p| {
+        let found = sync::epochs(&rpc.chain, small(at(p, 0)?)?)?;
+        let end = |end: &sync::EpochEnd| {
+            json!({
+                "header": data(alloy_rlp::encode(&end.header)),
+                "finalization": data(&end.finalization),
+                "committee": data(end.next.encode()),
+            })
         };
-        let headers = (number..=last).map(|number| {
-            let header = history.header(number)?.ok_or(HistoryError::Damaged("a header is missing"))?;
-            Ok(data(alloy_rlp::encode(&header)))
-        });
-        let headers = headers.collect::<Result<Vec<_>, Fault>>()?;
-        Ok(json!({"headers": headers, "finalization": history.finalization(last)?.map(data)}))
+        Ok(found.iter().map(end).collect())
+    }),
+    ("assay_getState", |rpc, p| {
+        let (number, path) = (small(at(p, 0)?)?, format::bytes(at(p, 1)?)?);
+        let account = p.get(2).filter(|account| !account.is_null()).map(format::hash).transpose()?;
+        let piece = sync::piece(&rpc.chain, number, account.as_ref(), &path);
+        let piece = piece.ok_or_else(|| {
+            Fault::new(format!(
+                "the state after block {number} is not offered any more, or has nothing there"
+            ))
+        })?;
+        Ok(data(alloy_rlp::encode(&piece)))
     }),
     // Against validators that contradicted themselves: what a transaction to the ledger's address for evidence carries.
     ("assay_getEvidence", |rpc, _| {
@@ -224,7 +248,7 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         let after = small(at(p, 0)?)?;
         let history = rpc.chain.history();
         let (mut blocks, mut bytes, mut last) = (Vec::new(), 0, None);
-        for number in (after + 1..).take(MAX_BLOCKS as usize) {
+        for number in after.saturating_add(1)..=after.saturating_add(MAX_BLOCKS) {
             let Some(stored) = history.block(number)? else { break };
             let encoded = stored.block.encode();
             bytes += encoded.len();
@@ -283,7 +307,11 @@ impl Rpc {
             Value::Null => head,
             Value::String(text) => match text.as_str() {
                 "latest" | "safe" | "finalized" | "pending" => head,
-                "earliest" => 0,
+                // As geth has it: the first one that is not pruned.
+                "earliest" => match self.chain.history().first()? {
+                    1 => 0,
+                    first => first.min(head),
+                },
                 hash if hash.len() == 66 => return Ok(self.chain.history().number(&format::hash(tag)?)?),
                 _ => small(tag)?,
             },
@@ -358,8 +386,12 @@ impl Rpc {
         let head = self.chain.head().block.header.number;
         let mut tips = Vec::new();
         for number in (head.saturating_sub(9)..=head).rev() {
-            if let Some(Stored { block, .. }) = self.chain.history().block(number)? {
-                tips.extend(block.transactions.iter().filter_map(|t| tip(t, &block)));
+            match self.chain.history().block(number) {
+                Ok(Some(Stored { block, .. })) => {
+                    tips.extend(block.transactions.iter().filter_map(|t| tip(t, &block)));
+                }
+                Ok(None) | Err(HistoryError::Pruned) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         tips.sort_unstable();
@@ -445,6 +477,9 @@ impl Rpc {
             return Err(Fault::params(format!(
                 "a range of at most {LOG_BLOCKS} blocks can be searched at once"
             )));
+        }
+        if from > 0 && from < self.chain.history().first()? {
+            return Err(HistoryError::Pruned.into());
         }
         let mut found = Vec::new();
         for number in from..=to {

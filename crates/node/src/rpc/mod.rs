@@ -69,7 +69,9 @@ impl Fault {
 
 impl From<HistoryError> for Fault {
     fn from(error: HistoryError) -> Self {
-        Self { code: -32603, message: error.to_string(), data: None }
+        // geth's code for what was pruned.
+        let code = if matches!(error, HistoryError::Pruned) { 4444 } else { -32603 };
+        Self { code, message: error.to_string(), data: None }
     }
 }
 
