@@ -1,5 +1,6 @@
 //! Execution: blocks from transactions, checks of blocks from others, calls that leave no trace.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use alloy_consensus::constants::{EMPTY_OMMER_ROOT_HASH, EMPTY_ROOT_HASH};
@@ -26,6 +27,8 @@ use crate::{Receipt, Transaction};
 
 /// The least gas that a transaction uses.
 pub const LEAST_GAS: u64 = 21_000;
+/// How often a call is run at most for its access list.
+const LIST_RUNS: usize = 8;
 /// What a header and the framing of a block take at most, in bytes.
 const BLOCK_OVERHEAD: usize = 2048;
 
@@ -407,14 +410,14 @@ fn halt(reason: &HaltReason) -> String {
     }
 }
 
-/// Runs a call on the state after the block with this header, as `eth_call` does: no signature, any caller, any nonce.
-pub fn simulate(
+/// What a call that is not signed runs with: any caller, any nonce.
+pub(crate) fn assumed<'a>(
     rules: &Rules,
     header: &Header,
-    state: &State,
+    state: &'a State,
     overrides: &Overrides,
     message: &Message,
-) -> Outcome {
+) -> (CfgEnv, BlockEnv, Db<'a>, TxEnv) {
     let mut db = CacheDB::new(state);
     assume(&mut db, overrides);
     let mut cfg = config(rules);
@@ -443,16 +446,78 @@ pub fn simulate(
         gas_priority_fee: message.tip,
         ..TxEnv::default()
     };
+    (cfg, environment, db, env)
+}
+
+fn invalid(why: String) -> Outcome {
+    Outcome { output: Bytes::new(), gas_used: 0, logs: Vec::new(), failure: Some(Failure::Invalid(why)) }
+}
+
+/// Runs a call on the state after the block with this header, as `eth_call` does: no signature, any caller, any nonce.
+pub fn simulate(
+    rules: &Rules,
+    header: &Header,
+    state: &State,
+    overrides: &Overrides,
+    message: &Message,
+) -> Outcome {
+    let (cfg, environment, db, env) = assumed(rules, header, state, overrides, message);
     let mut evm = machine(context(cfg, environment, db).build_mainnet());
     match evm.transact(env) {
         Ok(done) => outcome(done.result),
-        Err(error) => Outcome {
-            output: Bytes::new(),
-            gas_used: 0,
-            logs: Vec::new(),
-            failure: Some(Failure::Invalid(sentence(&error))),
-        },
+        Err(error) => invalid(sentence(&error)),
     }
+}
+
+/// Addresses and slots, as in EIP-2930's lists.
+pub type Accesses = Vec<(Address, Vec<B256>)>;
+
+/// What a call reads and writes, as a list that makes it cheaper (`eth_createAccessList`), and how the call ends with that list. Caller,
+/// callee, block's beneficiary and precompiled contracts are warm without it, and only listed for slots. Runs the call until the list stays.
+pub fn access_list(
+    rules: &Rules,
+    header: &Header,
+    state: &State,
+    overrides: &Overrides,
+    message: &Message,
+) -> (Accesses, Outcome) {
+    let mut message = message.clone();
+    let mut list: BTreeMap<Address, BTreeSet<B256>> = message
+        .access_list
+        .iter()
+        .map(|(address, slots)| (*address, slots.iter().copied().collect()))
+        .collect();
+    let callee = message.to.unwrap_or_else(|| message.from.create(state.nonce(&message.from)));
+    let warm = [message.from, callee, header.beneficiary];
+    let precompiled = crate::proofs::precompiles().precompiles;
+    // A list changes only what gas is left, so it is the same after a few runs.
+    for _ in 0..LIST_RUNS {
+        let (cfg, environment, db, env) = assumed(rules, header, state, overrides, &message);
+        let mut evm = machine(context(cfg, environment, db).build_mainnet());
+        let done = match evm.transact(env) {
+            Ok(done) => done,
+            Err(error) => return (message.access_list, invalid(sentence(&error))),
+        };
+        let before = list.clone();
+        for (address, account) in &done.state {
+            let slots = account.storage.keys().map(|slot| B256::from(slot.to_be_bytes::<32>()));
+            if warm.contains(address) || precompiled.contains(address) {
+                if !account.storage.is_empty() {
+                    list.entry(*address).or_default().extend(slots);
+                }
+            } else {
+                list.entry(*address).or_default().extend(slots);
+            }
+        }
+        let same = list == before;
+        message.access_list =
+            list.iter().map(|(address, slots)| (*address, slots.iter().copied().collect())).collect();
+        if same {
+            return (message.access_list, outcome(done.result));
+        }
+    }
+    let last = simulate(rules, header, state, overrides, &message);
+    (message.access_list, last)
 }
 
 /// The least gas limit with which a call succeeds (`eth_estimateGas`), or how it fails with the most gas that it may have:

@@ -49,14 +49,15 @@ pub use block::{Block, BlockError, MAX_BLOCK_BYTES};
 pub use committee::{COMMITTEE_ADDRESS, Committee, MAX_MEMBERS, MAX_SEATS, Member};
 pub use evidence::{EVIDENCE, bring, contradicts};
 pub use execute::{
-    Attributes, Executed, Failure, LEAST_GAS, Message, Outcome, Rules, build, estimate_gas, simulate, verify,
+    Accesses, Attributes, Executed, Failure, LEAST_GAS, Message, Outcome, Rules, access_list, build,
+    estimate_gas, simulate, verify,
 };
 pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, Validator};
 pub use parts::{Entry, MAX_PIECE_BYTES, Part, Piece, PieceError, Slot};
 pub use pool::{Added, Pool, PoolError, PoolLimits};
 pub use proofs::PROOF_VERIFIER;
 pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride, TrieAccount};
-pub use trace::{CallFrame, StructLog, trace_calls, trace_steps};
+pub use trace::{CallFrame, StructLog, Trace, Tracer, trace_block, trace_call};
 pub use transaction::{MAX_TRANSACTION_BYTES, Signature, Transaction, TransactionError};
 
 /// A transaction's receipt: type, success, gas used up to and including it, logs.

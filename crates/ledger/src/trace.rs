@@ -1,18 +1,24 @@
-//! Transactions run again under observation, for `debug_traceTransaction`.
+//! Transactions and calls under observation, for `debug_trace…`.
+
+use std::ops::Range;
 
 use alloy_primitives::{Address, Bytes, U256};
 use revm::bytecode::opcode::OpCode;
-use revm::context::ContextTr;
+use revm::context::{BlockEnv, CfgEnv, ContextTr, TxEnv};
+use revm::handler::MainnetContext;
 use revm::interpreter::interpreter::EthInterpreter;
 use revm::interpreter::interpreter_types::{Jumps, MemoryTr};
 use revm::interpreter::{
     CallInputs, CallOutcome, CallScheme, CreateInputs, CreateOutcome, CreateScheme, Interpreter,
     InterpreterResult,
 };
-use revm::{InspectCommitEvm, Inspector, MainBuilder};
+use revm::{InspectEvm, Inspector, MainBuilder};
 
 use crate::evidence::is_free;
-use crate::execute::{Executor, Outcome, config, context, environment, machine, outcome};
+use crate::execute::{
+    Db, Executor, Message, Outcome, assumed, config, context, environment, machine, outcome, sentence,
+};
+use crate::state::Overrides;
 use crate::{Attributes, Block, Header, Rules, State};
 
 /// A call, and the calls that it made (geth's callTracer).
@@ -59,63 +65,111 @@ pub struct StructLog {
     pub memory: Option<Bytes>,
 }
 
-/// Runs the block's transactions up to `index`, and that one under an inspector.
-fn observe<I>(
+/// What is to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracer {
+    /// Calls.
+    Calls,
+    /// Steps, the first so many, with the memory before each where asked for.
+    Steps {
+        /// Whether with the memory.
+        memory: bool,
+        /// The most steps.
+        limit: usize,
+    },
+}
+
+/// What was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// The outermost call.
+    Calls(CallFrame),
+    /// Steps, and how it ended.
+    Steps(Vec<StructLog>, Outcome),
+}
+
+/// Runs one transaction or call under a tracer.
+fn observe(tracer: Tracer, cfg: CfgEnv, block: BlockEnv, db: Db<'_>, env: TxEnv) -> Result<Trace, String> {
+    fn run<'a, I>(
+        cfg: CfgEnv,
+        block: BlockEnv,
+        db: Db<'a>,
+        env: TxEnv,
+        inspector: I,
+    ) -> Result<Outcome, String>
+    where
+        I: Inspector<MainnetContext<Db<'a>>, EthInterpreter>,
+    {
+        let mut evm = machine(context(cfg, block, db).build_mainnet_with_inspector(inspector));
+        evm.inspect_tx(env).map(|done| outcome(done.result)).map_err(|error| sentence(&error))
+    }
+    match tracer {
+        Tracer::Calls => {
+            let gas = env.gas_limit;
+            let mut calls = Calls::default();
+            let outcome = run(cfg, block, db, env, &mut calls)?;
+            let mut frame = calls.done.ok_or("nothing was called")?;
+            // As geth has it: the outermost call has the whole transaction's gas.
+            (frame.gas, frame.gas_used) = (gas, outcome.gas_used);
+            Ok(Trace::Calls(frame))
+        }
+        Tracer::Steps { memory, limit } => {
+            let mut steps = Steps { with_memory: memory, limit, ..Steps::default() };
+            let outcome = run(cfg, block, db, env, &mut steps)?;
+            Ok(Trace::Steps(steps.logs, outcome))
+        }
+    }
+}
+
+/// Runs a block's transactions again, and those of a range under a tracer, which sees so many steps in all of them together. `None` where
+/// `state` is not that of the block's parent, or there are no such transactions.
+pub fn trace_block(
     rules: &Rules,
     parent: &Header,
     state: &State,
     block: &Block,
-    index: usize,
-    inspector: &mut I,
-) -> Option<Outcome>
-where
-    I: for<'a> Inspector<revm::handler::MainnetContext<crate::execute::Db<'a>>, EthInterpreter>,
-{
+    range: Range<usize>,
+    mut tracer: Tracer,
+) -> Option<Vec<Trace>> {
     let (timestamp, beneficiary) = (block.header.timestamp, block.header.beneficiary);
     let attributes = Attributes { timestamp, beneficiary, view: crate::view(&block.header) };
     let mut executor = Executor::new(rules, parent, state, &attributes);
-    let (asked, before) = block.transactions.get(..=index)?.split_last()?;
-    for transaction in before {
+    let asked = block.transactions.get(range.clone())?;
+    for transaction in &block.transactions[..range.start] {
         executor.push(transaction.clone()).ok()?;
     }
-    let db = executor.evm.ctx.journaled_state.database;
-    let mut cfg = config(rules);
-    cfg.disable_base_fee = is_free(asked);
-    let evm = context(cfg, environment(&block.header), db).build_mainnet_with_inspector(inspector);
-    let mut evm = machine(evm);
-    Some(outcome(evm.inspect_tx_commit(asked.env()).ok()?))
+    let mut found = Vec::new();
+    for transaction in asked {
+        // On a copy, so that what follows the machine's run in a block is in one place.
+        let db = executor.evm.ctx.journaled_state.database.clone();
+        let mut cfg = config(rules);
+        cfg.disable_base_fee = is_free(transaction);
+        let trace = observe(tracer, cfg, environment(&block.header), db, transaction.env()).ok()?;
+        if let (Tracer::Steps { limit, .. }, Trace::Steps(steps, _)) = (&mut tracer, &trace) {
+            *limit -= steps.len().min(*limit);
+        }
+        found.push(trace);
+        if found.len() < asked.len() {
+            executor.push(transaction.clone()).ok()?;
+        }
+    }
+    Some(found)
 }
 
-/// The calls of a block's transaction; `None` where `state` is not that of the block's parent, or there is no such transaction.
-pub fn trace_calls(
+/// Runs a call under a tracer, as [`crate::simulate`] runs it.
+///
+/// # Errors
+/// Why it could not begin.
+pub fn trace_call(
     rules: &Rules,
-    parent: &Header,
+    header: &Header,
     state: &State,
-    block: &Block,
-    index: usize,
-) -> Option<CallFrame> {
-    let mut tracer = Calls::default();
-    let outcome = observe(rules, parent, state, block, index, &mut tracer)?;
-    let mut frame = tracer.done?;
-    // As geth has it: the outermost call has the whole transaction's gas.
-    frame.gas = block.transactions[index].gas_limit();
-    frame.gas_used = outcome.gas_used;
-    Some(frame)
-}
-
-/// The steps of a block's transaction and how it ended; no more than `limit` steps are kept. `None` as for [`trace_calls`].
-pub fn trace_steps(
-    rules: &Rules,
-    parent: &Header,
-    state: &State,
-    block: &Block,
-    index: usize,
-    with_memory: bool,
-    limit: usize,
-) -> Option<(Vec<StructLog>, Outcome)> {
-    let mut tracer = Steps { with_memory, limit, ..Steps::default() };
-    let outcome = observe(rules, parent, state, block, index, &mut tracer)?;
-    Some((tracer.logs, outcome))
+    overrides: &Overrides,
+    message: &Message,
+    tracer: Tracer,
+) -> Result<Trace, String> {
+    let (cfg, block, db, env) = assumed(rules, header, state, overrides, message);
+    observe(tracer, cfg, block, db, env)
 }
 
 #[derive(Default)]

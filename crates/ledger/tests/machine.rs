@@ -6,8 +6,8 @@ mod common;
 use assay_ledger::types::{Address, B256, Bytes, TxKind, U256, hex, keccak256};
 use assay_ledger::{
     Attributes, Block, BlockError, Executed, Failure, Genesis, GenesisError, Message, Overrides, Rules,
-    State, StateOverride, Transaction, TransactionError, build, estimate_gas, simulate, trace_calls,
-    trace_steps, verify,
+    State, StateOverride, Trace, Tracer, Transaction, TransactionError, access_list, build, estimate_gas,
+    simulate, trace_block, trace_call, verify,
 };
 use common::{CHAIN, GWEI, Wallet, genesis};
 use proptest::prelude::*;
@@ -113,21 +113,72 @@ fn a_contract_is_deployed_called_reverted_and_proved() {
     assert_eq!(keccak256(&proof.account_proof[0]), third.block.header.state_root);
     assert_eq!(keccak256(&proof.slots[0].1[0]), proof.account.storage_root());
 
-    let frame = trace_calls(&rules, &second.block.header, &second.state, &third.block, 1).unwrap();
+    let trace =
+        |range, tracer| trace_block(&rules, &second.block.header, &second.state, &third.block, range, tracer);
+    let steps = |limit, memory| Tracer::Steps { memory, limit };
+    let all = trace(0..2, Tracer::Calls).unwrap();
+    assert_eq!(trace(1..2, Tracer::Calls).unwrap(), all[1..]);
+    let Trace::Calls(frame) = &all[1] else { panic!("calls were asked for") };
     assert_eq!(
         (frame.kind, frame.to, frame.error.as_deref()),
         ("CALL", Some(contract), Some("execution reverted"))
     );
-    let (steps, outcome) =
-        trace_steps(&rules, &second.block.header, &second.state, &third.block, 0, true, 1000).unwrap();
+    let seen = trace(0..1, steps(1000, true)).unwrap();
+    let Trace::Steps(logs, outcome) = &seen[0] else { panic!("steps were asked for") };
     assert_eq!(outcome.gas_used, third.receipts[0].cumulative_gas_used);
-    let store = steps.iter().find(|step| step.op == "SSTORE").unwrap();
+    let store = logs.iter().find(|step| step.op == "SSTORE").unwrap();
     assert_eq!((store.stack.as_slice(), store.gas_cost), (&[U256::from(42), U256::ZERO][..], 22_100));
+    let counts = |traces: Vec<Trace>| {
+        let count = |trace: &Trace| if let Trace::Steps(logs, _) = trace { logs.len() } else { 0 };
+        traces.iter().map(count).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(trace(0..1, steps(3, false)).unwrap()), [3]);
     assert_eq!(
-        trace_steps(&rules, &second.block.header, &second.state, &third.block, 0, false, 3).unwrap().0.len(),
-        3
+        counts(trace(0..2, steps(logs.len() + 3, false)).unwrap()),
+        [logs.len(), 3],
+        "of all together"
     );
-    assert!(trace_calls(&rules, &second.block.header, &second.state, &third.block, 2).is_none());
+    assert!(trace(2..3, Tracer::Calls).is_none());
+    assert!(
+        trace_block(&rules, &first.block.header, &first.state, &third.block, 0..1, Tracer::Calls).is_none()
+    );
+}
+
+#[test]
+fn calls_are_traced_and_their_accesses_listed() {
+    let (rules, first) = genesis();
+    let (second, contract) = deployed(&rules, &first);
+    let (header, state, none) = (&second.block.header, &second.state, Overrides::new());
+    let call = message(Some(contract), U256::from(9).to_be_bytes::<32>());
+    let plain = simulate(&rules, header, state, &none, &call);
+    let Ok(Trace::Calls(frame)) = trace_call(&rules, header, state, &none, &call, Tracer::Calls) else {
+        panic!()
+    };
+    assert_eq!((frame.gas, frame.gas_used, &frame.output), (1_000_000, plain.gas_used, &plain.output));
+    let poor = Message { value: U256::MAX, ..call.clone() };
+    let error = trace_call(&rules, header, state, &none, &poor, Tracer::Calls).unwrap_err();
+    assert!(error.contains("insufficient funds"), "{error}");
+
+    // The slot that it writes, of the contract that is warm itself; 1,900 are for the list's entry and 2,400 for its address.
+    let (list, outcome) = access_list(&rules, header, state, &none, &call);
+    assert_eq!(list, [(contract, vec![B256::ZERO])]);
+    assert_eq!((outcome.failure, outcome.gas_used), (None, plain.gas_used - 2_100 + 1_900 + 2_400));
+    let transfer = message(Some(Address::repeat_byte(3)), Vec::new());
+    let (list, outcome) = access_list(&rules, header, state, &none, &transfer);
+    assert_eq!((list, outcome.gas_used), (Vec::new(), 21_000));
+    // A call of another contract, in code that is assumed: BALANCE of an address, then SLOAD of slot 1.
+    let caller = Address::repeat_byte(0x77);
+    let code = hex::decode("73bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb315060015450").unwrap();
+    let over =
+        Overrides::from([(caller, StateOverride { code: Some(code.into()), ..StateOverride::default() })]);
+    let (list, _) = access_list(&rules, header, state, &over, &message(Some(caller), Vec::new()));
+    let one = B256::from(U256::from(1).to_be_bytes::<32>());
+    assert_eq!(list, [(caller, vec![one]), (Address::repeat_byte(0xbb), Vec::new())]);
+    let reverting = message(Some(contract), U256::ZERO.to_be_bytes::<32>());
+    let (list, outcome) = access_list(&rules, header, state, &none, &reverting);
+    assert_eq!((list.len(), outcome.failure), (1, Some(Failure::Revert)));
+    let (_, outcome) = access_list(&rules, header, state, &none, &poor);
+    assert!(matches!(outcome.failure, Some(Failure::Invalid(_))));
 }
 
 #[test]

@@ -263,9 +263,24 @@ async fn what_cannot_be_is_refused_with_the_words_that_libraries_know() {
         ),
         (
             "eth_call",
-            json!([{"to": wallet.address().to_string()}, "latest", {}, {"number": "0x1"}]),
-            "not supported",
+            json!([{"to": wallet.address().to_string()}, "latest", {}, {"nummer": "0x1"}]),
+            "is not known",
         ),
+        (
+            "eth_call",
+            json!([{"to": wallet.address().to_string()}, "latest", {}, {"time": "now"}]),
+            "no hexadecimal",
+        ),
+        (
+            "eth_createAccessList",
+            json!([{"from": wallet.address().to_string(), "value": "0xffffffffffffffffffffff"}]),
+            "insufficient funds",
+        ),
+        ("debug_traceBlockByNumber", json!(["0x0"]), "genesis is not traceable"),
+        ("debug_traceBlockByNumber", json!(["0x99"]), "block not found"),
+        ("debug_traceBlockByHash", json!([word(1)]), "block not found"),
+        ("debug_traceCall", json!([{}, "0x99"]), "header not found"),
+        ("debug_traceCall", json!([{}, "latest", {"tracer": "noTracer"}]), "is not known"),
         ("eth_feeHistory", json!(["0x1", "latest", [50, 10]]), "percentile"),
     ];
     for (method, params, words) in errors {
@@ -376,6 +391,66 @@ async fn objects_have_the_fields_of_the_cases_of_execution_apis() {
     let steps = node.ask("debug_traceTransaction", json!([legacy])).await;
     let empty = json!({"gas": 21_000, "failed": false, "returnValue": "0x", "structLogs": []});
     assert_eq!(steps, empty, "debug_traceTransaction/trace-legacy-transfer");
+    // debug_traceCall, debug_traceBlockByNumber and -ByHash: what debug_traceTransaction gives, named.
+    let calls = json!({"tracer": "callTracer"});
+    let number = node.ask("debug_traceBlockByNumber", json!(["0x2", calls])).await;
+    assert_eq!(number.as_array().map(Vec::len), Some(4));
+    assert_eq!(number, node.ask("debug_traceBlockByHash", json!([block["hash"], calls])).await);
+    for (one, hash) in number.as_array().unwrap().iter().zip([&emitting, &legacy, &listed, &delegating]) {
+        assert_eq!(names(one), "result txHash");
+        let hash =
+            if node.ask("eth_getTransactionByHash", json!([one["txHash"]])).await["hash"] == json!(hash) {
+                json!(hash)
+            } else {
+                one["txHash"].clone()
+            };
+        assert_eq!(one["result"], node.ask("debug_traceTransaction", json!([hash, calls])).await);
+    }
+    let all = node.ask("debug_traceBlockByNumber", json!(["0x2"])).await;
+    let traced = node.ask("debug_traceTransaction", json!([all[0]["txHash"]])).await;
+    assert_eq!(all[0]["result"], traced);
+    let call =
+        json!({"from": Wallet::new(0).address().to_string(), "to": contract.to_string(), "input": word(5)});
+    let found = node.ask("debug_traceCall", json!([call, "latest", calls])).await;
+    assert_eq!(names(&found), "from gas gasUsed input output to type value");
+    assert_eq!(found["output"], json!(word(5)));
+    let steps = node.ask("debug_traceCall", json!([call, "latest", {"disableStack": true}])).await;
+    assert_eq!(names(&steps), "failed gas returnValue structLogs");
+    assert_eq!(names(&steps["structLogs"][0]), "depth gas gasCost op pc");
+    let over = json!({"stateOverrides": {contract.to_string(): {"code": "0x425f5260205ff3"}}, "blockOverrides": {"time": "0x7"}});
+    assert_eq!(
+        node.ask("debug_traceCall", json!([call, "latest", over])).await["returnValue"],
+        json!(word(7))
+    );
+
+    // eth_createAccessList/create-al-contract, create-al-simple-transfer and create-al-abi-revert.
+    let list = node.ask("eth_createAccessList", json!([call, "latest"])).await;
+    assert_eq!(names(&list), "accessList gasUsed");
+    let slots = json!([{"address": contract.to_string().to_lowercase(), "storageKeys": [word(0)]}]);
+    assert_eq!(list["accessList"], slots);
+    let simple =
+        json!([{"from": Wallet::new(0).address().to_string(), "to": Address::repeat_byte(7).to_string()}]);
+    let simple = node.ask("eth_createAccessList", simple).await;
+    assert_eq!(simple, json!({"accessList": [], "gasUsed": "0x5208"}));
+    let failing =
+        node.ask("eth_createAccessList", json!([{"to": contract.to_string(), "input": word(0)}])).await;
+    assert_eq!(names(&failing), "accessList error gasUsed");
+
+    // Block overrides: NUMBER, TIMESTAMP, COINBASE, PREVRANDAO, GASLIMIT and BASEFEE of a block that is assumed.
+    for (opcode, name, given) in [
+        ("43", "number", word(77)),
+        ("42", "time", word(78)),
+        ("41", "feeRecipient", format!("0x{:0>40}", "4f")),
+        ("44", "prevRandao", word(80)),
+        ("45", "gasLimit", word(60_000_000)),
+        ("48", "baseFeePerGas", word(3)),
+    ] {
+        let over = json!({contract.to_string(): {"code": format!("0x{opcode}5f5260205ff3")}});
+        let params = json!([{"to": contract.to_string()}, "latest", over, {name: given}]);
+        let expected = format!("0x{:0>64}", given.trim_start_matches("0x"));
+        assert_eq!(node.ask("eth_call", params.clone()).await, expected, "{name}");
+        node.ask("eth_estimateGas", params).await;
+    }
     // eth_call/call-omitted-block and call-revert-abi-error.
     let data = |value: u64| json!([{"to": contract.to_string(), "input": word(value)}]);
     assert_eq!(node.ask("eth_call", data(5)).await, word(5));

@@ -2,7 +2,7 @@
 
 use assay_ledger::types::{Address, B256, Bytes, Log, U256};
 use assay_ledger::{
-    Block, CallFrame, Header, Message, Overrides, Receipt, StateOverride, Transaction, TxReceipt,
+    Accesses, Block, CallFrame, Header, Message, Overrides, Receipt, StateOverride, Transaction, TxReceipt,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -116,8 +116,7 @@ pub(crate) fn transaction(t: &Transaction, place: Option<(&Block, usize)>) -> Va
         fields["maxPriorityFeePerGas"] = quantity(t.max_tip());
     }
     if let Some(list) = t.access_list() {
-        let item = |(address, keys): (Address, Vec<B256>)| json!({"address": data(address), "storageKeys": keys.iter().map(data).collect::<Vec<_>>()});
-        fields["accessList"] = list.into_iter().map(item).collect();
+        fields["accessList"] = accesses(list);
     }
     if let Some(list) = t.authorizations() {
         let item = |(chain, address, nonce, signature): (U256, Address, u64, assay_ledger::Signature)| {
@@ -324,6 +323,30 @@ pub(crate) fn overrides(value: &Value) -> Result<Overrides, Fault> {
         overrides.insert(address(&json!(who))?, over);
     }
     Ok(overrides)
+}
+
+/// The block that a call assumes instead (`eth_call`'s fourth parameter). There are no blobs, so nothing depends on what they cost.
+pub(crate) fn block_overrides(mut header: Header, value: &Value) -> Result<Header, Fault> {
+    let Some(fields) = value.as_object() else { return Ok(header) };
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        match name.as_str() {
+            "number" => header.number = small(value)?,
+            "time" => header.timestamp = small(value)?,
+            "gasLimit" => header.gas_limit = small(value)?,
+            "feeRecipient" => header.beneficiary = address(value)?,
+            "prevRandao" => header.mix_hash = number(value)?.to_be_bytes::<32>().into(),
+            "baseFeePerGas" => header.base_fee_per_gas = Some(small(value)?),
+            "difficulty" | "blobBaseFee" => drop(number(value)?),
+            other => return Err(Fault::params(format!("the block override {other:?} is not known"))),
+        }
+    }
+    Ok(header)
+}
+
+/// An access list.
+pub(crate) fn accesses(list: Accesses) -> Value {
+    let item = |(address, keys): (Address, Vec<B256>)| json!({"address": data(address), "storageKeys": keys.iter().map(data).collect::<Vec<_>>()});
+    list.into_iter().map(item).collect()
 }
 
 /// Which logs somebody wants.

@@ -1,9 +1,11 @@
 //! The methods, by name.
 
+use std::ops::Range;
+
 use assay_ledger::types::{Address, B256, U256, keccak256};
 use assay_ledger::{
-    BaseFeeParams, Block, Failure, Header, MAX_BLOCK_BYTES, Outcome, State, Transaction, estimate_gas,
-    simulate, trace_calls, trace_steps,
+    BaseFeeParams, Block, Failure, Header, MAX_BLOCK_BYTES, Outcome, State, Trace, Tracer, Transaction,
+    access_list, estimate_gas, simulate, trace_block, trace_call,
 };
 use serde_json::{Map, Value, json};
 
@@ -108,17 +110,15 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         Ok(data(hash))
     }),
     ("eth_call", |rpc, p| {
-        let (message, header, state) =
-            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        no_block_overrides(p.get(3))?;
+        let header = format::block_overrides(rpc.header(p.get(1))?, p.get(3).unwrap_or(&Value::Null))?;
         answer(simulate(rpc.chain.rules(), &header, &state, &overrides, &message))
     }),
     ("eth_estimateGas", |rpc, p| {
-        let (mut message, header, state) =
-            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let (mut message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        no_block_overrides(p.get(3))?;
+        let header = format::block_overrides(rpc.header(p.get(1))?, p.get(3).unwrap_or(&Value::Null))?;
         // What a transaction may have at most (EIP-7825).
         message.gas = message.gas.min(header.gas_limit).min(1 << 24);
         let most = message.gas;
@@ -133,6 +133,21 @@ pub(super) const SLOW: &[(&str, Method)] = &[
             }
             Err(outcome) => answer(outcome),
         }
+    }),
+    ("eth_createAccessList", |rpc, p| {
+        let (message, header, state) =
+            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
+        let (list, outcome) = access_list(rpc.chain.rules(), &header, &state, &overrides, &message);
+        let mut found = json!({"accessList": format::accesses(list), "gasUsed": quantity(outcome.gas_used)});
+        match outcome.failure {
+            None => {}
+            // The list of a call that fails is of use as well.
+            Some(Failure::Revert) => found["error"] = json!(Fault::revert(&outcome.output).message),
+            Some(Failure::Halt(why)) => found["error"] = json!(why),
+            Some(Failure::Invalid(why)) => return Err(Fault::new(why)),
+        }
+        Ok(found)
     }),
     ("eth_getProof", |rpc, p| {
         let who = format::address(at(p, 0)?)?;
@@ -206,7 +221,22 @@ pub(super) const SLOW: &[(&str, Method)] = &[
             json!(format!("{to}: {} wei + {} gas × {} wei", t.value(), t.gas_limit(), t.max_fee()))
         }))
     }),
-    ("debug_traceTransaction", |rpc, p| rpc.trace(p)),
+    ("debug_traceTransaction", |rpc, p| {
+        let (stored, index) =
+            rpc.find(&format::hash(at(p, 0)?)?)?.ok_or_else(|| Fault::new("transaction not found"))?;
+        let mut found = rpc.trace(&stored.block, index..index + 1, p.get(1).unwrap_or(&Value::Null))?;
+        Ok(found.pop().unwrap_or(Value::Null))
+    }),
+    ("debug_traceBlockByNumber", |rpc, p| rpc.trace_all(at(p, 0)?, p.get(1))),
+    ("debug_traceBlockByHash", |rpc, p| rpc.trace_all(&json!({"blockHash": at(p, 0)?}), p.get(1))),
+    ("debug_traceCall", |rpc, p| {
+        let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
+        let options = p.get(2).unwrap_or(&Value::Null);
+        let overrides = format::overrides(&options["stateOverrides"])?;
+        let header = format::block_overrides(rpc.header(p.get(1))?, &options["blockOverrides"])?;
+        let found = trace_call(rpc.chain.rules(), &header, &state, &overrides, &message, tracer(options)?);
+        Ok(traced(&found.map_err(Fault::new)?, options))
+    }),
     // What proves that a block is final: the headers from it to the next block that has a certificate, and that.
     ("assay_getFinalization", |rpc, p| {
         let found = sync::proof(rpc.chain.history(), small(at(p, 0)?)?)?;
@@ -282,13 +312,40 @@ fn flag(params: &[Value], index: usize) -> bool {
     params.get(index).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn no_block_overrides(value: Option<&Value>) -> Result<(), Fault> {
-    match value {
-        Some(Value::Object(fields)) if !fields.is_empty() => {
-            Err(Fault::params("block overrides are not supported"))
-        }
-        _ => Ok(()),
+fn tracer(options: &Value) -> Result<Tracer, Fault> {
+    match options["tracer"].as_str() {
+        Some("callTracer") => Ok(Tracer::Calls),
+        Some(other) => Err(Fault::params(format!(
+            "the tracer {other:?} is not known; there are callTracer and struct logs"
+        ))),
+        None => Ok(Tracer::Steps { memory: options["enableMemory"] == true, limit: STEPS }),
     }
+}
+
+fn traced(trace: &Trace, options: &Value) -> Value {
+    let (steps, outcome) = match trace {
+        Trace::Calls(top) => return format::frame(top, options["tracerConfig"]["onlyTopCall"] != true),
+        Trace::Steps(steps, outcome) => (steps, outcome),
+    };
+    let with_stack = options["disableStack"] != true;
+    let step = |step: &assay_ledger::StructLog| {
+        let mut fields = json!({
+            "pc": step.pc, "op": step.op, "gas": step.gas, "gasCost": step.gas_cost, "depth": step.depth,
+        });
+        if with_stack {
+            fields["stack"] = step.stack.iter().map(|word| quantity(*word)).collect();
+        }
+        if let Some(memory) = &step.memory {
+            fields["memory"] = memory.chunks(32).map(data).collect();
+        }
+        fields
+    };
+    json!({
+        "gas": outcome.gas_used,
+        "failed": outcome.failure.is_some(),
+        "returnValue": data(&outcome.output),
+        "structLogs": steps.iter().map(step).collect::<Vec<_>>(),
+    })
 }
 
 fn answer(outcome: Outcome) -> Answer {
@@ -513,49 +570,24 @@ impl Rpc {
         json!({"pending": group(pending), "queued": group(queued)})
     }
 
-    fn trace(&self, p: &[Value]) -> Answer {
-        let (stored, index) =
-            self.find(&format::hash(at(p, 0)?)?)?.ok_or_else(|| Fault::new("transaction not found"))?;
-        let options = p.get(1).unwrap_or(&Value::Null);
-        let Stored { block, .. } = stored;
+    /// What a block's transactions did, those of a range.
+    fn trace(&self, block: &Block, range: Range<usize>, options: &Value) -> Result<Vec<Value>, Fault> {
         let missing = || Fault::new("required historical state unavailable: the block is too old");
         let before = block.header.number.checked_sub(1).ok_or_else(missing)?;
         let state = self.chain.state_at(before).ok_or_else(missing)?;
         let parent = self.chain.history().header(before)?.ok_or_else(missing)?;
-        let rules = self.chain.rules();
-        match options["tracer"].as_str() {
-            Some("callTracer") => {
-                let top = trace_calls(rules, &parent, &state, &block, index).ok_or_else(missing)?;
-                Ok(format::frame(&top, options["tracerConfig"]["onlyTopCall"] != true))
-            }
-            Some(other) => Err(Fault::params(format!(
-                "the tracer {other:?} is not known; there are callTracer and struct logs"
-            ))),
-            None => {
-                let memory = options["enableMemory"] == true;
-                let (steps, outcome) =
-                    trace_steps(rules, &parent, &state, &block, index, memory, STEPS).ok_or_else(missing)?;
-                let with_stack = options["disableStack"] != true;
-                let step = |step: &assay_ledger::StructLog| {
-                    let mut fields = json!({
-                        "pc": step.pc, "op": step.op, "gas": step.gas, "gasCost": step.gas_cost, "depth": step.depth,
-                    });
-                    if with_stack {
-                        fields["stack"] = step.stack.iter().map(|word| quantity(*word)).collect();
-                    }
-                    if let Some(memory) = &step.memory {
-                        fields["memory"] = memory.chunks(32).map(data).collect();
-                    }
-                    fields
-                };
-                Ok(json!({
-                    "gas": outcome.gas_used,
-                    "failed": outcome.failure.is_some(),
-                    "returnValue": data(&outcome.output),
-                    "structLogs": steps.iter().map(step).collect::<Vec<_>>(),
-                }))
-            }
+        let found = trace_block(self.chain.rules(), &parent, &state, block, range, tracer(options)?);
+        Ok(found.ok_or_else(missing)?.iter().map(|trace| traced(trace, options)).collect())
+    }
+
+    fn trace_all(&self, tag: &Value, options: Option<&Value>) -> Answer {
+        let Stored { block, .. } = self.stored(tag)?.ok_or_else(|| Fault::new("block not found"))?;
+        if block.header.number == 0 {
+            return Err(Fault::new("genesis is not traceable"));
         }
+        let all = self.trace(&block, 0..block.transactions.len(), options.unwrap_or(&Value::Null))?;
+        let named = block.transactions.iter().zip(all);
+        Ok(named.map(|(t, result)| json!({"txHash": data(t.hash()), "result": result})).collect())
     }
 }
 
