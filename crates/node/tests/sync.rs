@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use assay_ledger::types::{Address, B256, U256, hex, keccak256};
-use assay_ledger::{Committee, Genesis, Header, Part, Piece, PoolLimits, Transaction};
+use assay_ledger::{Attributes, Committee, Genesis, Header, Part, Piece, PoolLimits, Transaction};
 use assay_node::chain::{Chain, Origin};
 use assay_node::consensus::check_finalization;
 use assay_node::follow::{Proven, Source, accept};
@@ -71,7 +71,12 @@ fn extend(chain: &Chain, blocks: u64) {
         let wallet = Wallet::new(1);
         let transfer = wallet.dynamic(|t| t.nonce = head.state.nonce(&wallet.address()));
         chain.add(Transaction::decode(&transfer).unwrap(), Origin::Local).unwrap();
-        let block = chain.propose(&head.block.hash(), number + 1, Address::repeat_byte(9)).unwrap();
+        let attributes = Attributes {
+            timestamp: number + 1,
+            beneficiary: Address::repeat_byte(9),
+            view: (number + 1) % EPOCH + 1,
+        };
+        let block = chain.propose(&head.block.hash(), attributes).unwrap();
         chain.finalize(&block).unwrap();
         if number.is_multiple_of(2) || !block.header.extra_data.is_empty() {
             let certificate = certify(&validator(), &chain.genesis().hash(), &block.header);

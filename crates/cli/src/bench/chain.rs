@@ -5,6 +5,7 @@
 //! with one validator. They are signed beforehand too, as in life, where answers take longer than signatures. What is measured is checking
 //! every voucher's signature, building the lines' sum trees, and submitting until the batch is final.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -60,6 +61,8 @@ struct Chain {
     children: Vec<Child>,
     rpc: String,
     client: Client,
+    /// The first validator's data, of a chain of our own.
+    data: Option<PathBuf>,
 }
 
 impl Drop for Chain {
@@ -79,6 +82,21 @@ struct Measured {
     transfers_a_second: f64,
     /// Of one transfer on an idle chain, in milliseconds: the median and the longest.
     finality_ms: (u128, u128),
+    /// Of the first validator's disk for each transfer, where it is a chain of our own.
+    disk_bytes: Option<f64>,
+}
+
+/// What a folder takes on the disk, in bytes: files have holes.
+fn on_disk(path: &Path) -> std::io::Result<u64> {
+    let about = path.symlink_metadata()?;
+    let mut bytes = about.blocks() * 512;
+    if about.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            // A node removes files while one looks.
+            bytes += on_disk(&entry?.path()).unwrap_or(0);
+        }
+    }
+    Ok(bytes)
 }
 
 fn senders() -> Result<Vec<Key>> {
@@ -127,7 +145,7 @@ impl Chain {
         let name = format!("Assay, {validators} validator{}", if validators == 1 { "" } else { "s" });
         let rpc = format!("http://127.0.0.1:{}", ports[1]);
         let client = Client::new(&rpc)?;
-        let mut chain = Self { name, children: Vec::new(), rpc, client };
+        let mut chain = Self { name, children: Vec::new(), rpc, client, data: Some(data(0)) };
         for (number, validator) in listed.iter().enumerate() {
             let data = data(number).display().to_string();
             let arguments = [
@@ -155,8 +173,13 @@ impl Chain {
         let arguments: Vec<_> = arguments.split(' ').map(str::to_owned).collect();
         let rpc = format!("http://127.0.0.1:{port}");
         let client = Client::new(&rpc)?;
-        let chain =
-            Self { name: "anvil".to_owned(), children: vec![spawn(program, &arguments)?], rpc, client };
+        let chain = Self {
+            name: "anvil".to_owned(),
+            children: vec![spawn(program, &arguments)?],
+            rpc,
+            client,
+            data: None,
+        };
         chain.ready("").await?;
         for account in accounts {
             chain.client.request("anvil_setBalance", json!([account, "0x21e19e0c9bab2400000"])).await?;
@@ -176,6 +199,12 @@ impl Chain {
         Err(Error::said(format!("{} did not start within {} s", self.name, READY.as_secs())))
     }
 
+    /// What the first validator has on its disk, in bytes.
+    fn disk(&self) -> Result<Option<u64>> {
+        let data = self.data.as_ref();
+        data.map(|data| on_disk(data).map_err(Error::file("read", data))).transpose()
+    }
+
     async fn measure(&self, keys: &[Key], transfers: usize) -> Result<Measured> {
         let chain_id = self.client.chain_id().await?;
         let call = Call { to: Some(address_of(&keys[0])), value: U256::from(1), data: Vec::new() };
@@ -188,6 +217,7 @@ impl Chain {
             .flat_map(|nonce| keys.iter().map(move |key| (key, nonce)))
             .map(|(key, nonce)| signed(key, nonce))
             .collect();
+        let disk = self.disk()?;
         let began = Instant::now();
         // Each sender's transfers go through one connection, in order.
         let parts = all
@@ -220,6 +250,8 @@ impl Chain {
             }
         }
         let transfers_a_second = all.len() as f64 / began.elapsed().as_secs_f64();
+        let grown = self.disk()?.zip(disk).map(|(after, before)| after.saturating_sub(before) as f64);
+        let disk_bytes = grown.map(|bytes| bytes / all.len() as f64);
         let mut times = Vec::new();
         for nonce in 0..SINGLES as u64 {
             // Not in step with the blocks.
@@ -234,7 +266,7 @@ impl Chain {
         }
         times.sort_unstable();
         let finality_ms = (times[times.len() / 2], times[times.len() - 1]);
-        Ok(Measured { name: self.name.clone(), transfers_a_second, finality_ms })
+        Ok(Measured { name: self.name.clone(), transfers_a_second, finality_ms, disk_bytes })
     }
 }
 
@@ -247,6 +279,8 @@ struct Settled {
     gas: u64,
     /// Of slots that were empty before: 32 bytes each for the slot and its value.
     state_bytes: usize,
+    /// By which the validator's disk grew: blocks, receipts, logs, state, and consensus's own files.
+    disk_bytes: u64,
 }
 
 /// A receipt that the contract would pay, with its voucher.
@@ -351,6 +385,7 @@ impl Chain {
             parallel(&lines, |part| part.iter().map(|line| Line::new(line.to_vec())).collect::<Vec<_>>());
         let lines: Vec<_> = lines.into_iter().flatten().collect();
         let built = began.elapsed();
+        let disk = self.disk()?;
         let (mut gas, mut sent_batches) = (0, Vec::new());
         for batch in lines.chunks(LINES) {
             let batch: Vec<_> = batch.iter().map(Line::json).collect();
@@ -360,6 +395,7 @@ impl Chain {
             sent_batches.push(sent.hash);
         }
         let settled = began.elapsed();
+        let disk_bytes = self.disk()?.zip(disk).map_or(0, |(after, before)| after.saturating_sub(before));
         // The contract leaves lines out that it does not take, and the deposit was exactly for all.
         if !settle::deposit_of(&signer.chain, address_of(payer)).await?.is_zero() {
             return Err(Error::said("a batch of the measurement was not settled as a whole"));
@@ -374,7 +410,14 @@ impl Chain {
             slots += steps.iter().filter(new).count();
         }
         let seconds = [checked, built - checked, settled - built].map(|time| time.as_secs_f64());
-        Ok(Settled { receipts, batches: sent_batches.len(), seconds, gas, state_bytes: 64 * slots })
+        Ok(Settled {
+            receipts,
+            batches: sent_batches.len(),
+            seconds,
+            gas,
+            state_bytes: 64 * slots,
+            disk_bytes,
+        })
     }
 }
 
@@ -420,13 +463,14 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
             .iter()
             .map(|row| {
                 json!({"chain": row.name, "transfersPerSecond": row.transfers_a_second,
-                    "finalityMs": {"median": row.finality_ms.0, "longest": row.finality_ms.1}})
+                    "finalityMs": {"median": row.finality_ms.0, "longest": row.finality_ms.1},
+                    "diskBytesPerTransfer": row.disk_bytes})
             })
             .collect();
         let settled = settled.map(|done| {
             json!({
                 "receipts": done.receipts, "batches": done.batches, "checkSeconds": done.seconds[0], "treeSeconds": done.seconds[1],
-                "submitSeconds": done.seconds[2], "gas": done.gas, "stateBytes": done.state_bytes,
+                "submitSeconds": done.seconds[2], "gas": done.gas, "stateBytes": done.state_bytes, "diskBytes": done.disk_bytes,
             })
         });
         ui::print_json(&json!({
@@ -447,12 +491,22 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
                 format!("{:.0}", row.transfers_a_second),
                 row.finality_ms.0.to_string(),
                 row.finality_ms.1.to_string(),
+                row.disk_bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{bytes:.0}")),
             ]
         })
         .collect();
     say!(
         "{}",
-        ui::table(&["chain", "transfers/s", "a transfer is final after, ms (median)", "longest"], &rows)
+        ui::table(
+            &[
+                "chain",
+                "transfers/s",
+                "a transfer is final after, ms (median)",
+                "longest",
+                "bytes on disk a transfer"
+            ],
+            &rows
+        )
     );
     if let Some(done) = settled {
         let [check, trees, submit] = done.seconds;
@@ -460,12 +514,13 @@ pub(crate) async fn run(args: &Args, json: bool) -> Result<()> {
         say!(
             "\n{} receipts in {} batches of lines of {LINE}, with one validator: {:.0} receipts/s, every voucher's signature checked\n\
              ({check:.2} s), sum trees built ({trees:.2} s), submitted and final ({submit:.2} s: {:.0} receipts/s); a receipt leaves {:.2} bytes of\n\
-             state and costs {:.0} gas.",
+             state, takes {:.1} bytes of the validator's disk and costs {:.0} gas.",
             done.receipts,
             done.batches,
             receipts / (check + trees + submit),
             receipts / submit,
             done.state_bytes as f64 / receipts,
+            done.disk_bytes as f64 / receipts,
             done.gas as f64 / receipts,
         );
     }
