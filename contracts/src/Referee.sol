@@ -46,7 +46,8 @@ struct Subject {
 /// @param c Third index.
 /// @param places Where the manifest says what is needed: `config`, `data_bytes`, then the sections that the operation
 /// reads, in the order of docs/disputes.md.
-/// @param tokens For claims about tokens: the whole prompt, or the whole output.
+/// @param tokens For claims about tokens: the whole prompt, or the whole output. For an adjusted logit: the biases, each a
+/// token and its thousandths (two's complement).
 struct Claim {
     uint8 cell;
     uint32 layer;
@@ -115,7 +116,7 @@ abstract contract Referee is IReferee {
         hex"01070a0801" hex"0107000401" hex"01070a0801" hex"0107000401" hex"0107000401" // 38-42 gate, up, swiglu
         hex"010d000401" hex"0100001001" hex"0107000201" hex"01020d0801" hex"0102000401" // 43-47 down
         hex"090a002002" hex"0900002002" hex"0902000202" // 48-50 norm
-        hex"09080a0802" hex"0908000402" hex"1108000402" hex"1108000402" // 51-54 logits, counts, adjusted
+        hex"09080a0802" hex"0908000402" hex"1108000402" hex"1808000402" // 51-54 logits, counts, adjusted
         hex"090e000802" hex"0900000802" // 55, 56 best
         hex"1708000402" hex"1513141002" hex"1613141002" // 57 weights before, 58, 59 searches of top-k and top-p
         hex"1208000402" hex"120e000802" hex"1200001002" hex"0900000402"; // 60-63 weights, draw, token
@@ -144,7 +145,7 @@ abstract contract Referee is IReferee {
         uint256 n;
         uint256 outputs;
         uint256 prompt;
-        uint256[24] symbols;
+        uint256[25] symbols;
         uint256[64] start;
         uint256 layerStart;
         uint256 layerBytes;
@@ -225,7 +226,8 @@ abstract contract Referee is IReferee {
             1 + _segments(h.vocab),
             drawn && s.sampling.topK > 1 ? h.outputs : 0,
             drawn && s.sampling.topPPpm < 1_000_000 ? h.outputs : 0,
-            drawn && (s.sampling.topK > 1 || s.sampling.topPPpm < 1_000_000) ? h.outputs : 0
+            drawn && (s.sampling.topK > 1 || s.sampling.topPPpm < 1_000_000) ? h.outputs : 0,
+            _penalised(s.sampling) || _biased(s.sampling) ? h.outputs : 0
         ];
         bytes memory table = TABLE;
         uint256[3] memory sums;
@@ -286,6 +288,10 @@ abstract contract Referee is IReferee {
     function _penalised(Sampling calldata p) internal pure returns (bool) {
         return (p.repetitionPenaltyMilli != 0 && p.repetitionPenaltyMilli != 1000) || p.frequencyPenaltyMilli != 0
             || p.presencePenaltyMilli != 0;
+    }
+
+    function _biased(Sampling calldata p) internal pure returns (bool) {
+        return p.logitBias != keccak256("");
     }
 
     /// `count` entries of an array from the given one on, which lie side by side, in the claim's layer.

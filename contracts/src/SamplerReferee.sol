@@ -16,6 +16,8 @@ contract SamplerReferee is Referee {
     /// @notice The list of tokens is not the committed one.
     error WrongTokens();
 
+    bytes32 private constant _BIAS = keccak256("LogitBias(uint32 token,int32 milli)");
+
     function _special(Shape memory h, Case calldata k) internal pure override returns (bool) {
         if (k.claim.cell == IS_PADDING) return _paddingClaim(h, k);
         if (k.claim.cell == IS_LENGTH) return _lengthClaim(k.subject, k.claim.tokens);
@@ -63,10 +65,9 @@ contract SamplerReferee is Referee {
         if (k.claim.cell < 53) revert NoSuchEntry();
         Sampling calldata p = k.subject.sampling;
         if (k.subject.constraintKind != 0) revert Unsupported("constraint");
-        if (p.logitBias != keccak256("")) revert Unsupported("logit_bias");
         if (k.claim.cell == 53) return _count(h, k);
         if (k.claim.cell == 54) return _adjusted(h, k);
-        uint256 logits = _penalised(p) ? 54 : 52;
+        uint256 logits = _penalised(p) || _biased(p) ? 54 : 52;
         if (k.claim.cell == 55) return _bestPart(h, k, logits);
         if (k.claim.cell == 56) return _best(h, k);
         bool greedy = p.temperatureMilli == 0 || p.topK == 1;
@@ -114,8 +115,34 @@ contract SamplerReferee is Referee {
     {
         Sampling calldata p = k.subject.sampling;
         int256 l = _entry(h, k, 52, k.claim.a, k.claim.b);
+        if (l == type(int32).min) return l.pack(4);
+        if (_penalised(p)) l = _penalty(h, k, l);
+        return (_biased(p) ? _bias(p, k.claim, l) : l).pack(4);
+    }
+
+    /// A logit after the biases of its token, in their order.
+    function _bias(Sampling calldata p, Claim calldata c, int256 l) private pure returns (int256) {
+        if (c.tokens.length % 2 != 0) revert WrongTokens();
+        bytes32[] memory hashes = new bytes32[](c.tokens.length / 2);
+        for (uint256 i; i < c.tokens.length; i += 2) {
+            int256 milli = int32(c.tokens[i + 1]);
+            hashes[i / 2] = keccak256(abi.encode(_BIAS, c.tokens[i], milli));
+            if (c.tokens[i] == c.b) l = _limited(l + _down(65536 * milli + 500));
+        }
+        if (keccak256(abi.encodePacked(hashes)) != p.logitBias) revert WrongTokens();
+        return l;
+    }
+
+    /// Saturated, and not banned.
+    function _limited(int256 l) private pure returns (int256) {
+        l = Fixed.sat(l);
+        return l == type(int32).min ? l + 1 : l;
+    }
+
+    function _penalty(Shape memory h, Case calldata k, int256 l) private pure returns (int256) {
+        Sampling calldata p = k.subject.sampling;
         uint256 seen = uint256(_entry(h, k, 53, k.claim.a, k.claim.b)) & type(uint32).max;
-        if (l == type(int32).min || seen >> 31 == 0) return l.pack(4);
+        if (seen >> 31 == 0) return l;
         int256 penalty = int256(uint256(p.repetitionPenaltyMilli));
         if (penalty != 0 && penalty != 1000) {
             l = l > 0 ? (1000 * l + penalty / 2) / penalty : -((-l * penalty + 500) / 1000);
@@ -123,11 +150,14 @@ contract SamplerReferee is Referee {
         int256 n = int256(seen & ~(uint256(1) << 31));
         if (n > 0) {
             int256 off = 65536 * (n * p.frequencyPenaltyMilli + p.presencePenaltyMilli) + 500;
-            // Rounds towards minus infinity.
-            l -= off >= 0 ? off / 1000 : -((-off + 999) / 1000);
+            l -= _down(off);
         }
-        l = Fixed.sat(l);
-        return (l == type(int32).min ? l + 1 : l).pack(4);
+        return _limited(l);
+    }
+
+    /// Thousandths, rounded towards minus infinity.
+    function _down(int256 n) private pure returns (int256) {
+        return n >= 0 ? n / 1000 : -((-n + 999) / 1000);
     }
 
     function _bestPart(Shape memory h, Case calldata k, uint256 logits)

@@ -13,7 +13,11 @@ const GREEDY = {
   frequencyPenaltyMilli: 0, presencePenaltyMilli: 0, logitBias: keccak256("0x"), seed: 7,
 };
 const DRAWN = { ...GREEDY, temperatureMilli: 800, minPPpm: 20_000, repetitionPenaltyMilli: 1300, frequencyPenaltyMilli: -120, presencePenaltyMilli: 250 };
-const RANKED = { ...DRAWN, topK: 20, topPPpm: 700_000 };
+const BIASES = [[7, 2_500], [300, 9_000], [7, -100], [40, -(2 ** 31)]];
+const logitBias = keccak256(concat(BIASES.map(([token, milli]) => keccak256(
+  AbiCoder.defaultAbiCoder().encode(["bytes32", "uint32", "int32"], [id("LogitBias(uint32 token,int32 milli)"), token, milli]),
+))));
+const RANKED = { ...DRAWN, topK: 20, topPPpm: 700_000, logitBias, biases: BIASES };
 const LLAMA = {
   architecture: "llama", layers: 2, dim: 32, heads: 4, kv_heads: 2, head_dim: 8, ffn: 48, vocab: 64, context: 32,
   rms_eps_q32: 42950, rope: "interleaved", tied_embeddings: true, qkv_bias: false, qk_norm: false,
@@ -132,10 +136,18 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: behind } }), "NoSuchEntry");
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: first - 1 } }), "NoSuchEntry");
   // What no contract judges yet says so.
-  const biased = { ...GREEDY, temperatureMilli: 500, logitBias: id("a list") };
-  const k = honestCase(model, run(model, prompt, output, biased), subjectOf(model, prompt, output, biased), [60, 0, 0, 0, 0]);
-  const t = run(model, prompt, output, biased);
+  const k = { ...honestCase(model, trace, base.subject, [63, 0, 0, 0, 0]), subject: { ...base.subject, constraintKind: 1 } };
+  const t = trace;
   assert.equal(await c.failure(judge, "refutes", t.tree.root, t.bytes.length, k), "Unsupported");
+  // Biases are those of the request.
+  const biased = { ...GREEDY, logitBias, biases: BIASES };
+  const own = run(model, prompt, output, biased);
+  const moved = honestCase(model, own, subjectOf(model, prompt, output, biased), [54, 0, 1, 7, 0]);
+  assert.equal(await judge.refutes(own.tree.root, own.bytes.length, moved), false);
+  for (const tokens of [[], moved.claim.tokens.slice(1), moved.claim.tokens.slice(2), [...moved.claim.tokens, 1, 1], moved.claim.tokens.with(1, 2_501)]) {
+    const other = { ...moved, claim: { ...moved.claim, tokens } };
+    assert.equal(await c.failure(judge, "refutes", own.tree.root, own.bytes.length, other), "WrongTokens");
+  }
   // A manifest that is not the model's, places that are not there, entries that do not exist.
   const l = honestCase(model, trace, base.subject, [5, 0, 1, 2, 0]);
   const call = (change) => c.failure(referee(0), "refutes", trace.tree.root, trace.bytes.length, change);

@@ -306,7 +306,7 @@ const ARRAYS = [
   ["n", "ffn", "sDim", 8, 1], ["n", "ffn", "1", 4, 1], ["n", "ffn", "sDim", 8, 1], ["n", "ffn", "1", 4, 1], ["n", "ffn", "1", 4, 1],
   ["n", "sFfn", "1", 4, 1], ["n", "1", "1", 16, 1], ["n", "ffn", "1", 2, 1], ["n", "dim", "sFfn", 8, 1], ["n", "dim", "1", 4, 1],
   ["outputs", "sDim", "1", 32, 2], ["outputs", "1", "1", 32, 2], ["outputs", "dim", "1", 2, 2],
-  ["outputs", "vocab", "sDim", 8, 2], ["outputs", "vocab", "1", 4, 2], ["penalised", "vocab", "1", 4, 2], ["penalised", "vocab", "1", 4, 2],
+  ["outputs", "vocab", "sDim", 8, 2], ["outputs", "vocab", "1", 4, 2], ["penalised", "vocab", "1", 4, 2], ["adjusted", "vocab", "1", 4, 2],
   ["outputs", "sVocab", "1", 8, 2], ["outputs", "1", "1", 8, 2],
   ["ranked", "vocab", "1", 4, 2], ["topK", "steps", "search", 16, 2], ["topP", "steps", "search", 16, 2],
   ["drawn", "vocab", "1", 4, 2], ["drawn", "sVocab", "1", 8, 2], ["drawn", "1", "1", 16, 2], ["outputs", "1", "1", 4, 2],
@@ -316,6 +316,8 @@ export const CELLS = ARRAYS.length;
 const STEPS = 66;
 
 const penalised = (s) => ![0, 1000].includes(s.repetitionPenaltyMilli) || s.frequencyPenaltyMilli !== 0 || s.presencePenaltyMilli !== 0;
+// Pairs of a token and thousandths; whose hash is in the request.
+export const biases = (s) => s.biases ?? [];
 
 /**
  * Runs a prompt and a claimed output, and writes the trace. `cheat(cell, layer, a, b, c, bytes)` may return other bytes for
@@ -333,6 +335,7 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
     tri: (size.n * (size.n + 1)) / 2,
     normed: c.qk_norm ? size.n : 0,
     penalised: penalised(sampling) ? output.length : 0,
+    adjusted: penalised(sampling) || biases(sampling).length > 0 ? output.length : 0,
     drawn: sampling.temperatureMilli !== 0 && sampling.topK !== 1 ? output.length : 0,
     steps: STEPS, search: 1 + HALF(size.vocab),
   });
@@ -570,7 +573,7 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
   norm(48, 0, size.outputs, (a, i) => i32(c.layers ? 47 : 1, Math.max(0, c.layers - 1), prompt.length - 1 + a, i, 0), V.output_norm);
   linear(51, 0, size.outputs, c.tied_embeddings ? "embedding" : "output", 50);
   const P = sampling;
-  const logits = penalised(P) ? 54 : 52;
+  const logits = size.adjusted ? 54 : 52;
   const floorDiv = (n, q) => (n >= 0n ? n / q : -((-n + q - 1n) / q));
   for (const o of range(size.outputs)) {
     if (penalised(P)) {
@@ -583,15 +586,22 @@ export function run(model, prompt, output, sampling, cheat = () => undefined) {
         }
         put(53, 0, o, v, 0, le(seen, 4));
       }
+    }
+    if (size.adjusted) {
       for (const v of range(c.vocab)) {
         let x = i32(52, 0, o, v, 0);
-        const seen = u32(53, 0, o, v, 0);
+        const seen = penalised(P) ? u32(53, 0, o, v, 0) : 0n;
+        const banned = x === -(1n << 31n);
         if (x !== -(1n << 31n) && seen >> 31n) {
           const R = BigInt(P.repetitionPenaltyMilli);
           if (R !== 0n && R !== 1000n) x = x > 0n ? rdiv(1000n * x, R) : -((-x * R + 500n) / 1000n);
           const n = seen & 0x7fffffffn;
           if (n > 0n) x -= floorDiv(65536n * (n * BigInt(P.frequencyPenaltyMilli) + BigInt(P.presencePenaltyMilli)) + 500n, 1000n);
           x = sat(x);
+          if (x === -(1n << 31n)) x++;
+        }
+        for (const [token, milli] of banned ? [] : biases(P)) {
+          if (token === v) x = sat(x + floorDiv(65536n * BigInt(milli) + 500n, 1000n));
           if (x === -(1n << 31n)) x++;
         }
         put(54, 0, o, v, 0, le(x, 4));
@@ -705,7 +715,7 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
     : cell <= 41 ? [p + (cell <= 39 ? "gate" : "up"), 37, c.dim]
     : cell <= 47 ? [`${p}down`, 45, c.ffn]
     : [c.tied_embeddings ? "embedding" : "output", 50, c.dim];
-  const logits = n.penalised ? 54 : 52;
+  const logits = n.adjusted ? 54 : 52;
   if (cell === 1) {
     row(0, 0, a, 0, 0, 1);
     const token = new DataView(trace.bytes.buffer).getUint32(trace.place(0, 0, a)[0], true);
@@ -787,7 +797,10 @@ export function inputs(model, trace, [cell, l, a, b, z]) {
   else if (cell === 53) {
     if (a === 0) row(0, 0, 0, 0, 0, n.n - n.outputs + 1);
     else (row(53, 0, a - 1, b, 0, 1), row(0, 0, n.n - n.outputs + a, 0, 0, 1));
-  } else if (cell === 54) (row(52, 0, a, b, 0, 1), row(53, 0, a, b, 0, 1));
+  } else if (cell === 54) {
+    row(52, 0, a, b, 0, 1);
+    if (n.penalised) row(53, 0, a, b, 0, 1);
+  }
   else if (cell === 55) {
     const [from, count] = segment(b, c.vocab);
     row(logits, 0, a, from, 0, count);
@@ -838,7 +851,7 @@ export function makeCase(model, trace, subject, entry, openTrace) {
   return {
     subject,
     manifest: hexlify(model.bytes),
-    claim: { cell, layer, a, b, c, places, tokens: [] },
+    claim: { cell, layer, a, b, c, places, tokens: cell === 54 ? biases(subject.sampling).flatMap(([token, milli]) => [token, milli >>> 0]) : [] },
     trace: openTrace(need.trace),
     model: model.tree.openRanges(ranges),
   };

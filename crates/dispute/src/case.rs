@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use assay_engine::trace::{Entry, Found, Trace, reads};
 use assay_ledger::types::hex;
 use assay_model::{Artifact, merkle};
-use assay_receipt::{Bundle, Bytes32, Constraint, Domain, Sampling, Typed, keccak256, typed_data};
+use assay_receipt::{Bundle, Bytes32, Constraint, Domain, Typed, keccak256, typed_data};
 use assay_wallet::abi;
 use serde_json::{Map, Value, json};
 
@@ -19,12 +19,8 @@ const IS_PADDING: usize = 67;
 const IS_LENGTH: usize = 68;
 
 /// Why no contract judges an answer that was asked for like this, if so; docs/disputes.md has the list.
-pub fn unsupported(sampling: &Sampling, constraint: &Constraint) -> Option<&'static str> {
-    match () {
-        () if *constraint != Constraint::None => Some("the answer had to follow a constraint"),
-        () if !sampling.logit_bias.is_empty() => Some("the request biases logits"),
-        () => None,
-    }
+pub fn unsupported(constraint: &Constraint) -> Option<&'static str> {
+    (*constraint != Constraint::None).then_some("the answer had to follow a constraint")
 }
 
 /// A word of EIP-712's `encodeData` for a JSON value of a type; none for what is no such value.
@@ -223,7 +219,7 @@ fn operation(array: usize) -> &'static str {
         42 => "activation",
         46 | 47 => "output of the layer",
         51 | 52 => "logit",
-        53 | 54 => "penalty of token",
+        53 | 54 => "penalty or bias of token",
         55 | 56 => "largest logit",
         58 | 59 => "search for the most likely tokens",
         57 | 60..=62 => "drawing",
@@ -241,7 +237,7 @@ pub(crate) fn case(trace: &Trace, known: &Knowledge, subject: &Value, fault: &Fa
         manifest.windows(needle.len()).position(|window| window == needle)
     };
     let mut places = vec![find(",\"config\":{\"architecture\":\"")?, find(",\"data_bytes\":")?];
-    let (mut ranges, mut model, mut tokens) = (Vec::new(), BTreeSet::new(), &[][..]);
+    let (mut ranges, mut model, mut tokens) = (Vec::new(), BTreeSet::new(), Vec::new());
     let tiles = |place: u64, length: u64| place / TILE..(place + length.max(1)).div_ceil(TILE);
     let (cell, layer, a, b, c) = match *fault {
         Fault::Entry(entry) => {
@@ -253,18 +249,23 @@ pub(crate) fn case(trace: &Trace, known: &Knowledge, subject: &Value, fault: &Fa
             }
             ranges = reads.trace;
             let Entry { array, layer, a, b, c } = entry;
+            if array == 54 {
+                // The referee knows their hash.
+                let biases = &trace.sampling().logit_bias;
+                tokens = biases.iter().flat_map(|&(token, milli)| [token, milli as u32]).collect();
+            }
             (array, layer, a as u64, b, c)
         }
         Fault::Output(token) => {
             let entry = Entry { array: 63, layer: 0, a: token, b: 0, c: 0 };
             ranges.push(trace.layout().place(entry)?);
-            tokens = trace.output();
+            tokens = trace.output().to_vec();
             (IS_OUTPUT, 0, token as u64, 0, 0)
         }
         Fault::Input(token) => {
             let entry = Entry { array: 0, layer: 0, a: token, b: 0, c: 0 };
             ranges.push(trace.layout().place(entry)?);
-            tokens = if token < trace.prompt().len() { trace.prompt() } else { trace.output() };
+            tokens = if token < trace.prompt().len() { trace.prompt() } else { trace.output() }.to_vec();
             (IS_INPUT, 0, token as u64, 0, 0)
         }
         Fault::Size => (IS_SIZE, 0, 0, 0, 0),
@@ -273,7 +274,7 @@ pub(crate) fn case(trace: &Trace, known: &Knowledge, subject: &Value, fault: &Fa
             (IS_PADDING, layer, place, array, 0)
         }
         Fault::Length | Fault::PromptLength => {
-            tokens = if *fault == Fault::Length { trace.output() } else { trace.prompt() };
+            tokens = if *fault == Fault::Length { trace.output() } else { trace.prompt() }.to_vec();
             (IS_LENGTH, 0, 0, 0, 0)
         }
     };
@@ -331,17 +332,5 @@ mod tests {
         let domain = Domain::default();
         check("request", hash(typed_data(&domain, &request), "Request"), request_commitment(&request, &salt));
         check("output", hash(typed_data(&domain, &output), "Output"), output_commitment(&output, &salt));
-    }
-
-    #[test]
-    fn what_no_contract_judges_is_named() {
-        let drawn = Sampling { top_k: 5, top_p_ppm: 1, ..Sampling::default() };
-        assert_eq!(unsupported(&drawn, &Constraint::None), None);
-        for (sampling, constraint) in [
-            (drawn.clone(), Constraint::Json),
-            (Sampling { logit_bias: vec![(1, 1)], ..drawn }, Constraint::None),
-        ] {
-            assert!(unsupported(&sampling, &constraint).is_some());
-        }
     }
 }

@@ -8,11 +8,11 @@
 //!
 //! ```
 //! use assay_dispute::unsupported;
-//! use assay_receipt::{Constraint, Sampling};
+//! use assay_receipt::Constraint;
 //!
-//! // Before anything is spent: no contract judges how this answer was sampled.
-//! let sampling = Sampling { logit_bias: vec![(40, -5_000)], ..Sampling::default() };
-//! assert_eq!(unsupported(&sampling, &Constraint::None), Some("the request biases logits"));
+//! // Before anything is spent: no contract judges what a grammar has banned.
+//! assert_eq!(unsupported(&Constraint::None), None);
+//! assert_eq!(unsupported(&Constraint::Json), Some("the answer had to follow a constraint"));
 //! ```
 
 mod case;

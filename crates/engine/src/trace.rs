@@ -103,7 +103,7 @@ impl Trace {
     /// Computes the trace of `prompt` and the claimed `output`, and calls `progress` with the bytes that are done and all.
     /// Uses rayon's threads.
     ///
-    /// Biases and constraints are not part of a trace, see docs/disputes.md.
+    /// Constraints are not part of a trace, see docs/disputes.md.
     ///
     /// # Errors
     /// [`TraceError`].
@@ -215,6 +215,11 @@ impl Trace {
     /// The claimed output.
     pub fn output(&self) -> &[u32] {
         &self.output
+    }
+
+    /// How tokens are chosen.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
     }
 
     /// The prompt.
@@ -823,8 +828,8 @@ impl<'a> Section<'a> {
         let vocab = shape.vocab;
         self.norm(48, &x[(layout.prompt - 1) * shape.dim..], trace.artifact.output_norm());
         self.linear(51, &trace.artifact.output(), 50, None, None);
-        let logits = if layout.penalised() {
-            self.penalties();
+        let logits = if layout.adjusted() {
+            self.adjust();
             54
         } else {
             52
@@ -986,14 +991,14 @@ impl<'a> Section<'a> {
         words.chunks_exact(2 * STEPS * (1 + segments)).map(|row| row[last] as u64).collect()
     }
 
-    /// Arrays 53 and 54: what was seen, and logits after penalties.
-    fn penalties(&mut self) {
+    /// Arrays 53 and 54: what was seen, and logits after penalties and biases.
+    fn adjust(&mut self) {
         const SEEN: u32 = 1 << 31;
         let (trace, layout) = (self.trace, self.layout());
         let vocab = layout.shape.vocab;
         let range = self.range(53);
         // Each row follows from the one before.
-        for o in 0..layout.outputs {
+        for o in 0..if layout.penalised() { layout.outputs } else { 0 } {
             let row = range.start + 4 * o * vocab;
             if o > 0 {
                 self.bytes.copy_within(row - 4 * vocab..row, row);
@@ -1011,9 +1016,20 @@ impl<'a> Section<'a> {
         let p = &trace.sampling;
         let penalty = i64::from(p.repetition_penalty_milli);
         self.write(54, 4, |i, out| {
-            let (mut value, seen) = (i64::from(logits[i]), seen[i] as u32);
-            if value == i64::from(i32::MIN) || seen & SEEN == 0 {
+            let (mut value, seen) = (i64::from(logits[i]), seen.get(i).map_or(0, |seen| *seen as u32));
+            let biases = p.logit_bias.iter().filter(|(token, _)| *token as usize == i % vocab);
+            let biased = |value: i32| {
+                biases.fold(value, |value, (_, milli)| {
+                    let off = (65536 * i64::from(*milli) + 500).div_euclid(1000);
+                    saturated(i64::from(value) + off).max(i32::MIN + 1)
+                })
+            };
+            if logits[i] == i32::MIN {
                 out.copy_from_slice(&logits[i].to_le_bytes());
+                return;
+            }
+            if seen & SEEN == 0 {
+                out.copy_from_slice(&biased(logits[i]).to_le_bytes());
                 return;
             }
             if penalty != 0 && penalty != 1000 {
@@ -1030,7 +1046,7 @@ impl<'a> Section<'a> {
                 let value_128 = i128::from(value) - (65536 * milli + 500).div_euclid(1000);
                 value = value_128.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
             }
-            out.copy_from_slice(&saturated(value).max(i32::MIN + 1).to_le_bytes());
+            out.copy_from_slice(&biased(saturated(value).max(i32::MIN + 1)).to_le_bytes());
         });
     }
 }

@@ -34,10 +34,11 @@ proptest! {
         top_k in prop::sample::select(vec![0u32, 1, 2, 5, 40, 1000]),
         top_p in prop::sample::select(vec![1_000_000u32, 999_999, 900_000, 300_000, 1]),
         penalties in any::<bool>(),
+        logit_bias in prop::collection::vec((0u32..300, prop_oneof![-100_000i32..100_000, -3_000..3_000]), 0..6),
     ) {
         let model = model(DENSE[which], seed);
         let mut sampling = Sampling {
-            temperature_milli: temperature, min_p_ppm: min_p, top_k, top_p_ppm: top_p, seed, ..Sampling::default()
+            temperature_milli: temperature, min_p_ppm: min_p, top_k, top_p_ppm: top_p, seed, logit_bias, ..Sampling::default()
         };
         if penalties {
             sampling.repetition_penalty_milli = 1300;
@@ -174,7 +175,8 @@ fn the_second_implementation_has_the_same_roots() {
         ..sampled(7)
     };
     let mut cases = Vec::new();
-    let ranked = Sampling { top_k: 40, top_p_ppm: 700_000, ..drawn.clone() };
+    let logit_bias = vec![(7, 2_500), (300, 9_000), (7, -100), (40, i32::MIN)];
+    let ranked = Sampling { top_k: 40, top_p_ppm: 700_000, logit_bias, ..drawn.clone() };
     for (architecture, name, sampling) in [
         (Architecture::Llama, "llama", greedy()),
         (Architecture::Qwen3, "qwen3", drawn),
@@ -198,7 +200,7 @@ fn the_second_implementation_has_the_same_roots() {
                 "temperatureMilli": sampling.temperature_milli, "topK": sampling.top_k, "topPPpm": sampling.top_p_ppm,
                 "minPPpm": sampling.min_p_ppm, "repetitionPenaltyMilli": sampling.repetition_penalty_milli,
                 "frequencyPenaltyMilli": sampling.frequency_penalty_milli,
-                "presencePenaltyMilli": sampling.presence_penalty_milli, "seed": sampling.seed,
+                "presencePenaltyMilli": sampling.presence_penalty_milli, "seed": sampling.seed, "biases": sampling.logit_bias,
             },
         }));
     }

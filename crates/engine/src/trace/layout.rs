@@ -35,6 +35,7 @@ enum Dim {
     Triangle,
     Normed,
     Penalised,
+    Adjusted,
     Drawn,
     Ranked,
     TopK,
@@ -112,7 +113,7 @@ const TABLE: [(Dim, Dim, Dim, u64); ARRAYS] = {
         (Outputs, Vocab, ModelParts, 8),
         (Outputs, Vocab, One, 4),
         (Penalised, Vocab, One, 4),
-        (Penalised, Vocab, One, 4),
+        (Adjusted, Vocab, One, 4),
         (Outputs, VocabParts, One, 8),
         (Outputs, One, One, 8),
         (Ranked, Vocab, One, 4),
@@ -166,6 +167,7 @@ pub struct Layout {
     /// The model's shape.
     pub shape: Config,
     penalised: bool,
+    biased: bool,
     drawn: bool,
     top_k: bool,
     top_p: bool,
@@ -213,6 +215,7 @@ impl Layout {
             penalised: !matches!(sampling.repetition_penalty_milli, 0 | 1000)
                 || sampling.frequency_penalty_milli != 0
                 || sampling.presence_penalty_milli != 0,
+            biased: !sampling.logit_bias.is_empty(),
             drawn,
             top_k: drawn && sampling.top_k > 1,
             top_p: drawn && sampling.top_p_ppm < 1_000_000,
@@ -250,13 +253,15 @@ impl Layout {
             Dim::Triangle => self.n * (self.n + 1) / 2,
             Dim::Normed if shape.qk_norm => self.n,
             Dim::Penalised if self.penalised => self.outputs,
+            Dim::Adjusted if self.adjusted() => self.outputs,
             Dim::Drawn if self.drawn => self.outputs,
             Dim::Ranked if self.ranked() => self.outputs,
             Dim::TopK if self.top_k => self.outputs,
             Dim::TopP if self.top_p => self.outputs,
             Dim::Steps => STEPS,
             Dim::Search => 1 + segments(shape.vocab),
-            Dim::Normed | Dim::Penalised | Dim::Drawn | Dim::Ranked | Dim::TopK | Dim::TopP => 0,
+            Dim::Normed | Dim::Penalised | Dim::Adjusted => 0,
+            Dim::Drawn | Dim::Ranked | Dim::TopK | Dim::TopP => 0,
         };
         size as u64
     }
@@ -267,9 +272,14 @@ impl Layout {
         self.dim(x) * self.dim(y) * self.dim(z) * width
     }
 
-    /// Whether penalties change logits: arrays 53 and 54 are there.
+    /// Whether penalties change logits: array 53 is there.
     pub fn penalised(&self) -> bool {
         self.penalised
+    }
+
+    /// Whether penalties or biases change logits: array 54 is there.
+    pub fn adjusted(&self) -> bool {
+        self.penalised || self.biased
     }
 
     /// Whether tokens are drawn: arrays 60 to 62 are there.

@@ -110,7 +110,7 @@ impl Reader<'_> {
         let segments = |total: usize| total.div_ceil(SEGMENT);
         // The tokens of a segment that token `t` may see.
         let past = |t: usize, s: usize| (s * SEGMENT, Layout::segment(t + 1, s).len());
-        let logits = if layout.penalised() { 54 } else { 52 };
+        let logits = if layout.adjusted() { 54 } else { 52 };
         let norm = match array {
             48.. => "output_norm".to_owned(),
             35..48 => format!("{prefix}ffn_norm"),
@@ -255,7 +255,9 @@ impl Reader<'_> {
             }
             54 => {
                 self.row(52, a, b, 1)?;
-                self.row(53, a, b, 1)?;
+                if layout.penalised() {
+                    self.row(53, a, b, 1)?;
+                }
             }
             55 => {
                 let (from, count) = segment(shape.vocab, b);
