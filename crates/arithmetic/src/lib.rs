@@ -44,6 +44,7 @@ mod kernels;
 mod linear;
 mod peak;
 mod quantise;
+pub mod reed_solomon;
 mod rope;
 mod route;
 mod sample;

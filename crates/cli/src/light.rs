@@ -1,4 +1,5 @@
-//! Light checks: `assay model key`, `assay trace`, and the part of `assay verify` that checks traces.
+//! Answers checked without the model: `assay model key` and `assay trace` for light checks, `assay model commit` and `assay prove` for
+//! proofs, and the parts of `assay verify` that check them.
 
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write as _};
@@ -8,31 +9,32 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use assay_engine::Config;
-use assay_engine::light::{KEY_BYTES_MAX, Key, RecordError, record};
+use assay_engine::light::{Commitment, KEY_BYTES_MAX, Key, RecordError, prove, record};
 use assay_engine::request::Processor;
+use assay_model::Artifact;
 use assay_receipt::{Bundle, Bytes32};
 use assay_verify::{Expected, Report};
 use clap::Args;
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::{home, keys, models, ui, verify};
+use crate::{home, keys, models, traces, ui, verify};
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
     /// A receipt or an incident file
-    pub(crate) receipt: PathBuf,
+    receipt: PathBuf,
     /// Where to write the trace; about 2.8 bytes for each row of each matrix and token
     #[arg(long, short)]
-    pub(crate) out: PathBuf,
+    out: PathBuf,
     /// Name, id or path of the receipt's model; the imported one that it names when left out
     #[arg(long)]
     model: Option<String>,
     /// Ask the worker that gave the answer for its trace, which needs no model here
     #[arg(long, conflicts_with = "model")]
-    pub(crate) from_worker: bool,
+    from_worker: bool,
     #[command(flatten)]
-    pub(crate) list: verify::ListArgs,
+    list: verify::ListArgs,
 }
 
 fn said(error: &dyn std::fmt::Display) -> Error {
@@ -71,41 +73,116 @@ pub(crate) fn make_key(model: &str, out: Option<PathBuf>, as_json: bool) -> Resu
     Ok(())
 }
 
-/// Replays an answer and writes the trace.
-pub(crate) fn trace(args: &TraceArgs, as_json: bool) -> Result<()> {
-    let (bundle, _) = verify::read(&args.receipt)?;
+/// Writes the public commitment to a model that writes text.
+pub(crate) fn commit(path: &Path, artifact: &Artifact, out: Option<PathBuf>, as_json: bool) -> Result<()> {
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(path))));
+    let started = Instant::now();
+    models::hash(path, artifact)?;
+    let hashed = started.elapsed();
+    let bar = ui::bar(1, "encoding weights", false);
+    let commitment = Commitment::make(artifact, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let commitment = commitment.map_err(|error| said(&error))?;
+    let bytes = commitment.to_bytes();
+    home::write_atomically(&out, &bytes, 0o644)?;
+    let (seconds, id, model) = (started.elapsed().as_secs_f64(), commitment.id(), artifact.id());
+    if as_json {
+        ui::print_json(&json!({
+            "key": id.to_string(), "model": model.to_string(), "bytes": bytes.len(), "path": out, "seconds": seconds,
+            "hashing_seconds": hashed.as_secs_f64(),
+        }));
+    } else {
+        ui::say!("key {id}\nof the model {model}");
+        let size = bytes.len() as f64 / 1e6;
+        ui::say!("{}", ui::dim(&format!("{} has {size:.1} MB, made in {seconds:.1} s", out.display())));
+        ui::say!("{}", ui::dim("It is no secret: whoever has the model makes the same one."));
+    }
+    Ok(())
+}
+
+fn read_commitment(path: &Path) -> Result<Commitment> {
+    let bytes = home::read_bounded(path, KEY_BYTES_MAX)?;
+    Commitment::from_bytes(&bytes).map_err(|error| Error::said(format!("{}: {error}", path.display())))
+}
+
+/// Writes the trace of an answer, which is replayed here or by its worker.
+pub(crate) async fn trace(args: &TraceArgs, as_json: bool) -> Result<()> {
+    if args.from_worker {
+        return traces::fetch(&args.receipt, &args.out, &args.list, None, as_json).await;
+    }
+    write(&args.receipt, args.model.as_deref(), None, &args.out, as_json)
+}
+
+/// Writes the proof of an answer, which is replayed here, or by its worker if a list of workers is given.
+pub(crate) async fn prove_receipt(
+    receipt: &Path,
+    key: &Path,
+    out: &Path,
+    worker: Option<&verify::ListArgs>,
+    as_json: bool,
+) -> Result<()> {
+    let commitment = read_commitment(key)?;
+    match worker {
+        Some(list) => traces::fetch(receipt, out, list, Some(commitment.id()), as_json).await,
+        None => write(receipt, None, Some(&commitment), out, as_json),
+    }
+}
+
+/// The trace of an answer, behind what proves it if there is a commitment.
+fn write(
+    receipt: &Path,
+    model: Option<&str>,
+    commitment: Option<&Commitment>,
+    out: &Path,
+    as_json: bool,
+) -> Result<()> {
+    let (bundle, _) = verify::read(receipt)?;
     let receipt = &bundle.receipt.statement;
     let id = Bytes32::to_string(&receipt.model);
-    let (_, artifact) = models::open(args.model.as_deref().unwrap_or(&id))?;
+    let (_, artifact) = models::open(model.unwrap_or(&id))?;
     if artifact.id() != receipt.model {
         return Err(Error::said(format!("the receipt is for model {id}, and this is {}", artifact.id())));
+    }
+    let key = commitment.map(Commitment::id);
+    if let Some(commitment) = commitment.filter(|commitment| commitment.model() != artifact.id()) {
+        return Err(Error::said(format!(
+            "the receipt is for model {id}, and the key for {}: make one with `assay model commit {id}`",
+            commitment.model()
+        )));
     }
     let artifact = Arc::new(artifact);
     let processor = Processor::from_artifact(&artifact).map_err(|error| said(&error))?;
     let prepared = processor.examine(&bundle.request, &bundle.output).map_err(|_| differs())?;
+    let tokens = &bundle.output.tokens;
 
     // A reader sees all of it or nothing.
-    let temporary = args.out.with_extension(format!("part-{}", std::process::id()));
+    let temporary = out.with_extension(format!("part-{}", std::process::id()));
     let started = Instant::now();
     let bar = ui::bar(1, "recording", false);
     let write = || -> std::result::Result<u64, RecordError> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
-        record(
-            &artifact,
-            Config::default(),
-            &prepared.generation,
-            &bundle.output.tokens,
-            &mut file,
-            &mut |done, all| {
-                bar.set_length(all as u64);
-                bar.set_position(done as u64);
-            },
-        )?;
+        let (generation, config) = (&prepared.generation, Config { threads: threads(), ..Config::default() });
+        let mut last = 0;
+        let mut progress = |done: usize, all: usize| {
+            if done < last {
+                bar.set_message("proving");
+            }
+            last = done;
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        };
+        match key {
+            None => record(&artifact, config, generation, tokens, &mut file, &mut progress)?,
+            Some(key) => prove(&artifact, config, key, generation, tokens, &mut file, &mut progress)?,
+        };
         file.flush()?;
         file.get_ref().sync_all()?;
         let bytes = file.get_ref().metadata()?.len();
-        std::fs::rename(&temporary, &args.out)?;
+        std::fs::rename(&temporary, out)?;
         Ok(bytes)
     };
     let written = write();
@@ -118,23 +195,32 @@ pub(crate) fn trace(args: &TraceArgs, as_json: bool) -> Result<()> {
             error => said(&error),
         }
     })?;
-    let positions = prepared.generation.prompt.len() + bundle.output.tokens.len() - 1;
+    let positions = prepared.generation.prompt.len() + tokens.len() - 1;
     let seconds = started.elapsed().as_secs_f64();
     if as_json {
         ui::print_json(&json!({
-            "model": id, "path": args.out, "bytes": bytes, "positions": positions, "seconds": seconds,
+            "model": id, "path": out, "bytes": bytes, "positions": positions, "seconds": seconds,
+            "key": key.map(|key| key.to_string()),
         }));
-    } else {
-        ui::say!("{} {} is the trace of {positions} positions", ui::green("✓"), args.out.display());
-        let (size, each) = (bytes as f64 / 1e6, bytes as f64 / positions as f64 / 1e3);
-        ui::say!("{}", ui::dim(&format!("{size:.1} MB, {each:.0} kB a position, in {seconds:.1} s")));
+        return Ok(());
+    }
+    let what = if key.is_some() { "proves" } else { "is the trace of" };
+    ui::say!("{} {} {what} {positions} positions", ui::green("✓"), out.display());
+    let (size, each) = (bytes as f64 / 1e6, bytes as f64 / positions as f64 / 1e3);
+    ui::say!("{}", ui::dim(&format!("{size:.1} MB, {each:.0} kB a position, in {seconds:.1} s")));
+    if key.is_some() {
+        ui::say!("{}", ui::dim("It hides nothing: the text and all that the model computed are in it."));
     }
     Ok(())
 }
 
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn differs() -> Error {
     Error::Rejected(
-        "the answer is not this model's, so no trace can show that it is; `assay verify --replay` says where it differs".into(),
+        "the answer is not this model's, so nothing can show that it is; `assay verify --replay` says where it differs".into(),
     )
 }
 
@@ -148,6 +234,19 @@ pub(crate) fn check(bundle: &Bundle, expected: &Expected, trace: &Path, key: &Pa
     let spinner = ui::spinner("checking the products of the trace");
     let report =
         assay_verify::check_light(bundle, expected, &Arc::new(key), &processor, trace, Config::default());
+    spinner.finish_and_clear();
+    report.map_err(|error| Error::said(format!("nothing was decided: {error}")))
+}
+
+/// Checks a receipt with a proof and the public commitment to its model.
+pub(crate) fn check_proof(bundle: &Bundle, expected: &Expected, proof: &Path, key: &Path) -> Result<Report> {
+    let commitment = Arc::new(read_commitment(key)?);
+    let proof = assay_worker::files::map(proof).map_err(|error| said(&error))?;
+    let processor = Processor::from_artifact(commitment.artifact()).map_err(|error| said(&error))?;
+    let spinner = ui::spinner("checking the proof");
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let config = Config { threads, ..Config::default() };
+    let report = assay_verify::check_trace_proof(bundle, expected, &commitment, &processor, proof, config);
     spinner.finish_and_clear();
     report.map_err(|error| Error::said(format!("nothing was decided: {error}")))
 }

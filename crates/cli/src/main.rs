@@ -106,7 +106,7 @@ enum Command {
     Members(members::MembersCommand),
     /// Run a model that was imported from ONNX, in integers
     Infer(graphs::InferArgs),
-    /// Run such a model and prove its outputs
+    /// Prove outputs of a model from ONNX, or the answer in a receipt
     Prove(proofs::ProveArgs),
     /// Write the trace of an answer, or fetch its worker's, with which it is checked without the model
     Trace(light::TraceArgs),
@@ -229,9 +229,8 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Model(command) => models::run(command, json),
         Command::Members(command) => members::run(command, json),
         Command::Infer(args) => graphs::infer(&args, json),
-        Command::Prove(args) => proofs::prove(&args, json),
-        Command::Trace(args) if args.from_worker => traces::fetch(&args, json).await,
-        Command::Trace(args) => light::trace(&args, json),
+        Command::Prove(args) => proofs::prove(&args, json).await,
+        Command::Trace(args) => light::trace(&args, json).await,
         Command::Verify(args) => verify::run(args, json).await,
         Command::Receipts(args) => records::receipts(args, json).await,
         Command::Dispute(args) => dispute::run(args, json).await,

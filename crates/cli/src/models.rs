@@ -112,7 +112,7 @@ pub(crate) enum ModelCommand {
     Import(ImportArgs),
     /// List the imported models
     List,
-    /// Commit to the weights of a model from ONNX, so that whoever checks proofs needs only a small key
+    /// Commit to the weights of a model, so that whoever checks proofs needs only a key, and not the model
     Commit {
         /// Name, id or path
         model: String,

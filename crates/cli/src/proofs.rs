@@ -9,24 +9,32 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::graphs::{self, hex};
-use crate::{home, keys, models, ui};
+use crate::{home, keys, light, models, ui, verify};
 
 #[derive(Args)]
 pub(crate) struct ProveArgs {
-    /// A model that was imported from ONNX: name, id or path
-    model: String,
+    /// A model that was imported from ONNX (name, id or path), with --input; or a receipt or an incident file, whose answer is then
+    /// proved to be its model's
+    #[arg(value_name = "MODEL|RECEIPT")]
+    subject: String,
     /// A JSON file with {"inputs": [[…], …]}, or with the rows alone; all rows go into one proof
-    #[arg(long)]
-    input: PathBuf,
+    #[arg(long, required_unless_present = "key")]
+    input: Option<PathBuf>,
     /// Where to write the proof
     #[arg(long, short)]
     out: PathBuf,
-    /// The model's key, made by `assay model commit`: the proof is then checked with the key, without the model
+    /// The model's key, made by `assay model commit`: the proof is then checked with the key, without the model; the proof of a
+    /// receipt always is
     #[arg(long)]
     key: Option<PathBuf>,
     /// What the proof is not to tell: it is then zero-knowledge, and larger
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "input")]
     hide: Option<Hide>,
+    /// Have the worker that gave the receipt's answer prove it, which needs no model here
+    #[arg(long, requires = "key", conflicts_with = "input")]
+    from_worker: bool,
+    #[command(flatten)]
+    list: verify::ListArgs,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -107,7 +115,11 @@ impl AnyProof {
 
 /// Writes the key of a model.
 pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result<()> {
-    let graph = graphs::open(model)?;
+    let graph = match (graphs::open(model), models::open(model)) {
+        (Ok(graph), _) => graph,
+        (Err(_), Ok((path, artifact))) => return light::commit(&path, &artifact, out, as_json),
+        (Err(_), Err(error)) => return Err(error),
+    };
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(Path::new(model)))));
     let spinner = ui::spinner("committing to the weights");
     let key = Key::commit(&graph);
@@ -130,9 +142,18 @@ fn read_key(path: &Path) -> Result<Key> {
     Key::from_bytes(&bytes).map_err(|error| Error::said(format!("{} is no key: {error}", path.display())))
 }
 
-pub(crate) fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
-    let graph = graphs::open(&args.model)?;
-    let reals = graphs::read_rows(&args.input)?;
+pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
+    let input = match (&args.input, &args.key) {
+        (Some(input), _) => input,
+        (None, Some(key)) => {
+            let (receipt, worker) = (Path::new(&args.subject), args.from_worker.then_some(&args.list));
+            return light::prove_receipt(receipt, key, &args.out, worker, as_json).await;
+        }
+        // The arguments have one of them.
+        (None, None) => return Err(Error::said("give --input for a model, or --key for a receipt")),
+    };
+    let graph = graphs::open(&args.subject)?;
+    let reals = graphs::read_rows(input)?;
     let inputs = graph.encode_inputs(&reals).map_err(|error| Error::said(error.to_string()))?;
     let key = args.key.as_deref().map(read_key).transpose()?;
     let bar = ui::bar(Stage::ALL.len() as u64, "proving", false);

@@ -1,31 +1,38 @@
-//! `assay trace --from-worker`: the trace of an answer from the worker that gave it (docs/light.md).
+//! `assay trace --from-worker` and `assay prove --from-worker`: the trace of an answer (docs/light.md), or its proof (docs/trace-proof.md), from
+//! the worker that gave it.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use assay_receipt::Bytes32;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::light::TraceArgs;
 use crate::{ui, verify};
 
-/// Longest wait for a connection, and for the next piece of a trace: the worker may have another one to record first.
+/// Longest wait for a connection, and for the next piece: behind the trace the worker takes its time for what proves it.
 const CONNECT: Duration = Duration::from_secs(10);
-const PIECE: Duration = Duration::from_secs(120);
+const PIECE: Duration = Duration::from_secs(600);
 /// Largest trace that is written: 64 GiB, beyond any that a worker records within its limits.
 const TRACE_BYTES_MAX: u64 = 64 << 30;
 /// Largest refusal that is read, in bytes.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
-/// Asks the receipt's worker, whose address and certificate are in the signed list, and writes what it sends. Whether that is the answer's
-/// trace, only `assay verify` with a key can say.
-pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
-    let (bundle, own_list) = verify::read(&args.receipt)?;
+/// Asks the receipt's worker, whose address and certificate are in the signed list, and writes what it sends: a trace, or with the id of a
+/// commitment a proof that opens it. Whether it is the answer's, only `assay verify` with a key can say.
+pub(crate) async fn fetch(
+    receipt: &Path,
+    out: &Path,
+    list: &verify::ListArgs,
+    key: Option<Bytes32>,
+    as_json: bool,
+) -> Result<()> {
+    let (bundle, own_list) = verify::read(receipt)?;
     let receipt = &bundle.receipt.statement;
-    let lists = args.list.lists(own_list)?;
-    let signer = args.list.signer()?;
+    let lists = list.lists(own_list)?;
+    let signer = list.signer()?;
     let signed = lists.iter().filter(|list| list.signer(&bundle.domain) == Ok(signer));
     let member =
         signed.filter_map(|list| list.statement.member(&receipt.worker)).next().ok_or_else(|| {
@@ -38,10 +45,14 @@ pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
     let http = assay_gateway::pinned(member.tls_sha256, CONNECT)
         .map_err(|error| Error::said(format!("no HTTP client can be made: {error}")))?;
     let broken = |error: &dyn std::fmt::Display| {
-        Error::said(format!("the worker at {} gave no trace: {error}; nothing was kept", member.url))
+        Error::said(format!("the worker at {} gave nothing: {error}; nothing was kept", member.url))
     };
     let started = Instant::now();
-    let url = format!("{}/v1/trace", member.url.trim_end_matches('/'));
+    let (what, path) = match key {
+        None => ("trace", "v1/trace".to_owned()),
+        Some(key) => ("proof", format!("v1/proof?key={key}")),
+    };
+    let url = format!("{}/{path}", member.url.trim_end_matches('/'));
     let waiting = tokio::time::timeout(PIECE, http.post(url).json(&bundle).send());
     let mut response =
         waiting.await.map_err(|error| broken(&error))?.map_err(|error| broken(&reqwest_cause(&error)))?;
@@ -60,8 +71,8 @@ pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
     }
 
     // A reader sees all of it or nothing.
-    let temporary = args.out.with_extension(format!("part-{}", std::process::id()));
-    let bar = ui::spinner("receiving the trace");
+    let temporary = out.with_extension(format!("part-{}", std::process::id()));
+    let bar = ui::spinner(&format!("receiving the {what}"));
     let written = async {
         let options =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
@@ -79,7 +90,7 @@ pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
             file.write_all(&piece).map_err(Error::file("write", &temporary))?;
         }
         file.sync_all().map_err(Error::file("write", &temporary))?;
-        std::fs::rename(&temporary, &args.out).map_err(Error::file("write", &args.out))?;
+        std::fs::rename(&temporary, out).map_err(Error::file("write", out))?;
         Ok(bytes)
     };
     let written = written.await;
@@ -91,12 +102,15 @@ pub(crate) async fn fetch(args: &TraceArgs, as_json: bool) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     if as_json {
         ui::print_json(&json!({
-            "model": receipt.model, "worker": receipt.worker, "path": args.out, "bytes": bytes, "seconds": seconds,
+            "model": receipt.model, "worker": receipt.worker, "path": out, "bytes": bytes, "seconds": seconds,
         }));
     } else {
-        ui::say!("{} {} is what the worker shows for this answer", ui::green("✓"), args.out.display());
+        ui::say!("{} {} is what the worker shows for this answer", ui::green("✓"), out.display());
         let size = bytes as f64 / 1e6;
-        ui::say!("{}", ui::dim(&format!("{size:.1} MB in {seconds:.1} s; `assay verify --trace` checks it")));
+        ui::say!(
+            "{}",
+            ui::dim(&format!("{size:.1} MB in {seconds:.1} s; `assay verify --{what}` checks it"))
+        );
     }
     Ok(())
 }

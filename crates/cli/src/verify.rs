@@ -38,11 +38,14 @@ pub(crate) struct VerifyArgs {
     /// Check the answer with this trace of `assay trace`, and the key of `assay model key`, without the model
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "replay")]
     trace: Option<PathBuf>,
+    /// Check the answer with this proof of `assay prove`, and the key of `assay model commit`, without the model
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["replay", "trace"])]
+    proof: Option<PathBuf>,
     /// The model that a proof, also one in a receipt, must be about; the imported one that it names when left out
     #[arg(long, conflicts_with = "replay")]
     model: Option<String>,
-    /// The key of `assay model commit` that a proof with committed weights is checked with, or that of `assay model key`
-    /// for a trace; the model is not needed then
+    /// The key of `assay model commit` that a proof is checked with, or that of `assay model key` for a trace; the model is not
+    /// needed then
     #[arg(long, conflicts_with_all = ["replay", "model"])]
     key: Option<PathBuf>,
 }
@@ -97,6 +100,10 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
             let (trace, key) = (args.trace.unwrap_or_default(), args.key.unwrap_or_default());
             light::check(&bundle, &expected, &trace, &key)?
         }
+        None if args.proof.is_some() => {
+            let (proof, key) = (args.proof.unwrap_or_default(), args.key.unwrap_or_default());
+            light::check_proof(&bundle, &expected, &proof, &key)?
+        }
         None if bundle.receipt.statement.arithmetic == GRAPH_ARITHMETIC => {
             let model = Bytes32::to_string(&bundle.receipt.statement.model);
             match proofs::model(&model, args.model.as_deref(), args.key.as_deref())? {
@@ -122,8 +129,8 @@ pub(crate) async fn run(args: VerifyArgs, json: bool) -> Result<()> {
     }
     if report.has_failed(CheckKind::Products) {
         return Err(Error::Rejected(
-            "the trace does not show that this answer is the model's, nor that it is not: ask for another trace, or replay the \
-             answer with --replay"
+            "the file does not show that this answer is the model's, nor that it is not: ask for another one, or replay the answer \
+             with --replay"
                 .into(),
         ));
     }

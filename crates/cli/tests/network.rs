@@ -414,6 +414,38 @@ fn an_embedding_is_verified_and_replayed_offline() {
         lied["output"]["text"] = json!("[1, 2, 3]");
         let lied = network.run(&["verify", &save(folder.join("lied.json"), &lied), "--replay", model]);
         assert_eq!(lied.status.code(), Some(1), "{}", stderr(&lied));
+        // Proved to whoever has the public key of the model, and not the model.
+        let key = network.run(&["model", "commit", model, "-o", "public.key"]);
+        if model == "vectors" {
+            assert_eq!(key.status.code(), Some(2), "{}", stderr(&key));
+            continue;
+        }
+        let proof = network.json(&["prove", "receipt.json", "--key", "public.key", "-o", "receipt.proof"]);
+        let check = ["verify", "receipt.json", "--proof", "receipt.proof", "--key", "public.key"];
+        let report = network.json(&check);
+        assert_eq!((&report["state"], &report["level"]), (&json!("proved"), &json!("proved")), "{proof}");
+        let mut file = std::fs::read(folder.join("receipt.proof")).unwrap();
+        assert_eq!(json!(file.len()), proof["bytes"]);
+        // Its worker gives the same bytes to whoever has the receipt.
+        let fetch = ["prove", "receipt.json", "--key", "public.key", "--from-worker", "-o", "fetched.proof"];
+        assert_eq!(network.json(&fetch)["bytes"], proof["bytes"]);
+        assert!(std::fs::read(folder.join("fetched.proof")).unwrap() == file);
+        let bundle = save(folder.join("lied.json"), &{
+            let mut lied = bundle.clone();
+            lied["output"]["text"] = json!("abc");
+            lied
+        });
+        let lied = network.run(&[&check[..1], &[&bundle], &check[2..]].concat());
+        assert_eq!(lied.status.code(), Some(1), "{}", stderr(&lied));
+        *file.last_mut().unwrap() ^= 1;
+        std::fs::write(folder.join("receipt.proof"), file).unwrap();
+        let refused = network.run(&check);
+        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("does not show"), "{}", stderr(&refused));
+        let secret = network.json(&["model", "key", model, "-o", "secret.key"]);
+        assert_eq!(secret["path"], "secret.key");
+        let refused = network.run(&[&check[..5], &["secret.key"]].concat());
+        assert!(stderr(&refused).contains("assay model commit"), "{}", stderr(&refused));
     }
     models.sort_unstable();
     assert_eq!(models, ["tiny", "vectors"]);

@@ -14,7 +14,10 @@
 //! after `F` of them the next false trace passes with probability at most `1/(2^61 - 1 - F)`. That holds against whoever does not
 //! know the key, whatever their computing power (but for the expansion of the seed by SHAKE256).
 //!
-//! The worker's side writes what docs/light.md defines; the bytes depend on nothing but the model and the text.
+//! Proofs ([`prove`], [`Engine::verifying`]) are the same test with a vector that follows from the trace, for everybody who has the model's public
+//! [`Commitment`]: docs/trace-proof.md.
+//!
+//! The worker's side writes what docs/light.md and docs/trace-proof.md define; the bytes depend on nothing but the model and the text.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -30,12 +33,15 @@
 //! }
 //!
 //! fn checker(key: &Arc<Key>, trace: Vec<u8>, generation: &Generation, answer: &[u32]) -> Result<Replay, Box<dyn std::error::Error>> {
-//!     let trace = Trace::parse(Arc::new(trace), key)?;
+//!     let trace = Trace::parse(Arc::new(trace), key.artifact())?;
 //!     Ok(Engine::checking(key, trace, Config::default())?.replay(generation, answer)?)
 //! }
 //! ```
 
+mod commitment;
 mod key;
+mod known;
+mod opening;
 mod products;
 mod trace;
 
@@ -46,7 +52,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use assay_arithmetic::{Kernel, MatrixView, QuantisedView, rescale_sums};
 use assay_model::Artifact;
 
-pub use key::{KEY_BYTES_MAX, KEY_MAGIC, Key, KeyError};
+pub use commitment::{COMMITMENT_MAGIC, Commitment};
+pub use key::{KEY_MAGIC, Key};
+use known::Known;
+pub use known::{KEY_BYTES_MAX, KeyError};
+use opening::Opened;
+pub use opening::{PROOF_MAGIC, Proof, prove};
 pub use products::Product;
 use products::Products;
 pub(crate) use products::{At, Place};
@@ -70,8 +81,8 @@ pub enum RecordError {
     /// The model gives another answer.
     #[error("token {0} of the answer is not this model's, so no trace can show that it is")]
     Differs(u32),
-    /// The trace cannot be written.
-    #[error("the trace cannot be written: {0}")]
+    /// It cannot be written.
+    #[error("it cannot be written: {0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -115,7 +126,7 @@ impl Light {
     pub(crate) fn fault(&self) -> Option<(usize, Fault)> {
         let Light::Check(checker) = self else { return None };
         let (position, index) = (*checker.first.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let (layer, product) = checker.key.products.named(index);
+        let (layer, product) = checker.test.products().named(index);
         Some((position, Fault::Product { position, layer, product }))
     }
 
@@ -123,7 +134,7 @@ impl Light {
     pub(crate) fn is_of(&self, prompt: &[u32], answer: &[u32]) -> bool {
         match self {
             Light::Record(_) => true,
-            Light::Check(checker) => checker.trace.is_of(prompt, answer),
+            Light::Check(checker) => checker.is_of(prompt, answer),
         }
     }
 }
@@ -158,9 +169,54 @@ impl Recorder {
     }
 }
 
+/// What tests a product.
+enum Test {
+    /// A secret that the trace's maker did not know.
+    Key(Arc<Key>),
+    /// Challenges that follow from the trace.
+    Opened(Box<Opened>),
+}
+
+impl Test {
+    fn products(&self) -> &Products {
+        match self {
+            Test::Key(key) => &key.products,
+            Test::Opened(opened) => &opened.commitment.products,
+        }
+    }
+
+    fn known(&self) -> &Known {
+        match self {
+            Test::Key(key) => &key.known,
+            Test::Opened(opened) => &opened.commitment.known,
+        }
+    }
+
+    fn is_embedding(&self, token: usize, weights: &[i16]) -> bool {
+        match self {
+            Test::Key(key) => key.is_embedding(token, weights),
+            Test::Opened(opened) => opened.commitment.is_embedding(token, weights),
+        }
+    }
+
+    fn is_rope(&self, table: usize, position: usize, cos: &[i32], sin: &[i32]) -> bool {
+        match self {
+            Test::Key(key) => key.is_rope(table, position, cos, sin),
+            Test::Opened(opened) => opened.commitment.is_rope(table, position, cos, sin),
+        }
+    }
+
+    fn is_product(&self, at: At<'_>, x: &[i16], sums: &[i64]) -> bool {
+        match self {
+            Test::Key(key) => key.is_product(at.layer, at.product, at.expert, x, sums),
+            Test::Opened(opened) => opened.is_product(at.layer, at.product, at.expert, x, sums),
+        }
+    }
+}
+
 /// Tests the products of a trace.
 pub(crate) struct Checker {
-    key: Arc<Key>,
+    test: Test,
     trace: Trace,
     kernel: Kernel,
     /// Position and number of the first product that was found false. Positions first: what comes before it is right
@@ -169,6 +225,14 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
+    fn is_of(&self, prompt: &[u32], answer: &[u32]) -> bool {
+        let same = match &self.test {
+            Test::Key(_) => true,
+            Test::Opened(opened) => opened.is_of(prompt, answer),
+        };
+        same && self.trace.is_of(prompt, answer)
+    }
+
     fn take(
         &self,
         at: At<'_>,
@@ -182,10 +246,10 @@ impl Checker {
         let inputs = x.values.chunks_exact(x.cols.max(1)).zip(x.scales);
         for ((place, (x, &scale)), out) in at.places.iter().zip(inputs).zip(out.chunks_exact_mut(rows.max(1)))
         {
-            let index = self.key.products.index(at.layer, at.product, place.slot);
+            let index = self.test.products().index(at.layer, at.product, place.slot);
             // A false product is run on with, so that the first of them is found whoever comes first.
             let written = self.trace.sums(place.position, index, &mut sums);
-            if !(written && self.key.is_product(at.layer, at.product, at.expert, x, &sums)) {
+            if !(written && self.test.is_product(at, x, &sums)) {
                 let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
                 let found = (place.position, index);
                 *first = Some(first.map_or(found, |first| first.min(found)));
@@ -204,31 +268,53 @@ impl Engine {
     /// # Errors
     /// [`Fault::Model`], [`Fault::Rope`], [`Fault::Embedding`]; [`Fault::Engine`] when there is no engine with these settings.
     pub fn checking(key: &Arc<Key>, trace: Trace, config: Config) -> Result<Engine, Fault> {
-        if trace.model != key.model() {
-            return Err(Fault::Model { trace: trace.model, key: key.model() });
+        Engine::testing(Test::Key(Arc::clone(key)), trace, config)
+    }
+
+    /// An engine that replays one answer to one prompt with the products of a proof's trace. Whether the proof opens the
+    /// commitment is checked here, products in the replay, whose results mean what they do with [`Engine::checking`].
+    ///
+    /// # Errors
+    /// [`Fault::Commitment`], [`Fault::Opening`], and those of [`Engine::checking`].
+    pub fn verifying(
+        commitment: &Arc<Commitment>,
+        proof: Proof,
+        (prompt, answer): (&[u32], &[u32]),
+        config: Config,
+    ) -> Result<Engine, Fault> {
+        let (opened, trace) = proof.open(commitment, prompt, answer)?;
+        Engine::testing(Test::Opened(Box::new(opened)), trace, config)
+    }
+
+    fn testing(test: Test, trace: Trace, config: Config) -> Result<Engine, Fault> {
+        let model = test.known().artifact().id();
+        if trace.model != model {
+            return Err(Fault::Model { trace: trace.model, key: model });
         }
         let ropes = trace.ropes();
-        let pairs = key.products.pairs;
+        let pairs = test.products().pairs;
         for position in 0..trace.positions() {
             let row = position * pairs..(position + 1) * pairs;
             for (table, [cos, sin]) in ropes.iter().enumerate() {
-                if !key.is_rope(table, position, &cos[row.clone()], &sin[row.clone()]) {
+                if !test.is_rope(table, position, &cos[row.clone()], &sin[row.clone()]) {
                     return Err(Fault::Rope { position });
                 }
             }
         }
-        let mut weights = vec![0; key.products.dim()];
+        let mut weights = vec![0; test.products().dim()];
         let mut tokens: Vec<u32> = trace.tokens().collect();
         tokens.sort_unstable();
         for token in tokens {
-            if !(trace.embedding(token, &mut weights) && key.is_embedding(token as usize, &weights)) {
+            if !(trace.embedding(token, &mut weights) && test.is_embedding(token as usize, &weights)) {
                 return Err(Fault::Embedding { token });
             }
         }
-        let artifact =
-            key.with_ropes(ropes).map_err(|_| Fault::Form("its rotary tables do not fit the model"))?;
+        let artifact = test
+            .known()
+            .with_ropes(ropes)
+            .map_err(|_| Fault::Form("its rotary tables do not fit the model"))?;
         let config = Config { max_batch: 1, ..config }.with_kv_tokens(&artifact, trace.positions() + 1);
-        let checker = Checker { key: Arc::clone(key), trace, kernel: config.kernel, first: Mutex::default() };
+        let checker = Checker { test, trace, kernel: config.kernel, first: Mutex::default() };
         let light = Light::Check(Box::new(checker));
         Engine::start(Arc::new(artifact), None, config, Some(light))
             .map_err(|error| Fault::Engine(Box::new(error)))

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use assay_arithmetic::freivalds;
+use assay_arithmetic::reed_solomon::Complex;
 use assay_model::testing::{ARCHITECTURES, tiny_gguf};
 use assay_model::{Architecture, import_gguf};
 use assay_receipt::Sampling;
@@ -72,7 +74,7 @@ fn check(
     generation: &Generation,
     answer: &[u32],
 ) -> Result<Replay, Error> {
-    let trace = Trace::parse(Arc::new(trace.to_vec()), key)?;
+    let trace = Trace::parse(Arc::new(trace.to_vec()), key.artifact())?;
     Engine::checking(key, trace, config)?.replay(generation, answer)
 }
 
@@ -95,7 +97,7 @@ impl Case {
         let generation = generation(9, greedy());
         let answer = answer(&model, &generation);
         let bytes = recorded(&model, config(2, 4), &generation, &answer);
-        let trace = Trace::parse(Arc::new(bytes.clone()), &key).unwrap();
+        let trace = Trace::parse(Arc::new(bytes.clone()), key.artifact()).unwrap();
         let tokens = [&generation.prompt[..], &answer].concat();
         let front = trace::front(&model, &tokens, 9).len();
         let products = Products::new(model.config());
@@ -185,7 +187,7 @@ fn an_answer_that_the_model_does_not_give_is_found() {
     let Replay::Differs { position, .. } = expected else { unreachable!() };
     let head = key.products.index(model.config().layers, Product::Output, 0);
     let at = 8 + position as usize;
-    let trace = Trace::parse(Arc::new(bytes.clone()), key).unwrap();
+    let trace = Trace::parse(Arc::new(bytes.clone()), key.artifact()).unwrap();
     for (false_one, found) in [(at + 1, Ok(expected.clone())), (at, false_product(at, 2, Product::Output))] {
         let mut out = bytes[..trace.place(false_one, head)].to_vec();
         let mut sums = vec![0; 267];
@@ -364,7 +366,7 @@ fn false_embeddings_and_rotary_tables_are_found() {
 #[test]
 fn a_trace_has_one_length_and_one_text() {
     let case = Case::llama();
-    let parse = |bytes: &[u8]| Trace::parse(Arc::new(bytes.to_vec()), &case.key);
+    let parse = |bytes: &[u8]| Trace::parse(Arc::new(bytes.to_vec()), case.key.artifact());
     for length in
         (0..case.bytes.len()).step_by(97).chain([7, 8, 12, 55, 56, case.front, case.bytes.len() - 1])
     {
@@ -432,6 +434,281 @@ fn keys_come_back_and_damaged_ones_do_not() {
     assert!(shown.len() < 100 && !shown.contains("seed"), "{shown}");
     let bare = Key::make(case.key.artifact(), SEED, &mut |_, _| {});
     assert!(matches!(bare, Err(KeyError::NoWeights)));
+}
+
+/// An honest proof, taken apart.
+struct Proven {
+    commitment: Arc<Commitment>,
+    bytes: Vec<u8>,
+    /// Where the projections, the sums of rows and the opened columns begin.
+    columns: usize,
+    sums: usize,
+    opened: usize,
+}
+
+impl Proven {
+    fn new(case: &Case) -> Proven {
+        let commitment = Arc::new(Commitment::make(&case.model, &mut |_, _| {}).unwrap());
+        let bytes = proven(&case.model, &commitment, (&case.generation.prompt, &case.answer), &case.bytes);
+        let opened = bytes.len() - 16 * commitment::QUERIES * commitment.layout.rows;
+        let sums: usize = commitment.layout.classes.iter().map(|class| class.message_len()).sum();
+        let columns = 48 + case.bytes.len();
+        Proven { commitment, bytes, columns, sums: opened - 16 * sums, opened }
+    }
+
+    fn llama() -> &'static Proven {
+        static PROVEN: OnceLock<Proven> = OnceLock::new();
+        PROVEN.get_or_init(|| Proven::new(Case::llama()))
+    }
+
+    fn check(&self, bytes: &[u8]) -> Result<Replay, Error> {
+        let case = Case::llama();
+        proved(&self.commitment, bytes, &case.generation, &case.answer)
+    }
+
+    /// What a verifier says when these bytes have others in their place, each number still below the prime.
+    fn with(&self, at: usize, change: impl FnOnce(&mut [u8])) -> Result<Replay, Error> {
+        let mut bytes = self.bytes.clone();
+        change(&mut bytes[at..]);
+        self.check(&bytes)
+    }
+}
+
+fn prover(model: &Artifact) -> opening::Prover<'_> {
+    opening::Prover::new(model, rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap())
+}
+
+/// The proof of a trace, true or not.
+fn proven(model: &Artifact, commitment: &Commitment, text: (&[u32], &[u32]), trace: &[u8]) -> Vec<u8> {
+    let mut steps = Vec::new();
+    let hash = blake3::hash(trace).into();
+    let opening = prover(model).open(&commitment.id(), text, &hash, &mut |done, all| steps.push((done, all)));
+    assert!(steps.is_sorted() && steps.last().is_some_and(|(done, all)| done == all));
+    let head = [&PROOF_MAGIC[..], &[1, 0, 0, 0, 0, 0, 0, 0], &commitment.id().0].concat();
+    [&head, trace, &opening].concat()
+}
+
+fn proved(
+    commitment: &Arc<Commitment>,
+    bytes: &[u8],
+    generation: &Generation,
+    answer: &[u32],
+) -> Result<Replay, Error> {
+    let proof = Proof::parse(Arc::new(bytes.to_vec()), commitment)?;
+    Engine::verifying(commitment, proof, (&generation.prompt, answer), config(2, 5))?
+        .replay(generation, answer)
+}
+
+#[test]
+fn a_proof_is_a_replay_in_every_family() {
+    for architecture in ARCHITECTURES {
+        let model = model(architecture, 3);
+        let commitment = Arc::new(Commitment::make(&model, &mut |_, _| {}).unwrap());
+        let generation = generation(11, sampled(4));
+        let answer = answer(&model, &generation);
+        let expected = Engine::new(Arc::clone(&model), config(1, 64)).unwrap();
+        let expected = { expected }.replay(&generation, &answer).unwrap();
+        let trace = recorded(&model, config(2, 8), &generation, &answer);
+        let bytes = proven(&model, &commitment, (&generation.prompt, &answer), &trace);
+        assert_eq!(proved(&commitment, &bytes, &generation, &answer).unwrap(), expected, "{architecture:?}");
+        // Threads change nothing.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let again = pool.install(|| Commitment::make(&model, &mut |_, _| {}).unwrap());
+        assert_eq!(again.to_bytes(), commitment.to_bytes());
+        let mut out = Vec::new();
+        let config = config(1, 3);
+        prove(&model, config, commitment.id(), &generation, &answer, &mut out, &mut |_, _| {}).unwrap();
+        assert!(out == bytes, "{architecture:?}");
+    }
+}
+
+/// The prover is honest, but for the trace, which it makes its challenges from.
+#[test]
+fn each_false_sum_of_a_proof_is_found_where_it_is() {
+    for architecture in [Architecture::Llama, Architecture::Qwen3Moe] {
+        let case = Case::new(architecture);
+        let commitment = Arc::new(Commitment::make(&case.model, &mut |_, _| {}).unwrap());
+        let text = (&case.generation.prompt[..], &case.answer[..]);
+        let last = case.sums.len() - 1;
+        for (layer, product) in case.key.products.at_position(true).collect::<Vec<_>>() {
+            for (row, error) in [(0, 1), (usize::MAX, -1)] {
+                let mut sums = case.sums.clone();
+                let index = case.key.products.index(layer, product, 0);
+                let row = row.min(sums[last][index].len() - 1);
+                sums[last][index][row] += error;
+                let mut trace = case.bytes[..case.front].to_vec();
+                sums.iter().flatten().for_each(|sums| trace.extend(trace::pack(sums)));
+                let bytes = proven(&case.model, &commitment, text, &trace);
+                let found = proved(&commitment, &bytes, &case.generation, &case.answer);
+                assert_eq!(found, false_product(last, layer, product), "{architecture:?}");
+            }
+        }
+        // Embeddings and rotary tables too.
+        let at = case.front - 2;
+        for (at, which) in [(57, "rotary"), (at, "embedding")] {
+            let mut trace = case.bytes.clone();
+            trace[at] ^= 1;
+            let bytes = proven(&case.model, &commitment, text, &trace);
+            let found = proved(&commitment, &bytes, &case.generation, &case.answer).unwrap_err();
+            assert!(found.to_string().contains(which), "{found}");
+        }
+    }
+}
+
+/// Every message of a prover that lies in it, with challenges that follow from its lie or not.
+#[test]
+fn false_messages_are_found() {
+    let proven = Proven::llama();
+    assert!(proven.check(&proven.bytes).is_ok());
+    let opening = |found: Result<Replay, Error>, says: &str| match found {
+        Err(Error::Light(Fault::Opening(fault))) => assert!(fault.contains(says), "{fault}"),
+        other => panic!("{other:?}"),
+    };
+    let add = |bytes: &mut [u8], at: usize, amount: Complex| {
+        let number = Complex::from_bytes(bytes[at..at + 16].try_into().unwrap()).unwrap() + amount;
+        bytes[at..at + 16].copy_from_slice(&number.to_bytes());
+    };
+    let some = Complex::of_integers(5, -3);
+    let contradiction = "contradict each other";
+    // A projection, a sum of rows, and numbers of a column; the first and the last of each.
+    for at in [proven.columns, proven.sums - 16] {
+        opening(proven.with(at, |bytes| add(bytes, 0, some)), contradiction);
+    }
+    for at in [proven.sums, proven.opened - 16] {
+        opening(proven.with(at, |bytes| add(bytes, 0, some)), contradiction);
+    }
+    for at in [proven.opened, proven.bytes.len() - 16] {
+        opening(proven.with(at, |bytes| add(bytes, 0, some)), "a column is not");
+    }
+    // Columns in each other's place.
+    let column = 16 * proven.commitment.layout.rows;
+    let swapped = proven.with(proven.opened, |bytes| {
+        let (a, b) = bytes.split_at_mut(column);
+        a.swap_with_slice(&mut b[..column]);
+    });
+    opening(swapped, "a column is not");
+
+    // Projections and sums that agree with each other, and are not the model's: only columns tell. The prover goes on from its lie.
+    let (case, commitment) = (Case::llama(), &proven.commitment);
+    let layout = &commitment.layout;
+    let text = (&case.generation.prompt[..], &case.answer[..]);
+    let trace = blake3::hash(&case.bytes).into();
+    let seed = opening::statement(&commitment.id(), text.0, text.1, &trace);
+    let weights = opening::Weights::new(&seed, layout);
+    let mut lie = proven.bytes.clone();
+    assert_eq!(layout.blocks[0].class, 0);
+    add(&mut lie, proven.columns, some);
+    let seed = opening::after(&seed, &lie[proven.columns..proven.sums]);
+    let mix = opening::numbers(&seed, layout.blocks.len());
+    // The true sums for these challenges, and then the one number that makes up for the lie.
+    let sums = prover(&case.model).sums_of_rows(&opening::combination(layout, &weights, &mix));
+    lie[proven.sums..proven.opened].copy_from_slice(&sums);
+    opening(proven.check(&lie), contradiction);
+    let inverse = |number: Complex| {
+        // The power P² - 2.
+        let exponent = u128::from(freivalds::P) * u128::from(freivalds::P) - 2;
+        (0..122).rev().fold(Complex::ONE, |all, bit| {
+            let square = all * all;
+            if exponent >> bit & 1 == 1 { square * number } else { square }
+        })
+    };
+    assert_eq!(inverse(some) * some, Complex::ONE);
+    add(&mut lie, proven.sums, some * mix[0] * inverse(weights.beside[0]));
+    let seed = opening::after(&seed, &lie[proven.sums..proven.opened]);
+    let places = opening::places(&seed, layout);
+    let opened = prover(&case.model).open_columns(&places, &mut |_| {});
+    lie[proven.opened..].copy_from_slice(&opened);
+    opening(proven.check(&lie), "a sum of rows is not");
+}
+
+#[test]
+fn a_proof_is_about_one_text_model_and_trace() {
+    let (case, proven) = (Case::llama(), Proven::llama());
+    // Another answer, or the same tokens cut elsewhere.
+    let mut other = case.generation.clone();
+    other.prompt.push(case.answer[0]);
+    let found = proved(&proven.commitment, &proven.bytes, &other, &case.answer[1..]);
+    assert!(matches!(found, Err(Error::Light(Fault::Opening(_)))), "{found:?}");
+    // An engine for one text runs no other.
+    let parse = |bytes: &[u8]| Proof::parse(Arc::new(bytes.to_vec()), &proven.commitment);
+    let text = (&case.generation.prompt[..], &case.answer[..]);
+    let proof = parse(&proven.bytes).unwrap();
+    let mut engine = Engine::verifying(&proven.commitment, proof, text, config(1, 8)).unwrap();
+    let mut swapped = case.generation.clone();
+    swapped.prompt.swap(0, 1);
+    assert_ne!(swapped.prompt, case.generation.prompt);
+    assert_eq!(engine.replay(&swapped, &case.answer), Err(Fault::Text.into()));
+    assert!(matches!(engine.replay(&case.generation, &case.answer), Ok(Replay::Agrees { .. })));
+    // Another trace of the same text cannot stand in its place.
+    let found = proven.with(proven.columns - 1, |bytes| bytes[0] ^= 1);
+    assert!(matches!(found, Err(Error::Light(Fault::Opening(_)))), "{found:?}");
+    // Another commitment refuses the proof, also under its own name.
+    let other = model(Architecture::Llama, 6);
+    let other = Arc::new(Commitment::make(&other, &mut |_, _| {}).unwrap());
+    let refused = Proof::parse(Arc::new(proven.bytes.clone()), &other).unwrap_err();
+    assert_eq!(refused, Fault::Commitment { proof: proven.commitment.id(), key: other.id() });
+    let mut renamed = proven.bytes.clone();
+    renamed[16..48].copy_from_slice(&other.id().0);
+    assert!(proved(&other, &renamed, &case.generation, &case.answer).is_err());
+    let mut renamed_trace = renamed.clone();
+    renamed_trace[48 + 24..48 + 56].copy_from_slice(&other.model().0);
+    let found = proved(&other, &renamed_trace, &case.generation, &case.answer);
+    assert!(matches!(found, Err(Error::Light(Fault::Opening(_)))), "{found:?}");
+    // Lengths, heads and numbers beyond the prime.
+    for length in [0, 8, 47, 48, 64, proven.columns, proven.sums, proven.opened + 1, proven.bytes.len() - 1] {
+        assert!(parse(&proven.bytes[..length]).is_err(), "{length}");
+    }
+    assert!(parse(&[&proven.bytes[..], &[0]].concat()).is_err());
+    assert_eq!(parse(&case.bytes).unwrap_err(), Fault::NotAProof);
+    for (at, value) in [(8, 2), (12, 1)] {
+        let mut bytes = proven.bytes.clone();
+        bytes[at] = value;
+        assert!(parse(&bytes).is_err(), "{at}");
+    }
+    let mut bytes = proven.bytes.clone();
+    bytes[proven.columns..][..8].copy_from_slice(&freivalds::P.to_le_bytes());
+    assert_eq!(parse(&bytes).unwrap_err(), Fault::Form("a number is not below the prime"));
+}
+
+#[test]
+fn commitments_come_back_and_damaged_ones_do_not() {
+    let case = Case::llama();
+    let commitment = &Proven::llama().commitment;
+    let bytes = commitment.to_bytes();
+    let again = Commitment::from_bytes(&bytes).unwrap();
+    assert_eq!((again.to_bytes(), again.id()), (bytes.clone(), commitment.id()));
+    assert_eq!(bytes[bytes.len() - 32..], commitment.id().0);
+    assert!(matches!(Commitment::from_bytes(&case.key.to_bytes()), Err(KeyError::NotAKey)));
+    assert!(matches!(Key::from_bytes(&bytes), Err(KeyError::NotAKey)));
+    for at in (12..bytes.len()).step_by(411) {
+        let mut other = bytes.clone();
+        other[at] ^= 4;
+        assert!(matches!(Commitment::from_bytes(&other), Err(KeyError::Damaged)), "{at}");
+        assert!(Commitment::from_bytes(&bytes[..at]).is_err());
+    }
+    // With a right hash, but a hash less or more.
+    let content = &bytes[..bytes.len() - 32];
+    for other in [&content[..content.len() - 32], &[content, &[0; 32]].concat(), &[content, &[0]].concat()] {
+        let sealed = [other, &assay_receipt::keccak256(other).0].concat();
+        assert!(matches!(Commitment::from_bytes(&sealed), Err(KeyError::Damaged)));
+    }
+    let bare = Commitment::make(case.key.artifact(), &mut |_, _| {});
+    assert!(matches!(bare, Err(KeyError::NoWeights)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// No changed byte of a proof passes, wherever it is.
+    #[test]
+    fn every_byte_of_a_proof_counts(at: prop::sample::Index, bit in 0u32..8, in_trace: bool) {
+        let proven = Proven::llama();
+        let mut bytes = proven.bytes.clone();
+        let (front, back) = (proven.columns, bytes.len() - proven.columns);
+        let at = if in_trace { at.index(front) } else { front + at.index(back) };
+        bytes[at] ^= 1u8 << bit;
+        prop_assert!(proven.check(&bytes).is_err(), "{}", at);
+    }
 }
 
 proptest! {

@@ -45,7 +45,7 @@ pub use check::{Expected, check};
 pub use failure::{FailureEvidence, check_failure};
 pub use json::answer;
 #[cfg(feature = "replay")]
-pub use light::check_light;
+pub use light::{check_light, check_trace_proof};
 pub use members::{MembersError, check_members};
 #[cfg(feature = "proof")]
 pub use proof::{ProofError, check_proved, proof_of};

@@ -35,6 +35,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/generate", post(generate))
         .route("/v1/audit", post(crate::audit::audit))
         .route("/v1/trace", post(crate::light::trace))
+        .route("/v1/proof", post(crate::light::proof))
         .route("/v1/receipts/{nonce}", get(receipt))
         .route("/v1/lines/{root}", get(line))
         .route("/v1/models/{model}/manifest", get(manifest))

@@ -1,16 +1,20 @@
-//! Traces for light checks: whoever holds the bundle of an answer of this worker's gets the trace of it (docs/light.md).
+//! Traces for light checks, and proofs: whoever holds the bundle of an answer of this worker's gets the trace (docs/light.md) or the proof of it
+//! (docs/trace-proof.md).
 
 use std::io::{BufWriter, Error, ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_engine::Config;
-use assay_engine::light::record;
+use assay_engine::light::{prove, record};
+use assay_receipt::Bytes32;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
+use serde::Deserialize;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -27,7 +31,32 @@ const UNREAD: usize = 4;
 
 /// `POST /v1/trace`: a bundle in, its trace out. One at a time for each model, by one thread.
 pub(crate) async fn trace(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
-    let bundle = match audit::read(&shared, &headers, body).await {
+    show(&shared, &headers, body, None).await
+}
+
+/// What a proof opens.
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    /// Id of the commitment to the model that the proof will be checked with.
+    key: Bytes32,
+}
+
+/// `POST /v1/proof?key=0x…`: a bundle in, its proof out, beside traces, one at a time for each model, by one thread.
+pub(crate) async fn proof(
+    State(shared): State<Arc<Shared>>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let Ok(Query(Wanted { key })) = wanted else {
+        let message = "Name the commitment that the proof is to open: ?key=0x and 64 digits, the id of the model's key.";
+        return plain(StatusCode::BAD_REQUEST, "bad_request", message);
+    };
+    show(&shared, &headers, body, Some(key)).await
+}
+
+async fn show(shared: &Arc<Shared>, headers: &HeaderMap, body: Body, key: Option<Bytes32>) -> Response {
+    let bundle = match audit::read(shared, headers, body).await {
         Ok(bundle) => bundle,
         Err(response) => return response,
     };
@@ -46,12 +75,12 @@ pub(crate) async fn trace(State(shared): State<Arc<Shared>>, headers: HeaderMap,
         return plain(StatusCode::NOT_FOUND, "no_traces", message);
     };
     match local.recording(bundle.request, bundle.output).await {
-        Ok(recording) => stream_of(recording, shared.config.request_deadline_ms),
+        Ok(recording) => stream_of(recording, key, shared.config.request_deadline_ms),
         Err(response) => response,
     }
 }
 
-fn stream_of(recording: Recording, limit_ms: u64) -> Response {
+fn stream_of(recording: Recording, key: Option<Bytes32>, limit_ms: u64) -> Response {
     let (pieces, received) = mpsc::channel(UNREAD);
     let deadline = Instant::now() + Duration::from_millis(limit_ms);
     let runtime = Handle::current();
@@ -59,11 +88,14 @@ fn stream_of(recording: Recording, limit_ms: u64) -> Response {
         let Recording { artifact, generation, tokens, .. } = &recording;
         let mut out = BufWriter::with_capacity(PIECE, Pieces { pieces, deadline, runtime });
         let config = Config { threads: 1, ..Config::default() };
-        let recorded = record(artifact, config, generation, tokens, &mut out, &mut |_, _| {});
+        let recorded = match key {
+            None => record(artifact, config, generation, tokens, &mut out, &mut |_, _| {}),
+            Some(key) => prove(artifact, config, key, generation, tokens, &mut out, &mut |_, _| {}),
+        };
         let end = recorded.map_err(|error| error.to_string());
         let end = end.and_then(|_| out.flush().map_err(|error| error.to_string()));
         if let Err(fault) = end {
-            tracing::warn!(fault, "a trace broke off");
+            tracing::warn!(fault, "a trace or proof broke off");
             // What was sent does not pass for a trace.
             let _ = out.get_mut().send(Err(Error::other(fault)));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_engine::Engine;
-use assay_engine::light::{Key, Trace};
+use assay_engine::light::{Commitment, Key, Proof, Trace};
 use assay_engine::request::{OutputVerdict, Processor, replay_output};
 use assay_receipt::{
     AnyStatement, Audit, Bytes32, Domain, Failure, FailureCode, FinishReason, Message, Prompt, Request,
@@ -270,7 +270,7 @@ async fn whoever_has_an_answer_gets_its_trace_and_checks_it_without_the_model() 
     let key = Arc::new(Key::make(&artifact, [3; 32], &mut |_, _| {}).unwrap());
     let processor = Processor::from_artifact(key.artifact()).unwrap();
     let light = |bundle: &assay_receipt::Bundle, trace: Vec<u8>| {
-        let trace = Trace::parse(Arc::new(trace), &key)?;
+        let trace = Trace::parse(Arc::new(trace), key.artifact())?;
         let mut engine = Engine::checking(&key, trace, assay_engine::Config::default())?;
         replay_output(&mut engine, &processor, &bundle.request, &bundle.output)
     };
@@ -297,6 +297,31 @@ async fn whoever_has_an_answer_gets_its_trace_and_checks_it_without_the_model() 
     let garbage = client().post(worker.url("/v1/trace")).body("{}").send().await.unwrap();
     assert_eq!(garbage.status(), 400);
 
+    // The proof, for everybody: checked with the public commitment.
+    let commitment = Arc::new(Commitment::make(&artifact, &mut |_, _| {}).unwrap());
+    let prove = async |worker: &Worker, bundle: &assay_receipt::Bundle, key: &str| {
+        let url = worker.url(&format!("/v1/proof?key={key}"));
+        let response = client().post(url).json(bundle).send().await.unwrap();
+        (response.status().as_u16(), response.bytes().await.unwrap().to_vec())
+    };
+    let proved = |bundle: &assay_receipt::Bundle, proof: Vec<u8>| {
+        let proof = Proof::parse(Arc::new(proof), &commitment)?;
+        let prompt = processor.prepare(&bundle.request).unwrap().generation.prompt;
+        let text = (&prompt[..], &bundle.output.tokens[..]);
+        let mut engine = Engine::verifying(&commitment, proof, text, assay_engine::Config::default())?;
+        replay_output(&mut engine, &processor, &bundle.request, &bundle.output)
+    };
+    let key_id = commitment.id().to_string();
+    let (status, bytes) = prove(&worker, &bundle, &key_id).await;
+    assert_eq!((status, proved(&bundle, bytes)), (200, Ok(OutputVerdict::Agrees)));
+    assert_eq!(prove(&worker, &bundle, "0x12").await.0, 400);
+    assert_eq!(prove(&worker, &forge(&bundle, |_| {}), &key_id).await.0, 403);
+    let other_key = assay_receipt::Bytes32([7; 32]).to_string();
+    let (status, mut bytes) = prove(&worker, &bundle, &other_key).await;
+    bytes[16..48].copy_from_slice(&commitment.id().0);
+    assert_eq!(status, 200);
+    assert!(proved(&bundle, bytes).is_err(), "its challenges are those of another commitment");
+
     // A worker that served another model has nothing to show.
     let liar = Worker::start(|config| {
         let mut lie = model(&common::artifact(config, 8), 2, 3);
@@ -311,6 +336,10 @@ async fn whoever_has_an_answer_gets_its_trace_and_checks_it_without_the_model() 
     assert!(matches!(light(&lied, bytes.clone()), Err(assay_engine::Error::Light(_))));
     bytes[24..56].copy_from_slice(&artifact.id().0);
     assert!(matches!(light(&lied, bytes), Err(assay_engine::Error::Light(_))));
+    let (status, mut bytes) = prove(&liar, &lied, &key_id).await;
+    assert_eq!(status, 200);
+    bytes[48 + 24..48 + 56].copy_from_slice(&artifact.id().0);
+    assert!(matches!(proved(&lied, bytes), Err(assay_engine::Error::Light(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

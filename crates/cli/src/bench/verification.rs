@@ -59,6 +59,11 @@ struct Sums {
     trace_bytes: usize,
     make_key: Duration,
     key_bytes: usize,
+    prove: Duration,
+    proved: Duration,
+    proof_bytes: usize,
+    commit: Duration,
+    commitment_bytes: usize,
     prompt_tokens: u64,
     tokens: u64,
     bundle_bytes: usize,
@@ -83,6 +88,12 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     sums.make_key = started.elapsed();
     sums.key_bytes = secret.to_bytes().len();
     let secret = Arc::new(secret);
+
+    let started = Instant::now();
+    let public = light::Commitment::make(&artifact, &mut |_, _| {}).map_err(|error| said(&error))?;
+    sums.commit = started.elapsed();
+    sums.commitment_bytes = public.to_bytes().len();
+    let public = Arc::new(public);
 
     let bar = ui::bar(QUESTIONS.len() as u64, "asking and checking", false);
     let mut prepareds = Vec::new();
@@ -131,6 +142,23 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
             return Err(said(&format!("an honest trace was not accepted: {:?}", report.failed().next())));
         }
 
+        let mut proof = Vec::new();
+        let started = Instant::now();
+        let (generation, id) = (&prepared.generation, public.id());
+        light::prove(&artifact, config, id, generation, tokens, &mut proof, &mut |_, _| {})
+            .map_err(|error| said(&error))?;
+        sums.prove += started.elapsed();
+        sums.proof_bytes += proof.len();
+
+        let started = Instant::now();
+        let proof = Arc::new(proof);
+        let report = assay_verify::check_trace_proof(&bundle, &expected, &public, &processor, proof, config)
+            .map_err(|error| said(&error))?;
+        sums.proved += started.elapsed();
+        if report.state != State::Proved {
+            return Err(said(&format!("an honest proof was not accepted: {:?}", report.failed().next())));
+        }
+
         sums.prompt_tokens += u64::from(bundle.output.prompt_tokens);
         sums.tokens += u64::from(bundle.output.completion_tokens);
         sums.bundle_bytes += serde_json::to_vec(&bundle).map_err(|error| said(&error))?.len();
@@ -157,7 +185,9 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             "check_share_percent": share(sums.check), "replay_share_percent": share(sums.replay),
             "record_ms": ms(sums.record), "light_ms": ms(sums.light), "light_share_percent": share(sums.light),
             "trace_bytes": sums.trace_bytes / count, "trace_position_bytes": sums.trace_bytes / positions,
-            "key_bytes": sums.key_bytes, "make_key_ms": sums.make_key.as_secs_f64() * 1e3,
+            "prove_ms": ms(sums.prove), "proved_ms": ms(sums.proved), "proved_share_percent": share(sums.proved),
+            "proof_bytes": sums.proof_bytes / count, "commit_ms": sums.commit.as_secs_f64() * 1e3,
+            "commitment_bytes": sums.commitment_bytes, "key_bytes": sums.key_bytes, "make_key_ms": sums.make_key.as_secs_f64() * 1e3,
             "receipt_bytes": sums.signed_bytes / count, "bundle_bytes": sums.bundle_bytes / count,
         }));
         return;
@@ -199,6 +229,14 @@ fn print(sums: &Sums, args: &Args, json: bool) {
             "the answer is this model's",
             "nobody",
         ),
+        row(
+            "proved",
+            share(sums.sign + sums.prove),
+            sums.proved,
+            sums.bundle_bytes + sums.proof_bytes,
+            "the same, to everybody",
+            "mathematics",
+        ),
     ];
     ui::say!(
         "{}",
@@ -220,12 +258,15 @@ fn print(sums: &Sums, args: &Args, json: bool) {
         "\nThe worker's overhead is signing one chunk a token and the receipt; its log and TLS are not in it. A checker replays \
          one answer at a time.\nThe evidence is the whole bundle with request, answer and every signed chunk; the receipt \
          alone has {} bytes.\nThe light check's key has {:.2} MB and took {:.2} s to make; recording its trace took {:.0} ms a request, and \
-         a position of it has {:.0} kB.",
+         a position of it has {:.0} kB.\nThe public key of proofs has {:.2} MB and took {:.2} s to make; proving took {:.0} ms a request.",
         sums.signed_bytes / count,
         sums.key_bytes as f64 / 1e6,
         sums.make_key.as_secs_f64(),
         ms(sums.record),
-        sums.trace_bytes as f64 / positions as f64 / 1e3
+        sums.trace_bytes as f64 / positions as f64 / 1e3,
+        sums.commitment_bytes as f64 / 1e6,
+        sums.commit.as_secs_f64(),
+        ms(sums.prove)
     );
 }
 

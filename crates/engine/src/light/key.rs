@@ -1,53 +1,20 @@
 //! The checker's key.
 
-use std::sync::Arc;
-
 use assay_arithmetic::{MatrixView, freivalds};
-use assay_model::{Artifact, Bytes};
-use assay_receipt::{Bytes32, keccak256};
+use assay_model::Artifact;
+use assay_receipt::Bytes32;
 use rayon::prelude::*;
 use sha3::Shake256;
 use sha3::digest::{ExtendableOutput, Update, XofReader};
 
-use super::products::{Product, Products};
+use super::known::{KeyError, Known, head, seal, unseal};
+use super::products::{Matrix, Product, Products};
 
 /// What a key's file begins with.
 pub const KEY_MAGIC: [u8; 8] = *b"ASSAYLK\n";
 
-/// The version of the key's format.
-const VERSION: u32 = 1;
-
-/// The largest key that is read, in bytes.
-pub const KEY_BYTES_MAX: u64 = 1 << 30;
-
 /// Rows that a thread takes at once.
 const ROWS: usize = 512;
-
-/// Why there is no key.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyError {
-    /// The model makes embeddings.
-    #[error(
-        "the model turns texts into vectors, and light checks are for models that write text: replay its answers"
-    )]
-    Encoder,
-    /// The artifact has no weights.
-    #[error("this is what a key knows of a model; make the key from the model itself")]
-    NoWeights,
-    /// The bytes are no key.
-    #[error("this is no key for light checks: make one with `assay model key`")]
-    NotAKey,
-    /// The bytes are a key of another version.
-    #[error("the key has format {0}, this software reads {VERSION}: make it again with `assay model key`")]
-    Version(u32),
-    /// The bytes were changed or cut.
-    #[error("the key is damaged: make it again with `assay model key`")]
-    Damaged,
-    /// The model in the key cannot be read.
-    #[error("the model in the key cannot be used: {0}")]
-    Model(#[from] assay_model::Error),
-}
 
 /// What a checker keeps of a model: everything but the weights, and of these one number a column.
 ///
@@ -56,9 +23,7 @@ pub struct Key {
     seed: [u8; 32],
     /// The elements of the random vector.
     r: Vec<u64>,
-    manifest: Vec<u8>,
-    sections: Bytes,
-    artifact: Artifact,
+    pub(super) known: Known,
     pub(super) products: Products,
     fingerprints: Vec<u64>,
 }
@@ -90,7 +55,7 @@ fn elements(seed: &[u8; 32], count: usize) -> Vec<u64> {
 }
 
 /// `rᵀW` over some rows of a matrix.
-fn project(w: &MatrixView<'_>, first: usize, r: &[u64]) -> Vec<u64> {
+pub(super) fn project(w: &MatrixView<'_>, first: usize, r: &[u64]) -> Vec<u64> {
     let part = |block: usize| {
         let mut sums = freivalds::Projection::new(w.cols);
         let mut weights = vec![0; w.cols];
@@ -123,36 +88,16 @@ impl Key {
         seed: [u8; 32],
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Key, KeyError> {
-        if artifact.encoder().is_some() {
-            return Err(KeyError::Encoder);
-        }
-        if !artifact.has_weights() {
-            return Err(KeyError::NoWeights);
-        }
+        let known = Known::of(artifact)?;
         let shape = artifact.config();
         let products = Products::new(shape);
         let r = elements(&seed, products.rows_max());
         let mut fingerprints = vec![0; products.fingerprints()];
 
-        let (embedding, output) = (artifact.embedding(), artifact.output());
-        let layers: Vec<_> = (0..shape.layers).map(|index| artifact.layer(index)).collect();
-        let matrices = layers.iter().enumerate().flat_map(|(index, layer)| {
-            let one = |product, w| (index, product, w);
-            [
-                one(Product::Query, layer.q),
-                one(Product::Key, layer.k),
-                one(Product::Value, layer.v),
-                one(Product::Attention, layer.o),
-                one(Product::Gate, layer.gate),
-                one(Product::Up, layer.up),
-                one(Product::Down, layer.down),
-            ]
-            .into_iter()
-            .chain(layer.router.map(|router| one(Product::Router, router)))
-        });
-        let matrices: Vec<_> = matrices.chain([(shape.layers, Product::Output, output)]).collect();
-        let weights = |w: &MatrixView<'_>| (w.rows * w.cols) as u64;
-        let total = weights(&embedding) + matrices.iter().map(|(.., w)| weights(w)).sum::<u64>();
+        let embedding = artifact.embedding();
+        let matrices = products.matrices(artifact);
+        let embedded = (embedding.rows * embedding.cols) as u64;
+        let total = embedded + matrices.iter().map(Matrix::weights).sum::<u64>();
 
         let places = products.embedding();
         fingerprints[places].par_chunks_mut(ROWS).enumerate().for_each(|(block, out)| {
@@ -162,69 +107,44 @@ impl Key {
                 *out = freivalds::of_values(&r, &weights);
             }
         });
-        let mut done = weights(&embedding);
+        let mut done = embedded;
         progress(done, total);
         for table in 0..products.tables {
             // Some layer uses each table, and tables have a row for each position.
             let rope = (0..shape.layers).find(|&layer| shape.rope_table(layer) == Some(table));
-            let Some((cos, sin)) = rope.and_then(|layer| layers[layer].rope) else { continue };
+            let Some((cos, sin)) = rope.and_then(|layer| artifact.layer(layer).rope) else { continue };
             let rows = cos.chunks_exact(products.pairs).zip(sin.chunks_exact(products.pairs));
             for (out, (cos, sin)) in fingerprints[products.rope(table)].iter_mut().zip(rows) {
                 *out = of_rope(&r, cos, sin);
             }
         }
-        for (layer, product, w) in &matrices {
-            let (rows, _) = products.size(*product);
-            for expert in 0..w.rows / rows.max(1) {
-                let u = project(w, expert * rows, &r[..rows]);
-                fingerprints[products.matrix(*layer, *product, expert)].copy_from_slice(&u);
-            }
-            done += weights(w);
+        for m in &matrices {
+            let u = project(&m.view, m.first, &r[..m.rows]);
+            fingerprints[products.matrix(m.layer, m.product, m.expert)].copy_from_slice(&u);
+            done += m.weights();
             progress(done, total);
         }
-        let sections: Vec<u8> = artifact.small_sections().flatten().copied().collect();
-        Key::new(seed, r, artifact.manifest().canonical(), sections, fingerprints)
+        Key::new(seed, r, known, fingerprints)
     }
 
-    fn new(
-        seed: [u8; 32],
-        r: Vec<u64>,
-        manifest: Vec<u8>,
-        sections: Vec<u8>,
-        fingerprints: Vec<u64>,
-    ) -> Result<Key, KeyError> {
-        let sections: Bytes = Arc::new(sections);
-        let artifact = Artifact::without_weights(&manifest, Arc::clone(&sections), Vec::new())?;
-        if artifact.encoder().is_some() {
-            return Err(KeyError::Encoder);
-        }
-        let products = Products::new(artifact.config());
+    fn new(seed: [u8; 32], r: Vec<u64>, known: Known, fingerprints: Vec<u64>) -> Result<Key, KeyError> {
+        let products = Products::new(known.artifact().config());
         let r = if r.is_empty() { elements(&seed, products.rows_max()) } else { r };
         if fingerprints.len() != products.fingerprints()
             || fingerprints.iter().any(|&element| element >= freivalds::P)
         {
             return Err(KeyError::Damaged);
         }
-        Ok(Key { seed, r, manifest, sections, artifact, products, fingerprints })
+        Ok(Key { seed, r, known, products, fingerprints })
     }
 
     /// The file, to be kept where nobody else can read it.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let sections = (*self.sections).as_ref();
-        let mut out =
-            Vec::with_capacity(128 + self.manifest.len() + sections.len() + 8 * self.fingerprints.len());
-        out.extend(KEY_MAGIC);
-        out.extend(VERSION.to_le_bytes());
-        out.extend([0; 4]);
+        let mut out = head(KEY_MAGIC);
         out.extend(self.seed);
-        out.extend((self.manifest.len() as u64).to_le_bytes());
-        out.extend((sections.len() as u64).to_le_bytes());
-        out.extend(&self.manifest);
-        out.extend(sections);
+        self.known.write(&mut out);
         self.fingerprints.iter().for_each(|element| out.extend(element.to_le_bytes()));
-        let hash = keccak256(&out);
-        out.extend(hash.0);
-        out
+        seal(out)
     }
 
     /// Reads what [`Key::to_bytes`] wrote.
@@ -232,45 +152,25 @@ impl Key {
     /// # Errors
     /// All of [`KeyError`] but [`KeyError::NoWeights`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Key, KeyError> {
-        let Some(rest) = bytes.strip_prefix(&KEY_MAGIC) else { return Err(KeyError::NotAKey) };
-        let (version, _) = rest.split_first_chunk::<4>().ok_or(KeyError::NotAKey)?;
-        let version = u32::from_le_bytes(*version);
-        if version != VERSION {
-            return Err(KeyError::Version(version));
-        }
-        let (content, hash) = bytes.split_last_chunk::<32>().ok_or(KeyError::Damaged)?;
-        if keccak256(content) != Bytes32(*hash) {
-            return Err(KeyError::Damaged);
-        }
-        let (head, rest) = content.split_at_checked(64).ok_or(KeyError::Damaged)?;
-        let word = |at: usize| {
-            let word: [u8; 8] = std::array::from_fn(|i| head[at + i]);
-            usize::try_from(u64::from_le_bytes(word)).unwrap_or(usize::MAX)
-        };
-        let seed = std::array::from_fn(|i| head[16 + i]);
-        let (manifest, rest) = rest.split_at_checked(word(48)).ok_or(KeyError::Damaged)?;
-        let (sections, rest) = rest.split_at_checked(word(56)).ok_or(KeyError::Damaged)?;
+        let content = unseal(bytes, KEY_MAGIC)?;
+        let (seed, rest) = content.split_first_chunk::<32>().ok_or(KeyError::Damaged)?;
+        let (known, rest) = Known::read(rest)?;
         let (words, left) = rest.as_chunks::<8>();
-        if !left.is_empty() || head[12..16] != [0; 4] {
+        if !left.is_empty() {
             return Err(KeyError::Damaged);
         }
         let fingerprints = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        Key::new(seed, Vec::new(), manifest.to_vec(), sections.to_vec(), fingerprints)
+        Key::new(*seed, Vec::new(), known, fingerprints)
     }
 
     /// The id of the model that the key is for.
     pub fn model(&self) -> Bytes32 {
-        self.artifact.id()
+        self.artifact().id()
     }
 
     /// What the key knows of the model: everything but weights and rotary tables. An engine refuses to run it.
     pub fn artifact(&self) -> &Artifact {
-        &self.artifact
-    }
-
-    /// The model with the first rows of its rotary tables.
-    pub(super) fn with_ropes(&self, ropes: Vec<[Vec<i32>; 2]>) -> Result<Artifact, assay_model::Error> {
-        Artifact::without_weights(&self.manifest, Arc::clone(&self.sections), ropes)
+        self.known.artifact()
     }
 
     /// Whether these are the weights of a token's embedding.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use assay_model::{Config as Shape, Experts};
+use assay_arithmetic::MatrixView;
+use assay_model::{Artifact, Config as Shape, Experts};
 
 /// A matrix product of a pass at one position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +66,28 @@ pub(crate) struct At<'a> {
 impl At<'_> {
     pub(crate) fn of(self, product: Product) -> Self {
         At { product, ..self }
+    }
+}
+
+/// A matrix of a model: rows of a stored one, since experts lie behind each other.
+pub(crate) struct Matrix<'a> {
+    pub(crate) layer: usize,
+    pub(crate) product: Product,
+    pub(crate) expert: usize,
+    pub(crate) rows: usize,
+    pub(crate) first: usize,
+    pub(crate) view: MatrixView<'a>,
+}
+
+impl Matrix<'_> {
+    /// How many weights it has.
+    pub(crate) fn weights(&self) -> u64 {
+        (self.rows * self.view.cols) as u64
+    }
+
+    /// The weights of a row.
+    pub(crate) fn row(&self, row: usize, out: &mut [i16]) {
+        self.view.row(self.first + row, out);
     }
 }
 
@@ -203,6 +226,46 @@ impl Products {
         };
         let start = self.vocab + self.tables * self.context + layer * size + within;
         start..start + self.size(product).1
+    }
+
+    /// The matrices of a model by layer, product and expert: of a layer in the order of [`Product`], and the experts' gates,
+    /// then their other halves, then what goes from there; in the end the output matrix.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (usize, Product, usize)> {
+        let experts = self.experts.map_or(1, |experts| experts.count);
+        let front = [Product::Query, Product::Key, Product::Value, Product::Attention];
+        let front =
+            front.into_iter().chain(self.experts.map(|_| Product::Router)).map(|product| (product, 0));
+        let parts = [Product::Gate, Product::Up, Product::Down];
+        let parts = parts.into_iter().flat_map(move |part| (0..experts).map(move |expert| (part, expert)));
+        let layer = front.chain(parts);
+        let layers = (0..self.layers)
+            .flat_map(move |index| layer.clone().map(move |(product, expert)| (index, product, expert)));
+        layers.chain([(self.layers, Product::Output, 0)])
+    }
+
+    /// The matrices of a model that has its weights, in the order of [`Products::places`].
+    pub(crate) fn matrices<'a>(&self, artifact: &'a Artifact) -> Vec<Matrix<'a>> {
+        let matrix = |(layer, product, expert)| {
+            let view = match product {
+                Product::Output => artifact.output(),
+                product => {
+                    let parts = artifact.layer(layer);
+                    match product {
+                        Product::Query => parts.q,
+                        Product::Key => parts.k,
+                        Product::Value => parts.v,
+                        Product::Attention => parts.o,
+                        Product::Router => parts.router.unwrap_or(parts.q), // a model with experts has one
+                        Product::Gate => parts.gate,
+                        Product::Up => parts.up,
+                        Product::Down | Product::Output => parts.down,
+                    }
+                }
+            };
+            let (rows, _) = self.size(product);
+            Matrix { layer, product, expert, rows, first: expert * rows, view }
+        };
+        self.places().map(matrix).collect()
     }
 
     /// How many fingerprints there are.

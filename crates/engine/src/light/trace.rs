@@ -26,6 +26,22 @@ pub enum Fault {
     /// The bytes are a trace of another version.
     #[error("the trace has format {0}, this software reads {VERSION}: make it again with the same release")]
     Version(u32),
+    /// The bytes are not a proof.
+    #[error("this is no proof of a trace: make one with `assay prove`")]
+    NotAProof,
+    /// The proof is to be checked with another commitment.
+    #[error(
+        "the proof is about the commitment {proof}, and this is {key}: use that one, or make the proof again with this one"
+    )]
+    Commitment {
+        /// Id that the proof names.
+        proof: Bytes32,
+        /// Id of the commitment at hand.
+        key: Bytes32,
+    },
+    /// The proof does not open the commitment.
+    #[error("the proof is false ({0}): whoever made it did not use this model and text")]
+    Opening(&'static str),
     /// The trace is about another model than the key.
     #[error(
         "the trace is about model {trace}, and the key is for {key}: use a key for the model of the receipt"
@@ -130,11 +146,11 @@ pub(super) fn front(artifact: &Artifact, tokens: &[u32], prompt: usize) -> Vec<u
 }
 
 impl Trace {
-    /// Reads a trace of the model that a key is for. Every length and number is checked, but no product.
+    /// Reads a trace of a model, of which what a key knows is enough. Every length and number is checked, but no product.
     ///
     /// # Errors
     /// [`Fault::NotATrace`], [`Fault::Version`], [`Fault::Model`], [`Fault::Form`].
-    pub fn parse(bytes: Bytes, key: &super::Key) -> Result<Trace, Fault> {
+    pub fn parse(bytes: Bytes, artifact: &Artifact) -> Result<Trace, Fault> {
         let all: &[u8] = (*bytes).as_ref();
         let Some(rest) = all.strip_prefix(&TRACE_MAGIC) else { return Err(Fault::NotATrace) };
         let (version, _) = rest.split_first_chunk::<4>().ok_or(Fault::NotATrace)?;
@@ -148,11 +164,11 @@ impl Trace {
             all.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).ok_or(short.clone())
         };
         let model = Bytes32(std::array::from_fn(|i| head[24 + i]));
-        if model != key.model() {
-            return Err(Fault::Model { trace: model, key: key.model() });
+        if model != artifact.id() {
+            return Err(Fault::Model { trace: model, key: artifact.id() });
         }
         let (prompt, outputs, distinct) = (word(12)? as usize, word(16)? as usize, word(20)? as usize);
-        let config = key.artifact().config();
+        let config = artifact.config();
         if prompt == 0 || outputs == 0 || prompt + outputs > config.context {
             return Err(Fault::Form("its text is empty or longer than the model's context"));
         }
@@ -160,7 +176,7 @@ impl Trace {
         if distinct > positions || distinct > config.vocab {
             return Err(Fault::Form("it has more tokens than positions"));
         }
-        let shape = key.products.clone();
+        let shape = Products::new(config);
         // All of these are far below 2^48.
         let mut at = HEAD + shape.tables * positions * 8 * shape.pairs;
         let row = 4 + 2 * shape.dim();

@@ -1,8 +1,8 @@
-//! Light checks of receipts: the verdicts of a replay, without the model.
+//! Light checks and proofs of receipts: the verdicts of a replay, without the model.
 
 use std::sync::Arc;
 
-use assay_engine::light::{Key, record};
+use assay_engine::light::{Commitment, Key, prove, record};
 use assay_engine::request::Processor;
 use assay_engine::{Config, Engine};
 use assay_receipt::*;
@@ -106,4 +106,75 @@ fn what_another_key_is_for_is_an_error_and_a_rejected_bundle_is_not_checked() {
     let report = light(&key(&engine(1)), trace(), &bundle, &expected).unwrap();
     assert_eq!(report.state, State::Rejected);
     assert!(report.checks.iter().all(|check| check.name != CheckKind::Products));
+}
+
+fn commitment(engine: &Engine) -> Arc<Commitment> {
+    Arc::new(Commitment::make(engine.artifact(), &mut |_, _| {}).unwrap())
+}
+
+/// What the honest worker of model 1 proves of its answer.
+fn proof() -> Vec<u8> {
+    let mut engine = engine(1);
+    let (bundle, _) = serve(&mut engine, |_| {});
+    let processor = Processor::from_artifact(engine.artifact()).unwrap();
+    let generation = processor.prepare(&bundle.request).unwrap().generation;
+    let (key, tokens) = (commitment(&engine).id(), &bundle.output.tokens);
+    let mut out = Vec::new();
+    let config = Config::default();
+    prove(engine.artifact(), config, key, &generation, tokens, &mut out, &mut |_, _| {}).unwrap();
+    out
+}
+
+fn proved(
+    commitment: &Arc<Commitment>,
+    proof: Vec<u8>,
+    bundle: &Bundle,
+    expected: &Expected,
+) -> Result<Report, ReplayError> {
+    let processor = Processor::from_artifact(commitment.artifact()).unwrap();
+    check_trace_proof(bundle, expected, commitment, &processor, Arc::new(proof), Config::default())
+}
+
+#[test]
+fn an_honest_answer_is_proved() {
+    let (bundle, expected) = serve(&mut engine(1), |_| {});
+    let commitment = commitment(&engine(1));
+    let report = proved(&commitment, proof(), &bundle, &expected).unwrap();
+    assert_eq!((report.state, report.level), (State::Proved, Some(Level::Proved)), "{:#?}", report.checks);
+    for kind in [CheckKind::Products, CheckKind::Replay] {
+        let found: Vec<_> = report.checks.iter().filter(|check| check.name == kind).collect();
+        assert!(matches!(found[..], [Check { outcome: Outcome::Passed, .. }]), "{kind:?}");
+    }
+    assert!(report.proves.iter().any(|line| line.contains("a proof shows")));
+    assert!(report.trusted.iter().any(|line| line.contains(&commitment.id().to_string())));
+}
+
+#[test]
+fn a_proof_of_another_answer_proves_nothing_about_this_one() {
+    let commitment = commitment(&engine(1));
+    // The proof is about the true tokens: it shows that what else is claimed of them is a lie.
+    let lies: &[fn(&mut Output)] =
+        &[|output| output.logprobs[2].logprob_q16 -= 1, |output| output.text.push('!')];
+    for lie in lies {
+        let (bundle, expected) = serve(&mut engine(1), lie);
+        let report = proved(&commitment, proof(), &bundle, &expected).unwrap();
+        assert_eq!((report.state, report.level), (State::Mismatch, Some(Level::Signed)));
+        assert!(report.has_failed(CheckKind::Replay) && !report.has_failed(CheckKind::Products));
+    }
+    let (bundle, expected) = serve(&mut engine(1), |_| {});
+    let honest = proof();
+    let mut changed = honest.clone();
+    let last = changed.len() - 1;
+    changed[last - 40] ^= 1;
+    for proof in [changed, honest[..last].to_vec(), b"no proof".to_vec(), trace()] {
+        let report = proved(&commitment, proof, &bundle, &expected).unwrap();
+        assert_eq!((report.state, report.level), (State::Signed, Some(Level::Signed)));
+        assert!(report.has_failed(CheckKind::Products) && !report.has_failed(CheckKind::Replay));
+        assert!(report.trusted.iter().all(|line| !line.contains("Mathematics")));
+    }
+    let other = proved(&self::commitment(&engine(2)), honest.clone(), &bundle, &expected);
+    assert!(matches!(other, Err(ReplayError::Model { .. })));
+    let (mut bundle, expected) = serve(&mut engine(1), |_| {});
+    bundle.receipt.statement.price += 1;
+    assert_eq!(proved(&commitment, honest, &bundle, &expected).unwrap().state, State::Rejected);
 }
