@@ -462,4 +462,40 @@ await scene("a prediction whose proof is checked in the page", async ({ page, sh
   }
 });
 
+await scene("a digit drawn into a model of 8 by 8", async ({ page, shot }) => {
+  await page.getByRole("link", { name: "Models with proofs" }).click();
+  await page.locator("#model").selectOption("digits");
+  const values = async () => JSON.parse(await page.locator("#rows").inputValue());
+  await page.waitForFunction(() => JSON.parse(document.querySelector("#rows").value).length === 64);
+  assert.ok((await values()).every((value) => value === 0));
+  // A stroke down the third column, with a mouse.
+  const canvas = page.getByRole("img", { name: /^Draw a digit here/ });
+  const box = await canvas.boundingBox();
+  const cell = box.width / 8;
+  const to = (x, y) => page.mouse.move(box.x + (x + 0.5) * cell, box.y + (y + 0.5) * cell);
+  await to(2, 1);
+  await page.mouse.down();
+  for (let y = 1; y <= 6; y += 0.5) await to(2, y);
+  await page.mouse.up();
+  const drawn = await values();
+  const ink = (x, y) => drawn[8 * y + x];
+  for (let y = 1; y <= 6; y += 1) assert.ok(ink(2, y) === 16 && ink(1, y) > 0 && ink(3, y) > 0 && ink(5, y) === 0, drawn.join(" "));
+  assert.ok(ink(2, 0) < 16 && drawn.every((value) => value >= 0 && value <= 16));
+  // Moving without a pressed button draws nothing; the picture is the numbers, also typed ones.
+  await to(6, 6);
+  assert.deepEqual(await values(), drawn);
+  const shade = (x, y) => canvas.evaluate((node, at) => node.getContext("2d").getImageData(...at, 1, 1).data[0], [x, y]);
+  assert.ok((await shade(2, 3)) < 30 && (await shade(6, 3)) === 255);
+  await shot("22-models-drawn");
+  await accessible(page);
+  await page.locator("#rows").fill(JSON.stringify(drawn.with(8 * 3 + 6, 8)));
+  await page.waitForFunction(() => document.querySelector("canvas").getContext("2d").getImageData(6, 3, 1, 1).data[0] < 200);
+  await page.getByRole("button", { name: "Clear" }).click();
+  assert.ok((await values()).every((value) => value === 0));
+  await page.waitForFunction(() => document.querySelector("canvas").getContext("2d").getImageData(2, 3, 1, 1).data[0] === 255);
+  // A model with other inputs has no drawing.
+  await page.locator("#model").selectOption("perceptron");
+  await canvas.waitFor({ state: "detached" });
+});
+
 await browser.close();

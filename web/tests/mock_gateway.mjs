@@ -212,8 +212,9 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
         return json(response, { audit: entry.bundle.audits.at(-1) });
       }
       // A perceptron whose proof of forty examples is the published one, and a gateway that sends it for whatever is asked.
-      if (pathname === "/v2/repository/index") return json(response, [{ name: "perceptron", version: "1", state: "READY" }]);
+      if (pathname === "/v2/repository/index") return json(response, ["perceptron", "digits"].map((name) => ({ name, version: "1", state: "READY" })));
       if (pathname === "/v2/models/perceptron") return json(response, { name: "perceptron", inputs: [{ name: "input", datatype: "FP64", shape: [-1, 6] }], parameters: { assay_model: graphId } });
+      if (pathname === "/v2/models/digits") return json(response, { name: "digits", inputs: [{ name: "input", datatype: "FP64", shape: [-1, 64] }], parameters: { assay_model: graphId } });
       if (pathname === "/v2/models/perceptron/assay") return response.end(await readFile(new URL("perceptron.graph", VECTORS)));
       if (pathname === "/v2/models/perceptron/infer") {
         const proof = await readFile(new URL("perceptron.proof", VECTORS));
