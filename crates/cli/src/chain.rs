@@ -312,8 +312,22 @@ pub(crate) async fn claim(args: ClaimArgs, json: bool) -> Result<()> {
 /// Leaves jail after an absence.
 pub(crate) async fn unjail(args: SignerArgs, json: bool) -> Result<()> {
     let signer = args.open()?;
+    let me = signer.address();
+    let known = signer.chain.view("Staking", "validatorOf", &[text(me)]).await?;
+    let until = number(&known["jailedUntil"])?;
+    if until.is_zero() {
+        return Err(Error::Rejected(format!("{me} is in no jail")));
+    }
+    if until == U256::from(u64::MAX) {
+        return Err(Error::Rejected(format!(
+            "{me} is out for ever; `assay unstake all` takes out what is left"
+        )));
+    }
+    if until > U256::from(crate::members::now_s()) {
+        return Err(Error::Rejected(format!("{me} is in jail until {}", crate::gov::when(until))));
+    }
     let done = signer.send("Staking", "unjail", &[]).await?;
-    signer.report("out of jail (seats come back with the next epoch)", signer.address(), &done, json).await
+    signer.report("out of jail (seats come back with the next epoch)", me, &done, json).await
 }
 
 /// Sends each piece of evidence that the node has against a validator which was not yet punished.

@@ -710,6 +710,7 @@ where
                     chain: self.app.chain.clone(),
                     seats: scheme.seats().clone(),
                     votes: repeats,
+                    witness: Arc::default(),
                 },
                 // A second vote may come late, when the first has long been counted. It is evidence all the same.
                 track_historical_votes: true,

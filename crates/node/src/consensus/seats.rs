@@ -5,7 +5,7 @@
 //! repeated for the validator's other seats inside each node ([`Repeater`], [`Repeated`]), so messages do not grow with seats.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_ledger::types::{hex, keccak256};
 use assay_ledger::{Committee, contradicts};
@@ -376,6 +376,61 @@ impl Elector<Scheme> for Turns {
     }
 }
 
+/// What a vote is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Notarize,
+    Finalize,
+    Nullify,
+}
+
+/// How many views' votes are compared, before and after the latest of which a certificate is known. A vote takes some 300 bytes.
+const WITNESSED: u64 = 64;
+
+/// What each member has signed in recent views, as this node has heard it from the member or in a certificate: whoever tells some one
+/// thing and others another is found out when a certificate of theirs arrives.
+#[derive(Default)]
+pub(crate) struct Witness {
+    latest: u64,
+    /// By view, member and kind.
+    votes: BTreeMap<(u64, usize, Kind), Heard>,
+}
+
+struct Heard {
+    signed: Vec<u8>,
+    /// With the seat and the signature.
+    vote: Vec<u8>,
+}
+
+impl Witness {
+    /// Takes a vote in, and returns what it contradicts, as [`assay_ledger::EVIDENCE`] takes it. No signature is checked.
+    fn compare(&mut self, kind: Kind, view: u64, member: usize, heard: Heard) -> Option<Vec<u8>> {
+        if view.abs_diff(self.latest) > WITNESSED {
+            return None;
+        }
+        let known = |kind| self.votes.get(&(view, member, kind));
+        let other = |kind| known(kind).filter(|other| other.signed != heard.signed);
+        let found = match kind {
+            Kind::Notarize => other(kind).map(|other| [&[0], other.vote.as_slice(), &heard.vote].concat()),
+            Kind::Finalize => (other(kind).map(|other| [&[1], other.vote.as_slice(), &heard.vote].concat()))
+                .or_else(|| {
+                    known(Kind::Nullify).map(|other| [&[2], other.vote.as_slice(), &heard.vote].concat())
+                }),
+            Kind::Nullify => {
+                known(Kind::Finalize).map(|other| [&[2], heard.vote.as_slice(), &other.vote].concat())
+            }
+        };
+        self.votes.insert((view, member, kind), heard);
+        found
+    }
+
+    /// A certificate of a view is known.
+    fn reach(&mut self, view: u64) {
+        self.latest = self.latest.max(view);
+        self.votes = self.votes.split_off(&(self.latest.saturating_sub(WITNESSED), 0, Kind::Notarize));
+    }
+}
+
 /// Passes what simplex reports on, repeats the votes of first seats for the other seats of their validators, and keeps evidence of
 /// validators that contradict themselves.
 #[derive(Clone)]
@@ -384,11 +439,11 @@ pub(crate) struct Repeater<R> {
     pub(crate) chain: Arc<Chain>,
     pub(crate) seats: Arc<Seats>,
     pub(crate) votes: UnboundedSender<Message<PublicKey>>,
+    pub(crate) witness: Arc<Mutex<Witness>>,
 }
 
 impl<R> Repeater<R> {
-    /// Keeps two votes of one view that nobody correct signs both, as [`assay_ledger::EVIDENCE`] takes them. What simplex reports may be
-    /// unchecked.
+    /// Keeps two votes of one view that nobody correct signs both. What simplex reports may be unchecked.
     fn keep(&self, activity: &Activity<Scheme, Digest>) {
         let (kind, signer, votes) = match activity {
             Activity::ConflictingNotarize(votes) => (0, votes.signer(), votes.encode()),
@@ -396,14 +451,77 @@ impl<R> Repeater<R> {
             Activity::NullifyFinalize(votes) => (2, votes.signer(), votes.encode()),
             _ => return,
         };
-        let votes = [&[kind], votes.as_ref()].concat();
-        let key = self.seats.owner(signer).and_then(|owner| self.seats.members[owner].key.as_ref());
+        if let Some(member) = self.seats.owner(signer) {
+            self.accuse(member, &[&[kind], votes.as_ref()].concat());
+        }
+    }
+
+    /// Compares votes, and those in certificates, with what was heard before.
+    fn compare(&self, activity: &Activity<Scheme, Digest>) {
+        let (kind, round, signed, votes) = match activity {
+            Activity::Notarize(vote) => {
+                (Kind::Notarize, vote.proposal.round, vote.proposal.encode(), Err(&vote.attestation))
+            }
+            Activity::Finalize(vote) => {
+                (Kind::Finalize, vote.proposal.round, vote.proposal.encode(), Err(&vote.attestation))
+            }
+            Activity::Nullify(vote) => {
+                (Kind::Nullify, vote.round, vote.round.encode(), Err(&vote.attestation))
+            }
+            Activity::Notarization(all) | Activity::Certification(all) => {
+                (Kind::Notarize, all.proposal.round, all.proposal.encode(), Ok(&all.certificate))
+            }
+            Activity::Finalization(all) => {
+                (Kind::Finalize, all.proposal.round, all.proposal.encode(), Ok(&all.certificate))
+            }
+            Activity::Nullification(all) => {
+                (Kind::Nullify, all.round, all.round.encode(), Ok(&all.certificate))
+            }
+            _ => return,
+        };
+        let first = |member: usize| self.seats.members.get(member)?.seats.first().copied();
+        let known = votes.is_ok();
+        let votes: Vec<_> = match votes {
+            Ok(certificate) => {
+                let votes = certificate.0.iter().map(|(member, signature)| (usize::from(*member), signature));
+                votes.filter_map(|(member, signature)| Some((member, first(member)?, signature))).collect()
+            }
+            // The other seats' votes are copies.
+            Err(vote) => {
+                let owner = self.seats.owner(vote.signer).filter(|owner| first(*owner) == Some(vote.signer));
+                owner
+                    .zip(vote.signature.get())
+                    .map(|(owner, it)| (owner, vote.signer, it))
+                    .into_iter()
+                    .collect()
+            }
+        };
+        let view = round.view().get();
+        let mut witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        for (member, seat, signature) in votes {
+            let vote = [signed.as_ref(), seat.encode().as_ref(), signature.encode().as_ref()].concat();
+            let two = witness.compare(kind, view, member, Heard { signed: signed.to_vec(), vote });
+            found.extend(two.map(|two| (member, two)));
+        }
+        if known {
+            witness.reach(view);
+        }
+        drop(witness);
+        for (member, votes) in found {
+            self.accuse(member, &votes);
+        }
+    }
+
+    /// Keeps evidence against a member, as [`assay_ledger::EVIDENCE`] takes it, if it holds.
+    fn accuse(&self, member: usize, votes: &[u8]) {
+        let key = self.seats.members.get(member).and_then(|member| member.key.as_ref());
         let Some(Ok(key)) = key.map(|key| <[u8; 32]>::try_from(key.encode().as_ref())) else { return };
-        if !contradicts(&self.chain.genesis().hash(), &key, &votes) {
+        if !contradicts(&self.chain.genesis().hash(), &key, votes) {
             return;
         }
         warn!(key = %hex::encode(key), "a validator contradicted itself; this node's next block will have the evidence");
-        if let Err(error) = self.chain.history().keep_evidence(&key, &votes) {
+        if let Err(error) = self.chain.history().keep_evidence(&key, votes) {
             error!(%error, "evidence could not be kept");
         }
     }
@@ -430,6 +548,7 @@ impl<R: Reporter<Activity = Activity<Scheme, Digest>>> Reporter for Repeater<R> 
 
     fn report(&mut self, activity: Self::Activity) -> Feedback {
         self.keep(&activity);
+        self.compare(&activity);
         match &activity {
             Activity::Notarize(vote) => self.repeat(vote.attestation.signer, |seat| {
                 let mut vote = vote.clone();
@@ -480,7 +599,8 @@ impl<R: Receiver<PublicKey = PublicKey>> Receiver for Repeated<R> {
 mod tests {
     use assay_ledger::{Genesis, Member as Seated, PoolLimits};
     use commonware_consensus::simplex::types::{
-        ConflictingFinalize, ConflictingNotarize, Finalize, Notarize, Nullify, NullifyFinalize, Proposal,
+        ConflictingFinalize, ConflictingNotarize, Finalize, Notarization, Notarize, Nullify, NullifyFinalize,
+        Proposal,
     };
     use commonware_consensus::types::{Epoch, View};
 
@@ -505,7 +625,7 @@ mod tests {
         let genesis = Genesis::from_json(text).expect("it is one");
         let chain = Chain::open(&genesis, PoolLimits::default(), History::in_memory).expect("in memory");
         let chain = Arc::new(chain);
-        let keys: Vec<_> = (0..2).map(PrivateKey::from_seed).collect();
+        let keys: Vec<_> = (0..3).map(PrivateKey::from_seed).collect();
         let key =
             |key: &PrivateKey| <[u8; 32]>::try_from(key.public_key().encode().as_ref()).expect("32 bytes");
         let member = |one: &PrivateKey| Seated { key: key(one), seats: 3, endpoint: String::new() };
@@ -516,7 +636,13 @@ mod tests {
         let round = |view| Round::new(Epoch::new(1), View::new(view));
         let proposal = |view, payload| Proposal::new(round(view), View::new(view - 1), Digest([payload; 32]));
         let votes = tokio::sync::mpsc::unbounded_channel().0;
-        let mut reporter = Repeater { inner: Nobody, chain: chain.clone(), seats: seats.clone(), votes };
+        let mut reporter = Repeater {
+            inner: Nobody,
+            chain: chain.clone(),
+            seats: seats.clone(),
+            votes,
+            witness: Arc::default(),
+        };
         let evidence = |scheme: &Scheme, kind: u8| match kind {
             0 => Activity::ConflictingNotarize(ConflictingNotarize::new(
                 Notarize::sign(scheme, proposal(300, 1)).expect("a signer"),
@@ -538,7 +664,7 @@ mod tests {
         ));
         assert!(chain.history().evidence().expect("it can be read").is_empty());
         for kind in 0..3 {
-            for liar in &keys {
+            for liar in &keys[..2] {
                 reporter.report(evidence(&scheme(&namespace, liar), kind));
             }
             let kept = chain.history().evidence().expect("it can be read");
@@ -549,6 +675,43 @@ mod tests {
                 assert!(votes[0] == 0 && contradicts(&chain.genesis().hash(), &liar, &votes));
             }
         }
+        // Who tells some one thing and others another is found out by a certificate, or when a vote comes after it.
+        let faces = scheme(&namespace, &keys[2]);
+        let vote = |payload| Notarize::sign(&faces, proposal(30, payload)).expect("a signer");
+        let certificate = |member, payload| {
+            let Notarize { proposal, attestation } = vote(payload);
+            let signature = attestation.signature.get().expect("it was signed").clone();
+            Activity::Notarization(Notarization {
+                proposal,
+                certificate: Certificate(vec![(member, signature)]),
+            })
+        };
+        reporter.report(Activity::Notarize(vote(1)));
+        reporter.report(certificate(2, 1));
+        // Somebody else's name on it is nobody's evidence.
+        reporter.report(certificate(1, 2));
+        assert_eq!(chain.history().evidence().expect("it can be read").len(), 2);
+        reporter.report(certificate(2, 2));
+        let kept = chain.history().evidence().expect("it can be read");
+        let votes = kept.get(&key(&keys[2])).expect("it was found out");
+        assert!(contradicts(&chain.genesis().hash(), &key(&keys[2]), votes));
+        let mut witness = Witness::default();
+        let mut heard = |kind, view, said: u8| {
+            witness.compare(kind, view, 0, Heard { signed: vec![said], vote: vec![said, 9] })
+        };
+        assert_eq!(heard(Kind::Finalize, 3, 1), None);
+        assert_eq!(heard(Kind::Finalize, 3, 1), None, "the same again");
+        assert_eq!(heard(Kind::Notarize, 3, 2), None, "a correct validator may");
+        assert_eq!(heard(Kind::Finalize, 4, 2), None, "another view");
+        assert_eq!(heard(Kind::Finalize, 3, 2), Some(vec![1, 1, 9, 2, 9]));
+        assert_eq!(heard(Kind::Nullify, 4, 5), Some(vec![2, 5, 9, 2, 9]));
+        assert_eq!(heard(Kind::Nullify, 5, 5), None);
+        assert_eq!(heard(Kind::Finalize, 5, 1), Some(vec![2, 5, 9, 1, 9]));
+        // What is long past, or far ahead, is not kept.
+        assert_eq!(heard(Kind::Notarize, WITNESSED + 1, 1), None);
+        assert_eq!(witness.votes.len(), 6);
+        witness.reach(WITNESSED + 5);
+        assert_eq!(witness.votes.len(), 2);
         // All kinds are what the ledger takes.
         for kind in 1..3u8 {
             let encoded = match evidence(&scheme(&namespace, &keys[0]), kind) {
