@@ -144,7 +144,7 @@ pub(crate) async fn run(args: NodeArgs, json: bool, told: impl Future<Output = (
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// Transactions, receipts and logs of so many last blocks; 0 keeps all.
+    /// So many last blocks, with receipts and logs; 0 keeps all.
     pub(crate) keep_blocks: u64,
 }
 

@@ -45,15 +45,11 @@ const ARRIVED_SLOTS: Slots = TableDefinition::new("arrived_slots");
 const FORMAT: u8 = 1;
 /// So many blocks leave with each that comes, at most: more where somebody wants to keep less than before.
 const PRUNED_AT_ONCE: u64 = 64;
-/// Of the certificates of pruned blocks, one stays among so many blocks, and those of epochs' ends: with the headers between they prove
-/// all of them.
-const SPARSE_CERTIFICATES: u64 = 256;
-
-/// What a node keeps of what became final. Headers, committees, certificates of epochs' ends, and with them proofs for light clients, are
-/// kept always.
+/// What a node keeps of what became final. The last blocks of epochs are kept always, but for their transactions: headers, certificates and
+/// the committees that they name lead light clients and nodes that join from the genesis to the present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Transactions, receipts and logs of so many last blocks; `None` keeps all (an archive).
+    /// So many last blocks, with receipts and logs; `None` keeps all (an archive).
     pub blocks: Option<u64>,
 }
 
@@ -89,7 +85,7 @@ pub enum HistoryError {
         /// The genesis file's block 0.
         expected: B256,
     },
-    /// The block's transactions and receipts were dropped, or never here. geth's words.
+    /// The block was dropped, or never here. geth's words.
     #[error("pruned history unavailable")]
     Pruned,
     /// Another program's tables.
@@ -267,9 +263,10 @@ impl History {
         if until <= first {
             return Ok(());
         }
-        let (headers, mut bodies) = (write.open_table(HEADERS)?, write.open_table(BODIES)?);
+        let (mut headers, mut bodies) = (write.open_table(HEADERS)?, write.open_table(BODIES)?);
         let (mut receipts, mut places) = (write.open_table(RECEIPTS)?, write.open_table(PLACES)?);
-        let mut finalizations = write.open_table(FINALIZATIONS)?;
+        let (mut numbers, mut finalizations) =
+            (write.open_table(BLOCK_NUMBERS)?, write.open_table(FINALIZATIONS)?);
         for number in first..until {
             receipts.remove(number)?;
             if let Some(body) = bodies.remove(number)? {
@@ -277,13 +274,11 @@ impl History {
                     places.remove(&transaction.hash().0)?;
                 }
             }
-            let header = headers.get(number)?;
-            let header = header.map(|bytes| Header::decode(&mut bytes.value())).transpose();
-            let boundary =
-                header.map_err(damaged("a header"))?.is_some_and(|header| !header.extra_data.is_empty());
-            let before =
-                finalizations.range(..number)?.next_back().transpose()?.map(|(number, _)| number.value());
-            if !boundary && number - before.unwrap_or(0) < SPARSE_CERTIFICATES {
+            let Some(bytes) = headers.get(number)?.map(|bytes| bytes.value().to_vec()) else { continue };
+            let header = Header::decode(&mut bytes.as_slice()).map_err(damaged("a header"))?;
+            if header.extra_data.is_empty() {
+                headers.remove(number)?;
+                numbers.remove(&keccak256(&bytes).0)?;
                 finalizations.remove(number)?;
             }
         }
@@ -291,7 +286,7 @@ impl History {
         Ok(())
     }
 
-    /// The first block after block 0 whose transactions and receipts are here, or would be.
+    /// The first block after block 0 that is kept whole.
     pub fn first(&self) -> Result<u64, HistoryError> {
         let read = self.database.begin_read()?;
         read.open_table(META)?.get("first")?.map_or(Ok(1), |value| number_from(value.value()))
@@ -334,7 +329,7 @@ impl History {
     /// A block with its receipts.
     ///
     /// # Errors
-    /// [`HistoryError::Pruned`] for one whose transactions and receipts are not kept.
+    /// [`HistoryError::Pruned`] for one that is not kept.
     pub fn block(&self, number: u64) -> Result<Option<Stored>, HistoryError> {
         let read = self.database.begin_read()?;
         let first = read.open_table(META)?.get("first")?.map_or(Ok(1), |first| number_from(first.value()))?;

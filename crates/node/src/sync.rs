@@ -87,7 +87,7 @@ pub fn proof(history: &History, number: u64) -> Result<Option<Offer>, HistoryErr
     let Some(last) = history.finalized_from(number)?.filter(|last| last - number < FINAL_WITHIN) else {
         return Ok(None);
     };
-    // Headers between ends of epochs are missing before a state that came from other nodes.
+    // Of what is old only the ends of epochs are there.
     let headers = (number..=last).map(|number| history.header(number)?.ok_or(HistoryError::Pruned));
     let headers = headers.collect::<Result<Vec<_>, _>>()?;
     Ok(history.finalization(last)?.map(|finalization| Offer { headers, finalization }))

@@ -15,7 +15,7 @@ use assay_node::consensus::check_finalization;
 use assay_node::follow::{Proven, Source, accept};
 use assay_node::history::{History, HistoryError, Retention};
 use assay_node::rpc::methods;
-use assay_node::sync::{EpochEnd, Offer, catch_up, epochs, offer, piece, proof};
+use assay_node::sync::{EpochEnd, Offer, catch_up, epochs, offer, piece};
 use common::{Wallet, with_election};
 use commonware_codec::Encode;
 use commonware_cryptography::Signer;
@@ -372,18 +372,19 @@ async fn ask(chain: &Arc<Chain>, method: &str, params: Value) -> Value {
     serde_json::from_str(answer.get()).unwrap()
 }
 
-fn old_blocks_are_proven(chain: &Chain, mut random: deterministic::Context) {
-    for number in 1..40 {
-        let Offer { headers, finalization } = proof(chain.history(), number).unwrap().unwrap();
-        let committee = chain.history().committee(number / EPOCH).unwrap().unwrap();
-        let proven = check_finalization(&chain.genesis().hash(), &committee, &finalization, &mut random);
-        assert_eq!(proven, headers.last().map(Header::hash_slow), "{number}");
-        assert_eq!(headers[0].number, number);
+fn epochs_are_proven(chain: &Chain, mut random: deterministic::Context) {
+    let ends = epochs(chain, 0).unwrap();
+    assert_eq!(ends.len(), 5);
+    for (epoch, end) in (0..).zip(ends) {
+        let committee = chain.history().committee(epoch).unwrap().unwrap();
+        let proven = check_finalization(&chain.genesis().hash(), &committee, &end.finalization, &mut random);
+        assert_eq!(proven, Some(end.header.hash_slow()), "{epoch}");
+        assert_eq!(*end.header.extra_data, end.next.hash().as_slice());
     }
 }
 
 #[tokio::test]
-async fn old_blocks_leave_the_disk_and_their_proofs_stay() {
+async fn old_blocks_leave_the_disk_and_the_ends_of_epochs_stay() {
     let genesis = genesis(0);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("chain.redb");
@@ -403,11 +404,13 @@ async fn old_blocks_leave_the_disk_and_their_proofs_stay() {
             "{answer}"
         );
     };
-    let hash = chain.history().header(24).unwrap().unwrap().hash_slow().to_string();
+    let hash = chain.history().header(23).unwrap().unwrap().hash_slow().to_string();
     pruned(&ask(&chain, "eth_getBlockByNumber", json!(["0x18", false])).await);
     pruned(&ask(&chain, "eth_getBlockByHash", json!([hash, true])).await);
     pruned(&ask(&chain, "eth_getBlockReceipts", json!(["0x1"])).await);
+    pruned(&ask(&chain, "debug_getRawHeader", json!(["0x1"])).await);
     pruned(&ask(&chain, "eth_getLogs", json!([{"fromBlock": "0x1", "toBlock": "latest"}])).await);
+    pruned(&ask(&chain, "eth_getLogs", json!([{"fromBlock": "0x0", "toBlock": "latest"}])).await);
     pruned(&ask(&chain, "eth_getLogs", json!([{"blockHash": hash}])).await);
     pruned(&ask(&chain, "eth_feeHistory", json!(["0x20", "latest", [50]])).await);
     pruned(&ask(&chain, "assay_getBlocks", json!(["0x5"])).await);
@@ -419,17 +422,20 @@ async fn old_blocks_leave_the_disk_and_their_proofs_stay() {
     }
     let logs = ask(&chain, "eth_getLogs", json!([{"fromBlock": "earliest", "toBlock": "latest"}])).await;
     assert_eq!(logs["result"], json!([]));
-    // Whether an old block is final can still be proved.
+    // Light clients and nodes that join still find the way.
     let proven = chain.clone();
-    tokio::task::spawn_blocking(move || {
-        run(|context| async move { old_blocks_are_proven(&proven, context) })
-    })
-    .await
-    .unwrap();
+    tokio::task::spawn_blocking(move || run(|context| async move { epochs_are_proven(&proven, context) }))
+        .await
+        .unwrap();
     let history = chain.history();
-    // Fewer certificates than before: those of the epochs' ends, and every other of the last ones.
-    let kept = (1..=40).filter(|number| history.finalization(*number).unwrap().is_some()).count();
-    assert_eq!(kept, 3 + 8);
+    let kept = |number: &u64| history.header(*number).unwrap().is_some();
+    assert_eq!((0..=40).filter(kept).collect::<Vec<_>>(), [vec![0, 7, 15, 23], (25..=40).collect()].concat());
+    let kept = |number: &u64| history.finalization(*number).unwrap().is_some();
+    assert_eq!((0..=26).filter(kept).collect::<Vec<_>>(), [7, 15, 23, 25]);
+    let proof = |number: u64| ask(&chain, "assay_getFinalization", json!([number]));
+    assert_eq!(proof(23).await["result"]["headers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(proof(26).await["result"]["headers"].as_array().map(Vec::len), Some(2));
+    pruned(&proof(22).await);
     // Who wants more than before gets it from now on; who wants less drops the rest, a few with each block.
     drop(chain);
     let chain = open(&genesis, &file, Retention { blocks: Some(4) });

@@ -390,9 +390,13 @@ impl Rpc {
     }
 
     fn header(&self, tag: Option<&Value>) -> Result<Header, Fault> {
-        let number =
-            self.number(tag.unwrap_or(&Value::Null))?.ok_or_else(|| Fault::new("header not found"))?;
-        self.chain.history().header(number)?.ok_or_else(|| Fault::new("header not found"))
+        let missing = || Fault::new("header not found");
+        let number = self.number(tag.unwrap_or(&Value::Null))?.ok_or_else(missing)?;
+        match self.chain.history().header(number)? {
+            Some(header) => Ok(header),
+            None if number < self.chain.history().first()? => Err(HistoryError::Pruned.into()),
+            None => Err(missing()),
+        }
     }
 
     fn state(&self, tag: Option<&Value>) -> Result<State, Fault> {
@@ -535,7 +539,8 @@ impl Rpc {
                 "a range of at most {LOG_BLOCKS} blocks can be searched at once"
             )));
         }
-        if from > 0 && from < self.chain.history().first()? {
+        // Block 0 has no logs, and is there in any case.
+        if to > 0 && from.max(1) < self.chain.history().first()? {
             return Err(HistoryError::Pruned.into());
         }
         let mut found = Vec::new();
