@@ -5,7 +5,8 @@
 use assay_ledger::types::{Address, B256, U256};
 use assay_ledger::{
     Attributes, Block, BlockError, Committee, EVIDENCE, Header, MISSED_LEAST, Message, Overrides, Rules,
-    State, TURNS_ADDRESS, Transaction, TxReceipt as _, bring, build, contradicts, simulate, view,
+    State, TURNS_ADDRESS, Trace, Tracer, Transaction, TxReceipt as _, bring, build, contradicts, simulate,
+    trace_block, view,
 };
 use assay_receipt::Key;
 use assay_wallet::abi::text;
@@ -360,6 +361,14 @@ fn a_proposer_brings_evidence_without_an_account_and_nobody_else_gets_anything_f
         assert!(world.refused(&signed(EVIDENCE, 0, 100_000, 0, wrong)));
     }
 
+    // Who looks at it again sees a call like any other.
+    let timestamp = world.header.timestamp + 10;
+    let attributes = Attributes { timestamp, beneficiary: Address::ZERO, view: world.turn(1) };
+    let block = build(&world.rules, &world.header, &world.state, &attributes, [free.clone()]).block;
+    let traced = trace_block(&world.rules, &world.header, &world.state, &block, 0..1, Tracer::Calls).unwrap();
+    assert!(
+        matches!(&traced[..], [Trace::Calls(frame)] if frame.to == Some(EVIDENCE) && frame.error.is_none())
+    );
     let before = world.state.balance(&Address::ZERO);
     let receipt = world.block(vec![free.clone()]).remove(0);
     assert!(receipt.status() && receipt.logs.len() == 3, "{receipt:?}");
