@@ -29,6 +29,7 @@ const ROOT_LOG: u32 = 61;
 pub const LOG_MAX: u32 = 24;
 
 /// The residue of a number below `2^124`.
+#[inline(always)]
 fn reduce(value: u128) -> u64 {
     let folded = (value as u64 & P) + (value >> 61) as u64;
     let folded = (folded & P) + (folded >> 61);
@@ -65,6 +66,7 @@ impl Complex {
 impl Add for Complex {
     type Output = Complex;
 
+    #[inline(always)]
     fn add(self, other: Complex) -> Complex {
         let add = |a: u64, b: u64| {
             let sum = a + b;
@@ -77,6 +79,7 @@ impl Add for Complex {
 impl Sub for Complex {
     type Output = Complex;
 
+    #[inline(always)]
     fn sub(self, other: Complex) -> Complex {
         let sub = |a: u64, b: u64| if a >= b { a - b } else { a + P - b };
         Complex { re: sub(self.re, other.re), im: sub(self.im, other.im) }
@@ -86,6 +89,7 @@ impl Sub for Complex {
 impl Mul for Complex {
     type Output = Complex;
 
+    #[inline(always)]
     fn mul(self, other: Complex) -> Complex {
         let mul = |a: u64, b: u64| u128::from(a) * u128::from(b);
         // Each product is below P², so neither sum exceeds 2^123, and the difference is not negative.
