@@ -393,13 +393,14 @@ contract Staking is System, Votes {
         emit Unjailed(msg.sender);
     }
 
-    /// @notice Removes a validator whose owner has too little stake in it, or which is in jail for an equivocation, from the list and
-    /// from the committee. Anybody may.
+    /// @notice Removes a validator whose owner has less than half of the least stake in it, or which is in jail for an equivocation,
+    /// from the list and from the committee. Anybody may. An absence, which costs far less than half, is made up for with more stake.
     /// Its delegators can still take their OPG out.
     function remove(address validator) external {
         Validator storage v = _validator(validator);
         uint256 own = stakeOf(validator, validator);
-        if (own >= _parameters.leastSelf && !v.tombstoned) revert BadAmount(own, _parameters.leastSelf);
+        uint256 least = _parameters.leastSelf / 2;
+        if (own >= least && !v.tombstoned) revert BadAmount(own, least);
         for (uint256 i; i < _list.length; ++i) {
             if (_list[i] == validator) {
                 _list[i] = _list[_list.length - 1];

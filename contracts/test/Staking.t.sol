@@ -125,6 +125,23 @@ contract StakingTest is Deployment {
         staking.remove(alice);
     }
 
+    function test_an_absence_with_the_least_stake_is_made_up_for() public {
+        uint128 more = staking.parameters().leastSelf;
+        unstake(alice, alice, 2_000 ether - more);
+        fault(false, alice);
+        vm.warp(block.timestamp + 31 days);
+        vm.expectPartialRevert(Staking.BadAmount.selector);
+        staking.remove(alice);
+        vm.prank(alice);
+        vm.expectPartialRevert(Staking.SelfStakeTooLow.selector);
+        staking.unjail();
+        stake(alice, alice, 1 ether);
+        vm.prank(alice);
+        staking.unjail();
+        (address[] memory seated,,) = staking.committee();
+        assertEq(seated.length, 1, "seats again");
+    }
+
     function test_a_slash_reaches_all_in_proportion_also_who_is_leaving() public {
         stake(bob, alice, 2_000 ether);
         stake(carol, alice, 4_000 ether);
