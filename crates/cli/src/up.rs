@@ -351,7 +351,10 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
             if let Some(rpc) = &chain {
                 let signer = Signer::new(rpc, members::key_at(&wallet)?)?;
                 match take_the_bond(&gateway, &signer, &artifact, &caught, json).await {
-                    // The network goes on.
+                    // The network goes on, and who reads documents waits for one.
+                    Err(error) if !args.once && json => {
+                        ui::print_json(&json!({ "dispute": null, "error": error.to_string() }));
+                    }
                     Err(error) if !args.once => eprintln!("{error}"),
                     outcome => outcome?,
                 }

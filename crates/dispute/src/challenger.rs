@@ -205,8 +205,9 @@ impl<'a> Challenger<'a> {
     /// # Errors
     /// [`DisputeError`].
     pub async fn step(&self, game: &mut Game) -> Result<Option<Fault>, DisputeError> {
-        game.read(self.chain).await?;
+        // The state first: in the challenger's turn nobody else moves, so the moves that are read after it are all that led to it.
         let state = State::read(self.chain, game.id).await?;
+        game.read(self.chain).await?;
         match state.turn {
             Turn::Over => {}
             Turn::Challenge => return self.play(game, &state).await,
