@@ -462,3 +462,38 @@ fn a_block_is_read_with_what_is_known() {
     let wrong = Block::decode_with(&bytes, |_| Some(transfers[0].clone()));
     assert!(matches!(wrong, Err(BlockError::Malformed(_))));
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// What a peer may send: bytes are what they decode to, in one encoding, or nothing.
+    #[test]
+    fn bytes_from_outside_mean_one_thing_or_nothing(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        whole: bool,
+    ) {
+        static SENT: std::sync::OnceLock<(Vec<u8>, Vec<u8>)> = std::sync::OnceLock::new();
+        let (block, transaction) = SENT.get_or_init(|| {
+            let (rules, first) = genesis();
+            let (parent, _) = deployed(&rules, &first);
+            let transaction = Wallet::new(1).dynamic(|_| {});
+            let built = next(&rules, &parent, vec![decode(&transaction), decode(&Wallet::new(2).dynamic(|_| {}))]);
+            (built.block.encode(), transaction)
+        });
+        let mut bytes = if whole { block.clone() } else { transaction.clone() };
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(block) = Block::decode(&bytes) {
+            prop_assert_eq!(block.encode(), bytes.clone());
+        }
+        if let Ok(transaction) = Transaction::decode(&bytes) {
+            prop_assert_eq!(&transaction.bytes()[..], &bytes[..]);
+        }
+    }
+}

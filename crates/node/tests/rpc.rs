@@ -14,6 +14,7 @@ use assay_node::history::{History, Retention};
 use assay_node::rpc::methods;
 use common::{CHAIN, Wallet};
 use jsonrpsee::core::server::Methods;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 struct Node {
@@ -513,4 +514,116 @@ fn a_restart_finds_everything_and_another_chain_is_refused() {
     other.timestamp += 1;
     let error = open(&other).err().unwrap().to_string();
     assert!(error.contains("belongs to the chain with genesis"), "{error}");
+}
+
+/// JSON that looks like what methods take, and what nobody should send.
+fn parameter() -> impl Strategy<Value = Value> {
+    let words = [
+        "latest",
+        "finalized",
+        "pending",
+        "earliest",
+        "0x0",
+        "0x1",
+        "0x",
+        "0x00",
+        "0x01",
+        "0x8000000000000000",
+        "0xffffffffffffffff",
+        "0x10000000000000000",
+        "0xzz",
+        "",
+        "callTracer",
+        "0x2ca4a1a2d7a0b2f1a9b4b1f8e4c6c1d0f0f3f5b1",
+        "0x000000000000000000000000000000000000a55b",
+        "0x000000000000000000000000000000000000a55c",
+    ];
+    let hashes = prop_oneof![Just(0u8), Just(0xff), any::<u8>()]
+        .prop_map(|byte| json!(format!("0x{}", hex::encode([byte; 32]))));
+    let data = prop::collection::vec(any::<u8>(), 0..200)
+        .prop_map(|bytes| json!(format!("0x{}", hex::encode(bytes))));
+    let own = (0u8..8).prop_map(|seed| json!(Wallet::new(seed).address().to_string()));
+    let leaf = prop_oneof![
+        4 => prop::sample::select(words.to_vec()).prop_map(|word| json!(word)),
+        1 => hashes,
+        1 => data,
+        2 => own,
+        1 => prop_oneof![Just(Value::Null), any::<bool>().prop_map(|b| json!(b)), any::<i64>().prop_map(|n| json!(n)), any::<f64>().prop_map(|n| json!(n))],
+        1 => any::<String>().prop_map(|text| json!(text)),
+    ];
+    let keys = [
+        "from",
+        "to",
+        "data",
+        "input",
+        "value",
+        "gas",
+        "gasPrice",
+        "maxFeePerGas",
+        "maxPriorityFeePerGas",
+        "nonce",
+        "type",
+        "chainId",
+        "accessList",
+        "authorizationList",
+        "fromBlock",
+        "toBlock",
+        "blockHash",
+        "blockNumber",
+        "address",
+        "topics",
+        "balance",
+        "code",
+        "state",
+        "stateDiff",
+        "storageKeys",
+        "tracer",
+        "tracerConfig",
+        "onlyTopCall",
+        "number",
+        "time",
+        "baseFeePerGas",
+        "feeRecipient",
+        "stateOverrides",
+        "blockOverrides",
+        "requireCanonical",
+    ];
+    leaf.prop_recursive(3, 24, 4, move |inner| {
+        let key = prop::sample::select(keys.to_vec()).prop_map(str::to_owned);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+            prop::collection::btree_map(key, inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    /// Whatever is asked with whatever parameters: a result or an error with a code and a sentence, and the chain is as it was.
+    #[test]
+    fn every_request_has_an_answer(at: prop::sample::Index, parameters in prop::collection::vec(parameter(), 0..5)) {
+        static NODE: std::sync::OnceLock<(Node, tokio::runtime::Runtime)> = std::sync::OnceLock::new();
+        let (node, runtime) = NODE.get_or_init(|| {
+            let node = node();
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(node.send(&create(0)));
+            node.mine();
+            (node, runtime)
+        });
+        // A subscription's answers come by another way.
+        let names: Vec<_> = node.methods.method_names().filter(|name| !name.contains("subscribe")).collect();
+        let method = at.get(&names);
+        let answer = runtime.block_on(node.raw(method, json!(parameters)));
+        match answer.get("error") {
+            None => prop_assert!(answer.get("result").is_some(), "{method}: {answer}"),
+            Some(error) => {
+                prop_assert!(error["code"].is_i64() && error["message"].as_str().is_some_and(|said| !said.is_empty()), "{method}: {answer}");
+                let said = error["message"].as_str().unwrap_or_default();
+                prop_assert!(!said.contains("panicked"), "{method}: {answer}");
+            }
+        }
+        prop_assert_eq!(node.chain.head().block.header.number, 1);
+    }
 }
