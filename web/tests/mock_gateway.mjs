@@ -167,7 +167,8 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
     if (has("tampered")) signed.statement.price = "1";
     const bundle = { version: 1, domain: DOMAIN, salt, request: wire, output, chunks: chained.chunks, receipt: signed, audits: [] };
     const entry = { id, bundle, hash, lies };
-    setTimeout(() => bundles.set(id, entry), has("late") ? 700 : 0);
+    if (has("late")) setTimeout(() => bundles.set(id, entry), 700);
+    else bundles.set(id, entry);
     worker.record.served += 1;
     if (body.assay.level === "replayed") audit(entry);
     else if (lies || has("sampled")) setTimeout(() => audit(entry), 900);
