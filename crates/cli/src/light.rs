@@ -165,7 +165,7 @@ fn write(
     let write = || -> std::result::Result<u64, RecordError> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
-        let (generation, config) = (&prepared.generation, Config { threads: threads(), ..Config::default() });
+        let (generation, config) = (&prepared.generation, Config::default());
         let mut last = 0;
         let mut progress = |done: usize, all: usize| {
             if done < last {
@@ -214,10 +214,6 @@ fn write(
     Ok(())
 }
 
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 fn differs() -> Error {
     Error::Rejected(
         "the answer is not this model's, so nothing can show that it is; `assay verify --replay` says where it differs".into(),
@@ -244,9 +240,8 @@ pub(crate) fn check_proof(bundle: &Bundle, expected: &Expected, proof: &Path, ke
     let proof = assay_worker::files::map(proof).map_err(|error| said(&error))?;
     let processor = Processor::from_artifact(commitment.artifact()).map_err(|error| said(&error))?;
     let spinner = ui::spinner("checking the proof");
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = Config { threads, ..Config::default() };
-    let report = assay_verify::check_trace_proof(bundle, expected, &commitment, &processor, proof, config);
+    let report =
+        assay_verify::check_trace_proof(bundle, expected, &commitment, &processor, proof, Config::default());
     spinner.finish_and_clear();
     report.map_err(|error| Error::said(format!("nothing was decided: {error}")))
 }

@@ -153,8 +153,7 @@ fn replay(bundle: &Bundle, expected: &Expected, artifact: Arc<Artifact>) -> Resu
     }
     let processor = Processor::from_artifact(&artifact).map_err(|error| said(&error))?;
     let tokens = bundle.output.tokens.len() + processor.context();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = Config { threads, max_batch: 1, ..Config::default() }.with_kv_tokens(&artifact, tokens);
+    let config = Config { max_batch: 1, ..Config::default() }.with_kv_tokens(&artifact, tokens);
     let mut engine = Engine::new(artifact, config).map_err(|error| said(&error))?;
     assay_verify::check_replayed(bundle, expected, &mut engine, &processor).map_err(|error| said(&error))
 }

@@ -212,20 +212,16 @@ impl World {
         Case { bundle, settled }
     }
 
+    fn challenger<'a>(&'a self, case: &'a Case, ours: &Arc<Trace>) -> Challenger<'a> {
+        Challenger::new(&self.chain, &self.challenger, &case.bundle, case.settled.prompt, ours.clone())
+    }
+
     /// Opens a dispute and plays it, each side with its own trace, to the end. `worker` says how many moves the worker makes.
     async fn play(&self, case: &Case, ours: &Arc<Trace>, theirs: &Arc<Trace>, worker: usize) -> Outcome {
-        let challenger =
-            Challenger::new(&self.chain, &self.challenger, &case.bundle, case.settled.prompt, ours.clone());
-        challenger.open(&case.settled).await.unwrap();
+        self.challenger(case, ours).open(&case.settled).await.unwrap();
         let (mut moves, mut fault, mut error) = (0, None, None);
         loop {
-            let challenger = Challenger::new(
-                &self.chain,
-                &self.challenger,
-                &case.bundle,
-                case.settled.prompt,
-                ours.clone(),
-            );
+            let challenger = self.challenger(case, ours);
             // Nothing is opened twice.
             let mut game = challenger.open(&case.settled).await.unwrap();
             match challenger.step(&mut game).await {
@@ -259,13 +255,7 @@ impl World {
     async fn play_against_worker(&self, case: &Case, ours: &Arc<Trace>, moves: Moves<'_>) -> bool {
         let mut moves = moves.into_iter();
         loop {
-            let challenger = Challenger::new(
-                &self.chain,
-                &self.challenger,
-                &case.bundle,
-                case.settled.prompt,
-                ours.clone(),
-            );
+            let challenger = self.challenger(case, ours);
             let mut game = challenger.open(&case.settled).await.unwrap();
             challenger.step(&mut game).await.unwrap();
             let made = moves.next();
@@ -288,16 +278,13 @@ impl World {
 
     /// Plays a game in which the challenger takes each move from another of its traces. Whether the worker has won.
     async fn play_against_challenger(&self, case: &Case, honest: &Arc<Trace>, moves: Moves<'_>) -> bool {
-        let challenger = |trace: &Arc<Trace>| {
-            Challenger::new(&self.chain, &self.challenger, &case.bundle, case.settled.prompt, trace.clone())
-        };
-        let mut game = challenger(honest).open(&case.settled).await.unwrap();
+        let mut game = self.challenger(case, honest).open(&case.settled).await.unwrap();
         let mut moves = moves.into_iter();
         loop {
             let made = moves.next();
             if let Some(Some(trace)) = made {
                 // Most of what it could try is refused, by itself or by the contract.
-                let _ = challenger(trace).step(&mut game).await;
+                let _ = self.challenger(case, trace).step(&mut game).await;
             }
             let mut defender = Defender::new(self.chain.clone(), self.worker.clone());
             defender.round(|_| async { Some(honest.clone()) }).await.unwrap();
@@ -457,8 +444,7 @@ async fn a_worker_with_other_weights_loses_its_bond() {
     let (output, theirs) = answer(&weak, &drawn());
     let ours = trace(&full, &output, &drawn());
     let case = world.settle(full.id(), &output, &drawn(), 3).await;
-    let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, ours.clone());
+    let challenger = world.challenger(&case, &ours);
     assert!(matches!(challenger.fault(), Some(Fault::Output(_))), "the other model says something else");
     let (bond, supply) = (world.bond().await, world.chain.number("Opg", "totalSupply", &[]).await.unwrap());
     let before = world.opg(address_of(&world.challenger)).await;
@@ -634,8 +620,7 @@ async fn a_worker_that_answers_another_prompt_loses() {
     assert_eq!((ended.worker_won, ended.fault), (false, Some(Fault::PromptLength)));
     // The same is nobody's to judge where the voucher does not fix the prompt.
     let case = world.settle_for(model.id(), &said, &greedy(), [4, 3], |_| Bytes32::ZERO).await;
-    let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, honest.clone());
+    let challenger = world.challenger(&case, &honest);
     assert_eq!(challenger.fault(), None);
     // Whoever disputes an honest answer with another prompt's trace, or other tokens than the voucher's, loses.
     let elsewhere = trace_of(&model, &[9, 33, 4], &said, &greedy());
@@ -656,8 +641,7 @@ async fn an_honest_worker_wins_and_is_paid() {
     // A challenger with another model.
     let wrong = trace(&model(Architecture::Llama, 9), &output, &greedy());
     let case = world.settle(honest.id(), &output, &greedy(), 3).await;
-    let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, theirs.clone());
+    let challenger = world.challenger(&case, &theirs);
     assert_eq!(challenger.fault(), None, "who has the model sees that nothing is wrong");
     let (bond, before) = (world.bond().await, world.opg(address_of(&world.operator)).await);
     let ended = world.play(&case, &wrong, &theirs, usize::MAX).await;
@@ -683,8 +667,7 @@ async fn who_cannot_move_is_refused() {
     let model = model(Architecture::Llama, 1);
     let (output, honest) = answer(&model, &greedy());
     let case = world.settle(model.id(), &output, &greedy(), 3).await;
-    let challenger =
-        Challenger::new(&world.chain, &world.challenger, &case.bundle, case.settled.prompt, honest.clone());
+    let challenger = world.challenger(&case, &honest);
     let mut game = challenger.open(&case.settled).await.unwrap();
     let root = [json!(game.id), text(Bytes32([1; 32])), json!(5)];
     for key in [&world.payer, &world.challenger] {

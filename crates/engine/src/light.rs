@@ -208,8 +208,8 @@ impl Test {
 
     fn is_product(&self, at: At<'_>, x: &[i16], sums: &[i64]) -> bool {
         match self {
-            Test::Key(key) => key.is_product(at.layer, at.product, at.expert, x, sums),
-            Test::Opened(opened) => opened.is_product(at.layer, at.product, at.expert, x, sums),
+            Test::Key(key) => key.is_product(at, x, sums),
+            Test::Opened(opened) => opened.is_product(at, x, sums),
         }
     }
 }

@@ -335,10 +335,19 @@ impl World {
     }
 }
 
+/// A run that its seed decides, of at most so many seconds of its own time.
+fn runner(seed: u64, limit_s: u64) -> deterministic::Runner {
+    let limit = Some(Duration::from_secs(limit_s));
+    deterministic::Runner::new(deterministic::Config::default().with_seed(seed).with_timeout(limit))
+}
+
+/// The seeds to try: so many, or as many as `ASSAY_SEEDS` says.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    0..std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(count)
+}
+
 fn simulate(seed: u64) -> String {
-    let config =
-        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
-    deterministic::Runner::new(config).start(|context| async move {
+    runner(seed, 3_600).start(|context| async move {
         let mut world = World::new(context, VALIDATORS, 1_000_000).await;
         let all: Vec<_> = (0..VALIDATORS).collect();
         world.progress(&all, 3).await;
@@ -393,8 +402,7 @@ fn simulate(seed: u64) -> String {
 
 #[test]
 fn never_two_histories_and_always_progress() {
-    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
-    for seed in 0..seeds {
+    for seed in seeds(3) {
         simulate(seed);
     }
 }
@@ -452,9 +460,7 @@ fn light_client(world: &World, seed: u64) {
 
 /// A joins by stake, B leaves, C crashes over the end of an epoch, everybody crashes at once.
 fn elections(seed: u64) -> String {
-    let config =
-        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
-    deterministic::Runner::new(config).start(|context| async move {
+    runner(seed, 3_600).start(|context| async move {
         let mut world = World::new(context, 5, EPOCH).await;
         let all = [0, 1, 2, 3, 4];
         world.progress(&all, 2).await;
@@ -551,8 +557,7 @@ fn elections(seed: u64) -> String {
 
 #[test]
 fn seats_change_hands_and_history_stays_one() {
-    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    for seed in 0..seeds {
+    for seed in seeds(2) {
         elections(seed);
     }
 }
@@ -673,9 +678,7 @@ impl World {
 
 /// One validator runs twice with one key, so it proposes two blocks and votes for two in one view, to all or to some each.
 fn twins(seed: u64) -> String {
-    let config =
-        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
-    deterministic::Runner::new(config).start(|context| async move {
+    runner(seed, 3_600).start(|context| async move {
         let (honest, cheater, twin) = ([0, 1, 2], 3, 4);
         let keys: Vec<_> = (0..VALIDATORS).map(|index| hex::encode(public(index))).collect();
         let secrets = [0, 1, 2, 3, 3].map(PrivateKey::from_seed).to_vec();
@@ -730,17 +733,14 @@ fn twins(seed: u64) -> String {
 
 #[test]
 fn who_signs_two_histories_loses_stake_and_seats_and_nothing_else_happens() {
-    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
-    for seed in 0..seeds {
+    for seed in seeds(3) {
         twins(seed);
     }
 }
 
 /// One is cut off for a while and another restarts, which costs nothing. One is silent, which costs it its seats until it comes back.
 fn absences(seed: u64) {
-    let config =
-        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(3_600)));
-    deterministic::Runner::new(config).start(|context| async move {
+    runner(seed, 3_600).start(|context| async move {
         let all = [0, 1, 2, 3];
         let keys: Vec<_> = (0..VALIDATORS).map(|index| hex::encode(public(index))).collect();
         let secrets = all.map(|index| PrivateKey::from_seed(index as u64)).to_vec();
@@ -796,17 +796,14 @@ fn absences(seed: u64) {
 
 #[test]
 fn who_is_silent_loses_its_seats_and_who_was_cut_off_for_a_while_does_not() {
-    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    for seed in 0..seeds {
+    for seed in seeds(1) {
         absences(seed);
     }
 }
 
 /// Clocks that jump by hours, ahead and behind, one at a time: the others go on, and times of blocks stay those of the world.
 fn clocks(seed: u64) {
-    let config =
-        deterministic::Config::default().with_seed(seed).with_timeout(Some(Duration::from_secs(36_000)));
-    deterministic::Runner::new(config).start(|context| async move {
+    runner(seed, 36_000).start(|context| async move {
         let mut world = World::new(context, VALIDATORS, 1_000_000).await;
         let all = [0, 1, 2, 3];
         // Hours after the genesis, so that a clock can be hours behind.
@@ -837,8 +834,7 @@ fn clocks(seed: u64) {
 
 #[test]
 fn clocks_that_jump_cost_turns_and_no_progress() {
-    let seeds = std::env::var("ASSAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    for seed in 0..seeds {
+    for seed in seeds(2) {
         clocks(seed);
     }
 }

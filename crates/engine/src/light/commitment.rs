@@ -122,6 +122,14 @@ pub(super) fn message(layout: &Layout, matrix: &Matrix<'_>, block: &Block, row: 
     }
 }
 
+fn hash(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    parts.for_each(|part| {
+        hasher.update(part.as_ref());
+    });
+    hasher.finalize().into()
+}
+
 /// Goes on with the hash of a column, by up to [`HASHED`] numbers.
 fn hash_on(state: &mut Hash, numbers: impl Iterator<Item = Complex>) {
     let mut hasher = blake3::Hasher::new();
@@ -140,19 +148,16 @@ pub(super) fn hash_column(column: &[Complex]) -> Hash {
 }
 
 fn hash_embedding(weights: &[i16]) -> Hash {
-    let mut hasher = blake3::Hasher::new();
-    weights.iter().for_each(|weight| {
-        hasher.update(&weight.to_le_bytes());
-    });
-    hasher.finalize().into()
+    hash(weights.iter().map(|weight| weight.to_le_bytes()))
 }
 
 fn hash_rope(cos: &[i32], sin: &[i32]) -> Hash {
-    let mut hasher = blake3::Hasher::new();
-    cos.iter().chain(sin).for_each(|entry| {
-        hasher.update(&entry.to_le_bytes());
-    });
-    hasher.finalize().into()
+    hash(cos.iter().chain(sin).map(|entry| entry.to_le_bytes()))
+}
+
+/// The hash at the end of a sealed file.
+fn id_of(file: &[u8]) -> Bytes32 {
+    Bytes32(file.last_chunk().copied().unwrap_or_default())
 }
 
 /// What whoever checks proofs keeps of a model: everything but the weights, and of these a hash of each column of a code.
@@ -203,10 +208,7 @@ impl Commitment {
         let embeddings: Vec<Hash> = embeddings.collect();
         let mut ropes = Vec::new();
         for table in 0..products.tables {
-            let layer = (0..shape.layers).find(|&layer| shape.rope_table(layer) == Some(table));
-            let (cos, sin) = layer.and_then(|layer| artifact.layer(layer).rope).unwrap_or_default();
-            let rows = cos.chunks_exact(products.pairs).zip(sin.chunks_exact(products.pairs));
-            ropes.extend(rows.take(shape.context).map(|(cos, sin)| hash_rope(cos, sin)));
+            ropes.extend(Products::rope_rows(artifact, table).map(|(cos, sin)| hash_rope(cos, sin)));
         }
 
         let code = Code::new(layout.log);
@@ -225,13 +227,10 @@ impl Commitment {
             done += rows.len() as u64;
             progress(done, layout.rows as u64);
         }
-        Ok(Commitment { id: Bytes32([0; 32]), known, products, layout, embeddings, ropes, columns }.named())
-    }
-
-    fn named(mut self) -> Commitment {
-        let bytes = self.to_bytes();
-        self.id = Bytes32(std::array::from_fn(|i| bytes[bytes.len() - 32 + i]));
-        self
+        let id = Bytes32([0; 32]);
+        let mut made = Commitment { id, known, products, layout, embeddings, ropes, columns };
+        made.id = id_of(&made.to_bytes());
+        Ok(made)
     }
 
     /// The file, for everybody.
@@ -262,7 +261,7 @@ impl Commitment {
         let (embeddings, hashes) = hashes.split_at(shape.vocab);
         let (ropes, columns) = hashes.split_at(tables);
         let [embeddings, ropes, columns] = [embeddings, ropes, columns].map(<[Hash]>::to_vec);
-        Ok(Commitment { id: Bytes32([0; 32]), known, products, layout, embeddings, ropes, columns }.named())
+        Ok(Commitment { id: id_of(bytes), known, products, layout, embeddings, ropes, columns })
     }
 
     /// The hash that stands for all of it, and with which everybody can name it: the last 32 bytes of the file.

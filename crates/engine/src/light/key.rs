@@ -8,7 +8,7 @@ use sha3::Shake256;
 use sha3::digest::{ExtendableOutput, Update, XofReader};
 
 use super::known::{KeyError, Known, head, seal, unseal};
-use super::products::{Matrix, Product, Products};
+use super::products::{At, Matrix, Products};
 
 /// What a key's file begins with.
 pub const KEY_MAGIC: [u8; 8] = *b"ASSAYLK\n";
@@ -110,10 +110,7 @@ impl Key {
         let mut done = embedded;
         progress(done, total);
         for table in 0..products.tables {
-            // Some layer uses each table, and tables have a row for each position.
-            let rope = (0..shape.layers).find(|&layer| shape.rope_table(layer) == Some(table));
-            let Some((cos, sin)) = rope.and_then(|layer| artifact.layer(layer).rope) else { continue };
-            let rows = cos.chunks_exact(products.pairs).zip(sin.chunks_exact(products.pairs));
+            let rows = Products::rope_rows(artifact, table);
             for (out, (cos, sin)) in fingerprints[products.rope(table)].iter_mut().zip(rows) {
                 *out = of_rope(&r, cos, sin);
             }
@@ -185,15 +182,8 @@ impl Key {
     }
 
     /// Whether these sums are the product of a matrix and `x`.
-    pub(super) fn is_product(
-        &self,
-        layer: usize,
-        product: Product,
-        expert: usize,
-        x: &[i16],
-        sums: &[i64],
-    ) -> bool {
-        let u = &self.fingerprints[self.products.matrix(layer, product, expert)];
+    pub(super) fn is_product(&self, at: At<'_>, x: &[i16], sums: &[i64]) -> bool {
+        let u = &self.fingerprints[self.products.matrix(at.layer, at.product, at.expert)];
         freivalds::of_sums(&self.r, sums) == freivalds::of_values(u, x)
     }
 }

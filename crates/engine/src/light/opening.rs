@@ -1,6 +1,5 @@
 //! A trace with what shows to everybody that its products are the model's.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use rayon::prelude::*;
 
 use super::commitment::{Block, Commitment, Hash, Layout, QUERIES, hash_column, message};
 use super::key::project;
-use super::products::{Matrix, Product, Products};
+use super::products::{At, Matrix, Product, Products};
 use super::trace::{Fault, Trace};
 use super::{RecordError, record};
 use crate::{Config, Generation, Replay};
@@ -207,7 +206,7 @@ impl<'a> Prover<'a> {
         let mut out = Vec::with_capacity(opening_bytes(&self.products, layout));
 
         let seed = statement(key, prompt, answer, trace);
-        let weights = Weights::new(&seed, layout);
+        let weights = self.pool.install(|| Weights::new(&seed, layout));
         let message = self.project(&weights, &mut |done| progress(done, steps));
         let seed = after(&seed, &message);
         out.extend(message);
@@ -421,7 +420,6 @@ impl Proof {
             commitment: Arc::clone(commitment),
             rows: weights.rows,
             columns: [parts(|number| number.re), parts(|number| number.im)],
-            classes: layout.classes.iter().enumerate().map(|(index, class)| (class.cols, index)).collect(),
             prompt: prompt.to_vec(),
             answer: answer.to_vec(),
         };
@@ -434,26 +432,19 @@ pub(crate) struct Opened {
     pub(super) commitment: Arc<Commitment>,
     rows: Vec<[Vec<u64>; 2]>,
     columns: [Vec<u64>; 2],
-    /// By the number of columns.
-    classes: HashMap<usize, usize>,
     prompt: Vec<u32>,
     answer: Vec<u32>,
 }
 
 impl Opened {
     /// Whether these sums are the product of a matrix and `x`.
-    pub(super) fn is_product(
-        &self,
-        layer: usize,
-        product: Product,
-        expert: usize,
-        x: &[i16],
-        sums: &[i64],
-    ) -> bool {
+    pub(super) fn is_product(&self, at: At<'_>, x: &[i16], sums: &[i64]) -> bool {
         let products = &self.commitment.products;
         let (first, _) = projections(products);
-        let place = products.matrix(layer, product, expert);
-        let Some(rows) = self.classes.get(&place.len()).map(|&class| &self.rows[class]) else { return false };
+        let place = products.matrix(at.layer, at.product, at.expert);
+        let classes = &self.commitment.layout.classes;
+        let Ok(class) = classes.binary_search_by_key(&place.len(), |class| class.cols) else { return false };
+        let rows = &self.rows[class];
         rows.iter().zip(&self.columns).all(|(rows, columns)| {
             let u = &columns[place.start - first..place.end - first];
             freivalds::of_sums(rows, sums) == freivalds::of_values(u, x)

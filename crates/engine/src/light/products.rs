@@ -228,6 +228,15 @@ impl Products {
         start..start + self.size(product).1
     }
 
+    /// Cosines and sines of a rotary table, row by row for each position of the context. Some layer uses each table.
+    pub(crate) fn rope_rows(artifact: &Artifact, table: usize) -> impl Iterator<Item = (&[i32], &[i32])> {
+        let shape = artifact.config();
+        let layer = (0..shape.layers).find(|&layer| shape.rope_table(layer) == Some(table));
+        let (cos, sin) = layer.and_then(|layer| artifact.layer(layer).rope).unwrap_or_default();
+        let pairs = shape.rope_pairs();
+        cos.chunks_exact(pairs).zip(sin.chunks_exact(pairs)).take(shape.context)
+    }
+
     /// The matrices of a model by layer, product and expert: of a layer in the order of [`Product`], and the experts' gates,
     /// then their other halves, then what goes from there; in the end the output matrix.
     pub(crate) fn places(&self) -> impl Iterator<Item = (usize, Product, usize)> {

@@ -126,11 +126,8 @@ pub(super) fn front(artifact: &Artifact, tokens: &[u32], prompt: usize) -> Vec<u
         out.extend((number as u32).to_le_bytes()); // within the context
     }
     out.extend(artifact.id().0);
-    let layers = artifact.config().layers;
     for table in 0..shape.tables {
-        let layer = (0..layers).find(|&layer| artifact.config().rope_table(layer) == Some(table));
-        let (cos, sin) = layer.and_then(|layer| artifact.layer(layer).rope).unwrap_or_default();
-        let rows = cos.chunks_exact(shape.pairs).zip(sin.chunks_exact(shape.pairs));
+        let rows = Products::rope_rows(artifact, table);
         for entry in rows.take(positions).flat_map(|(cos, sin)| cos.iter().chain(sin)) {
             out.extend(entry.to_le_bytes());
         }
