@@ -10,6 +10,8 @@
 use alloy_consensus::Header;
 use alloy_primitives::{Address, B256, Bytes, U256, address, keccak256};
 
+use revm::DatabaseRef as _;
+
 use crate::committee::Committee;
 use crate::execute::Db;
 use crate::state::AccountChange;
@@ -96,7 +98,7 @@ pub(crate) fn count(db: &mut Db<'_>, committee: &Committee, before: u64, view: u
     for (place, more) in committee.led(before, view - 1).into_iter().enumerate().filter(|(_, more)| *more > 0)
     {
         let slot = U256::from(place);
-        let old = db.db.account(&TURNS_ADDRESS).map_or(U256::ZERO, |account| account.slot(&slot));
+        let Ok(old) = db.storage_ref(TURNS_ADDRESS, slot);
         let turns = missed(committee.epoch, old).saturating_add(more);
         let Ok(()) = db.insert_account_storage(
             TURNS_ADDRESS,
@@ -110,16 +112,10 @@ pub(crate) fn count(db: &mut Db<'_>, committee: &Committee, before: u64, view: u
 pub(crate) fn absent(db: &Db<'_>, committee: &Committee, view: u64) -> Vec<[u8; 32]> {
     let turns = committee.led(0, view);
     let members = committee.members.iter().zip(turns).enumerate();
-    let slot = |place: usize| {
-        let slot = U256::from(place);
-        let changed = db.cache.accounts.get(&TURNS_ADDRESS).and_then(|account| account.storage.get(&slot));
-        changed.copied().unwrap_or_else(|| {
-            db.db.account(&TURNS_ADDRESS).map_or(U256::ZERO, |account| account.slot(&slot))
-        })
-    };
     members
         .filter(|(place, (_, turns))| {
-            let missed = missed(committee.epoch, slot(*place));
+            let Ok(slot) = db.storage_ref(TURNS_ADDRESS, U256::from(*place));
+            let missed = missed(committee.epoch, slot);
             missed >= MISSED_LEAST && missed > turns / 2
         })
         .map(|(_, (member, _))| member.key)

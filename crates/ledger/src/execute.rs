@@ -501,11 +501,8 @@ pub fn access_list(
         let before = list.clone();
         for (address, account) in &done.state {
             let slots = account.storage.keys().map(|slot| B256::from(slot.to_be_bytes::<32>()));
-            if warm.contains(address) || precompiled.contains(address) {
-                if !account.storage.is_empty() {
-                    list.entry(*address).or_default().extend(slots);
-                }
-            } else {
+            let known = warm.contains(address) || precompiled.contains(address);
+            if !known || !account.storage.is_empty() {
                 list.entry(*address).or_default().extend(slots);
             }
         }

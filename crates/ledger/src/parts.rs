@@ -173,28 +173,38 @@ fn reference(root: B256) -> Bytes {
 
 impl Encodable for Piece {
     fn encode(&self, out: &mut dyn alloy_rlp::BufMut) {
-        let mut inner = Vec::new();
-        let kind: u8 = match self {
+        Rlp { list: true, payload_length: self.payload_len() }.encode(out);
+        match self {
             Self::Node(node) => {
-                node.encode(&mut inner);
-                1
+                1u8.encode(out);
+                node.encode(out);
             }
             Self::Accounts(entries) => {
-                entries.encode(&mut inner);
-                2
+                2u8.encode(out);
+                entries.encode(out);
             }
             Self::Slots(slots) => {
-                slots.encode(&mut inner);
-                3
+                3u8.encode(out);
+                slots.encode(out);
             }
-        };
-        Rlp { list: true, payload_length: inner.len() + 1 }.encode(out);
-        kind.encode(out);
-        out.put_slice(&inner);
+        }
+    }
+
+    fn length(&self) -> usize {
+        let payload = self.payload_len();
+        alloy_rlp::length_of_length(payload) + payload
     }
 }
 
 impl Piece {
+    fn payload_len(&self) -> usize {
+        1 + match self {
+            Self::Node(node) => node.length(),
+            Self::Accounts(entries) => entries.length(),
+            Self::Slots(slots) => slots.length(),
+        }
+    }
+
     /// Reads what [`Encodable`] writes.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, PieceError> {
         let malformed = |_| PieceError::Malformed;

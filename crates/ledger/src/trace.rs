@@ -21,6 +21,15 @@ use crate::execute::{
 use crate::state::Overrides;
 use crate::{Attributes, Block, Header, Rules, State};
 
+/// The most bytes that the traces of one request hold, beside what is fixed for each step and call: a step's memory alone may have megabytes.
+const TRACE_BYTES: usize = 64 << 20;
+
+/// What a call takes beside its data, and a step beside stack and memory.
+const ENTRY_BYTES: usize = 256;
+
+/// Said by a call of which something is not in the trace.
+const CUT_OFF: &str = "calls or data are left out: the trace has more than 64 MiB";
+
 /// A call, and the calls that it made (geth's callTracer).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallFrame {
@@ -40,7 +49,7 @@ pub struct CallFrame {
     pub input: Bytes,
     /// Returned data, or deployed code.
     pub output: Bytes,
-    /// Why it failed, if it did.
+    /// Why it failed, if it did; or that calls are left out, since the trace is too large.
     pub error: Option<String>,
     /// In their order.
     pub calls: Vec<CallFrame>,
@@ -70,7 +79,7 @@ pub struct StructLog {
 pub enum Tracer {
     /// Calls.
     Calls,
-    /// Steps, the first so many, with the memory before each where asked for.
+    /// Steps, the first so many, or fewer where they have much on stacks and in memory, with the memory before each where asked for.
     Steps {
         /// Whether with the memory.
         memory: bool,
@@ -88,8 +97,15 @@ pub enum Trace {
     Steps(Vec<StructLog>, Outcome),
 }
 
-/// Runs one transaction or call under a tracer.
-fn observe(tracer: Tracer, cfg: CfgEnv, block: BlockEnv, db: Db<'_>, env: TxEnv) -> Result<Trace, String> {
+/// Runs one transaction or call under a tracer, which takes what it keeps from `left`.
+fn observe(
+    tracer: Tracer,
+    left: &mut usize,
+    cfg: CfgEnv,
+    block: BlockEnv,
+    db: Db<'_>,
+    env: TxEnv,
+) -> Result<Trace, String> {
     fn run<'a, I>(
         cfg: CfgEnv,
         block: BlockEnv,
@@ -106,16 +122,18 @@ fn observe(tracer: Tracer, cfg: CfgEnv, block: BlockEnv, db: Db<'_>, env: TxEnv)
     match tracer {
         Tracer::Calls => {
             let gas = env.gas_limit;
-            let mut calls = Calls::default();
+            let mut calls = Calls { left: *left, ..Calls::default() };
             let outcome = run(cfg, block, db, env, &mut calls)?;
+            *left = calls.left;
             let mut frame = calls.done.ok_or("nothing was called")?;
             // As geth has it: the outermost call has the whole transaction's gas.
             (frame.gas, frame.gas_used) = (gas, outcome.gas_used);
             Ok(Trace::Calls(frame))
         }
         Tracer::Steps { memory, limit } => {
-            let mut steps = Steps { with_memory: memory, limit, ..Steps::default() };
+            let mut steps = Steps { with_memory: memory, limit, left: *left, ..Steps::default() };
             let outcome = run(cfg, block, db, env, &mut steps)?;
+            *left = steps.left;
             Ok(Trace::Steps(steps.logs, outcome))
         }
     }
@@ -138,13 +156,14 @@ pub fn trace_block(
     for transaction in &block.transactions[..range.start] {
         executor.push(transaction.clone()).ok()?;
     }
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), TRACE_BYTES);
     for transaction in asked {
         // On a copy, so that what follows the machine's run in a block is in one place.
         let db = executor.evm.ctx.journaled_state.database.clone();
         let mut cfg = config(rules);
         cfg.disable_base_fee = is_free(transaction);
-        let trace = observe(tracer, cfg, environment(&block.header), db, transaction.env()).ok()?;
+        let trace =
+            observe(tracer, &mut left, cfg, environment(&block.header), db, transaction.env()).ok()?;
         if let (Tracer::Steps { limit, .. }, Trace::Steps(steps, _)) = (&mut tracer, &trace) {
             *limit -= steps.len().min(*limit);
         }
@@ -169,21 +188,33 @@ pub fn trace_call(
     tracer: Tracer,
 ) -> Result<Trace, String> {
     let (cfg, block, db, env) = assumed(rules, header, state, overrides, message);
-    observe(tracer, cfg, block, db, env)
+    observe(tracer, &mut { TRACE_BYTES }, cfg, block, db, env)
 }
 
 #[derive(Default)]
 struct Calls {
     open: Vec<CallFrame>,
     done: Option<CallFrame>,
+    /// Bytes that may still be kept; with none left, calls are only counted.
+    left: usize,
 }
 
 impl Calls {
+    /// Takes a call's place and data from what is left; whether there was enough.
+    fn take(&mut self, data: usize) -> bool {
+        let enough = self.left > ENTRY_BYTES + data;
+        self.left = self.left.saturating_sub(ENTRY_BYTES + data);
+        enough
+    }
+
     fn close(&mut self, result: &InterpreterResult) {
         // Every end follows a beginning; without one there is nothing to close.
         let Some(mut frame) = self.open.pop() else { return };
         frame.gas_used = result.gas.total_gas_spent();
-        frame.output = result.output.clone();
+        let kept = self.take(result.output.len());
+        if kept {
+            frame.output = result.output.clone();
+        }
         if !result.is_ok() {
             let reason = if result.is_revert() {
                 "execution reverted".to_owned()
@@ -193,10 +224,20 @@ impl Calls {
             frame.error = Some(reason);
         }
         match self.open.last_mut() {
-            Some(parent) => parent.calls.push(frame),
-            None => self.done = Some(frame),
+            Some(parent) if kept => parent.calls.push(frame),
+            Some(parent) => cut_off(parent),
+            None => {
+                if !kept {
+                    cut_off(&mut frame);
+                }
+                self.done = Some(frame);
+            }
         }
     }
+}
+
+fn cut_off(frame: &mut CallFrame) {
+    frame.error.get_or_insert_with(|| CUT_OFF.to_owned());
 }
 
 impl<CTX: ContextTr> Inspector<CTX, EthInterpreter> for Calls {
@@ -214,13 +255,14 @@ impl<CTX: ContextTr> Inspector<CTX, EthInterpreter> for Calls {
             }
             _ => (inputs.caller, inputs.target_address),
         };
+        let kept = self.take(inputs.input.len());
         self.open.push(CallFrame {
             kind,
             from,
             to: Some(to),
             value: (inputs.scheme != CallScheme::StaticCall).then(|| inputs.value.get()),
             gas: inputs.gas_limit,
-            input: inputs.input.bytes(context),
+            input: if kept { inputs.input.bytes(context) } else { Bytes::new() },
             ..CallFrame::default()
         });
         None
@@ -231,12 +273,13 @@ impl<CTX: ContextTr> Inspector<CTX, EthInterpreter> for Calls {
     }
 
     fn create(&mut self, _: &mut CTX, inputs: &mut CreateInputs) -> Option<CreateOutcome> {
+        let kept = self.take(inputs.init_code().len());
         self.open.push(CallFrame {
             kind: if matches!(inputs.scheme(), CreateScheme::Create2 { .. }) { "CREATE2" } else { "CREATE" },
             from: inputs.caller(),
             value: Some(inputs.value()),
             gas: inputs.gas_limit(),
-            input: inputs.init_code().clone(),
+            input: if kept { inputs.init_code().clone() } else { Bytes::new() },
             ..CallFrame::default()
         });
         None
@@ -253,6 +296,8 @@ impl<CTX: ContextTr> Inspector<CTX, EthInterpreter> for Calls {
 #[derive(Default)]
 struct Steps {
     logs: Vec<StructLog>,
+    /// Bytes that may still be kept.
+    left: usize,
     /// For each open call the index of its last step.
     open: Vec<Option<usize>>,
     with_memory: bool,
@@ -261,7 +306,11 @@ struct Steps {
 
 impl<CTX> Inspector<CTX, EthInterpreter> for Steps {
     fn step(&mut self, interpreter: &mut Interpreter<EthInterpreter>, _: &mut CTX) {
-        if self.logs.len() >= self.limit {
+        let memory = if self.with_memory { interpreter.memory.size() } else { 0 };
+        let bytes = ENTRY_BYTES + 32 * interpreter.stack.len() + memory;
+        if self.logs.len() >= self.limit || self.left < bytes {
+            // What comes later would be of less use than what is missing before it.
+            self.limit = 0;
             if let Some(last) = self.open.last_mut() {
                 *last = None;
             }
@@ -270,6 +319,7 @@ impl<CTX> Inspector<CTX, EthInterpreter> for Steps {
         if let Some(last) = self.open.last_mut() {
             *last = Some(self.logs.len());
         }
+        self.left -= bytes;
         self.logs.push(StructLog {
             pc: interpreter.bytecode.pc(),
             op: OpCode::name_by_op(interpreter.bytecode.opcode()),

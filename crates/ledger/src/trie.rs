@@ -186,15 +186,11 @@ impl<V: Encodable + Clone + PartialEq> Trie<V> {
 
     /// Calls `visit` for every entry, in the order of the keys.
     pub(crate) fn for_each(&self, visit: &mut impl FnMut(&B256, &V)) {
-        fn walk<V>(cell: &Cell<V>, visit: &mut impl FnMut(&B256, &V)) {
-            match &cell.node {
-                Node::Leaf { key, value } => visit(key, value),
-                Node::Extension { child, .. } => walk(child, visit),
-                Node::Branch(children) => children.iter().flatten().for_each(|child| walk(child, visit)),
-            }
-        }
         if let Some(root) = &self.0 {
-            walk(root, visit);
+            root.visit(&mut |key, value| {
+                visit(key, value);
+                true
+            });
         }
     }
 }
@@ -311,16 +307,7 @@ impl<V: Encodable> Cell<V> {
     }
 
     fn reference_at(&self, depth: usize) -> &[u8] {
-        self.reference.get_or_init(|| {
-            let encoded = self.encode(depth);
-            if encoded.len() < 32 {
-                encoded
-            } else {
-                let mut reference = vec![0xa0];
-                reference.extend_from_slice(keccak256(&encoded).as_slice());
-                reference
-            }
-        })
+        self.reference.get_or_init(|| refer(&self.encode(depth), false))
     }
 
     fn reference(&self) -> &[u8] {

@@ -12,7 +12,7 @@ use alloy_rlp::{Decodable, Encodable, Header as Rlp};
 use assay_ledger::types::{Address, B256, Bytes, U256, keccak256};
 use assay_ledger::{Block, Committee, Executed, Header, Part, Piece, Receipt, State, Transaction};
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
     backends::InMemoryBackend,
 };
 use thiserror::Error;
@@ -274,13 +274,7 @@ impl History {
                     places.remove(&transaction.hash().0)?;
                 }
             }
-            let Some(bytes) = headers.get(number)?.map(|bytes| bytes.value().to_vec()) else { continue };
-            let header = Header::decode(&mut bytes.as_slice()).map_err(damaged("a header"))?;
-            if header.extra_data.is_empty() {
-                headers.remove(number)?;
-                numbers.remove(&keccak256(&bytes).0)?;
-                finalizations.remove(number)?;
-            }
+            drop_header(&mut headers, &mut numbers, &mut finalizations, number)?;
         }
         meta.insert("first", until.to_be_bytes().as_slice())?;
         Ok(())
@@ -332,9 +326,15 @@ impl History {
     /// [`HistoryError::Pruned`] for one that is not kept.
     pub fn block(&self, number: u64) -> Result<Option<Stored>, HistoryError> {
         let read = self.database.begin_read()?;
-        let first = read.open_table(META)?.get("first")?.map_or(Ok(1), |first| number_from(first.value()))?;
+        let meta = read.open_table(META)?;
+        let first = meta.get("first")?.map_or(Ok(1), |first| number_from(first.value()))?;
         if number > 0 && number < first {
             return Err(HistoryError::Pruned);
+        }
+        // The ends of epochs that prove a state are kept before there is a block.
+        let head = meta.get("head")?.map_or(Ok(0), |head| number_from(head.value()))?;
+        if number > head {
+            return Ok(None);
         }
         let Some(header) = read.open_table(HEADERS)?.get(number)? else { return Ok(None) };
         let header = Header::decode(&mut header.value()).map_err(damaged("a header"))?;
@@ -470,8 +470,17 @@ impl History {
         write.open_table(PLACES)?;
         write.open_table(BODIES)?.retain(|number, _| number == 0)?;
         write.open_table(RECEIPTS)?.retain(|number, _| number == 0)?;
-        write.open_table(HEADERS)?.insert(header.number, alloy_rlp::encode(header).as_slice())?;
-        write.open_table(BLOCK_NUMBERS)?.insert(&header.hash_slow().0, header.number)?;
+        {
+            let (mut headers, mut numbers) = (write.open_table(HEADERS)?, write.open_table(BLOCK_NUMBERS)?);
+            let mut finalizations = write.open_table(FINALIZATIONS)?;
+            let before =
+                headers.range(1..header.number)?.map(|entry| entry.map(|(number, _)| number.value()));
+            for number in before.collect::<Result<Vec<_>, _>>()? {
+                drop_header(&mut headers, &mut numbers, &mut finalizations, number)?;
+            }
+            headers.insert(header.number, alloy_rlp::encode(header).as_slice())?;
+            numbers.insert(&header.hash_slow().0, header.number)?;
+        }
         {
             let mut meta = write.open_table(META)?;
             meta.insert("head", header.number.to_be_bytes().as_slice())?;
@@ -493,6 +502,12 @@ impl History {
         }
         write.commit()?;
         Ok(())
+    }
+
+    /// Whether there is evidence against a key.
+    pub fn has_evidence(&self, key: &[u8; 32]) -> Result<bool, HistoryError> {
+        let read = self.database.begin_read()?;
+        Ok(read.open_table(EVIDENCE)?.get(key)?.is_some())
     }
 
     /// The evidence against each key that there is any against.
@@ -525,6 +540,23 @@ impl History {
         let place = read.open_table(PLACES)?.get(&transaction.0)?;
         Ok(place.map(|place| (place.value().0, place.value().1 as usize)))
     }
+}
+
+/// Drops an old header, with its hash and its certificate, unless it is the end of an epoch.
+fn drop_header(
+    headers: &mut Table<'_, u64, &[u8]>,
+    numbers: &mut Table<'_, &[u8; 32], u64>,
+    finalizations: &mut Table<'_, u64, &[u8]>,
+    number: u64,
+) -> Result<(), HistoryError> {
+    let Some(bytes) = headers.get(number)?.map(|bytes| bytes.value().to_vec()) else { return Ok(()) };
+    let header = Header::decode(&mut bytes.as_slice()).map_err(damaged("a header"))?;
+    if header.extra_data.is_empty() {
+        headers.remove(number)?;
+        numbers.remove(&keccak256(&bytes).0)?;
+        finalizations.remove(number)?;
+    }
+    Ok(())
 }
 
 fn number_from(bytes: &[u8]) -> Result<u64, HistoryError> {

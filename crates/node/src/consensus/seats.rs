@@ -517,7 +517,10 @@ impl<R> Repeater<R> {
     fn accuse(&self, member: usize, votes: &[u8]) {
         let key = self.seats.members.get(member).and_then(|member| member.key.as_ref());
         let Some(Ok(key)) = key.map(|key| <[u8; 32]>::try_from(key.encode().as_ref())) else { return };
-        if !contradicts(&self.chain.genesis().hash(), &key, votes) {
+        // The first is enough, and who contradicts itself may do so in every view until its seats are gone.
+        if self.chain.history().has_evidence(&key).unwrap_or(false)
+            || !contradicts(&self.chain.genesis().hash(), &key, votes)
+        {
             return;
         }
         warn!(key = %hex::encode(key), "a validator contradicted itself; this node's next block will have the evidence");

@@ -369,11 +369,14 @@ impl Rpc {
                     1 => 0,
                     first => first.min(head),
                 },
-                hash if hash.len() == 66 => return Ok(self.chain.history().number(&format::hash(tag)?)?),
+                hash if hash.len() == 66 => return self.number(&json!({ "blockHash": hash })),
                 _ => small(tag)?,
             },
             Value::Object(fields) => match (fields.get("blockHash"), fields.get("blockNumber")) {
-                (Some(hash), None) => return Ok(self.chain.history().number(&format::hash(hash)?)?),
+                (Some(hash), None) => match self.chain.history().number(&format::hash(hash)?)? {
+                    Some(number) => number,
+                    None => return Ok(None),
+                },
                 (None, Some(number)) => return self.number(number),
                 _ => return Err(Fault::params("a block object has either blockHash or blockNumber")),
             },
