@@ -18,7 +18,7 @@ pub(crate) struct ProveArgs {
     #[arg(value_name = "MODEL|RECEIPT")]
     subject: String,
     /// A JSON file with {"inputs": [[…], …]}, or with the rows alone; all rows go into one proof
-    #[arg(long, required_unless_present = "key")]
+    #[arg(long)]
     input: Option<PathBuf>,
     /// Where to write the proof
     #[arg(long, short)]
@@ -115,10 +115,15 @@ impl AnyProof {
 
 /// Writes the key of a model.
 pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result<()> {
-    let graph = match (graphs::open(model), models::open(model)) {
-        (Ok(graph), _) => graph,
-        (Err(_), Ok((path, artifact))) => return light::commit(&path, &artifact, out, as_json),
-        (Err(_), Err(error)) => return Err(error),
+    let named = |path: &std::path::PathBuf| models::name_of(path) == model || path == Path::new(model);
+    let graph = match graphs::open(model) {
+        Ok(graph) => graph,
+        // It is there, and cannot be used.
+        Err(error) if graphs::paths()?.iter().any(named) => return Err(error),
+        Err(_) => {
+            let (path, artifact) = models::open(model)?;
+            return light::commit(&path, &artifact, out, as_json);
+        }
     };
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(Path::new(model)))));
     let spinner = ui::spinner("committing to the weights");
@@ -149,8 +154,12 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
             let (receipt, worker) = (Path::new(&args.subject), args.from_worker.then_some(&args.list));
             return light::prove_receipt(receipt, key, &args.out, worker, as_json).await;
         }
-        // The arguments have one of them.
-        (None, None) => return Err(Error::said("give --input for a model, or --key for a receipt")),
+        (None, None) => {
+            return Err(Error::said(
+                "name the inputs of a model from ONNX with --input, or for a receipt the key of its model, which `assay model \
+                 commit` makes, with --key",
+            ));
+        }
     };
     let graph = graphs::open(&args.subject)?;
     let reals = graphs::read_rows(input)?;

@@ -1,6 +1,7 @@
 //! `assay trace --from-worker` and `assay prove --from-worker`: the trace of an answer (docs/light.md), or its proof (docs/trace-proof.md), from
 //! the worker that gave it.
 
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -74,9 +75,8 @@ pub(crate) async fn fetch(
     let temporary = out.with_extension(format!("part-{}", std::process::id()));
     let bar = ui::spinner(&format!("receiving the {what}"));
     let written = async {
-        let options =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
-        let mut file = options.open(&temporary).map_err(Error::file("write", &temporary))?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+        let mut file = file.map_err(Error::file("write", &temporary))?;
         let mut bytes = 0u64;
         loop {
             let piece = tokio::time::timeout(PIECE, response.chunk()).await;
@@ -97,7 +97,7 @@ pub(crate) async fn fetch(
     bar.finish_and_clear();
     let bytes = written.inspect_err(|_| {
         // It failed already; a leftover file is not worth a second error.
-        let _ = std::fs::remove_file(Path::new(&temporary));
+        let _ = std::fs::remove_file(&temporary);
     })?;
     let seconds = started.elapsed().as_secs_f64();
     if as_json {

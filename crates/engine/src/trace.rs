@@ -10,7 +10,7 @@
 mod layout;
 mod reads;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -1015,14 +1015,16 @@ impl<'a> Section<'a> {
         let (logits, seen) = (self.i32s(52), self.i32s(53));
         let p = &trace.sampling;
         let penalty = i64::from(p.repetition_penalty_milli);
+        let mut offsets: HashMap<usize, Vec<i64>> = HashMap::new();
+        for (token, milli) in &p.logit_bias {
+            let off = (65536 * i64::from(*milli) + 500).div_euclid(1000);
+            offsets.entry(*token as usize).or_default().push(off);
+        }
         self.write(54, 4, |i, out| {
             let (mut value, seen) = (i64::from(logits[i]), seen.get(i).map_or(0, |seen| *seen as u32));
-            let biases = p.logit_bias.iter().filter(|(token, _)| *token as usize == i % vocab);
+            let biases = offsets.get(&(i % vocab)).into_iter().flatten();
             let biased = |value: i32| {
-                biases.fold(value, |value, (_, milli)| {
-                    let off = (65536 * i64::from(*milli) + 500).div_euclid(1000);
-                    saturated(i64::from(value) + off).max(i32::MIN + 1)
-                })
+                biases.fold(value, |value, off| saturated(i64::from(value) + off).max(i32::MIN + 1))
             };
             if logits[i] == i32::MIN {
                 out.copy_from_slice(&logits[i].to_le_bytes());

@@ -8,7 +8,7 @@ use assay_engine::request::Processor;
 use assay_model::Manifest;
 use assay_receipt::{Bytes32, Request, keccak256, prompt_commitment};
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,8 +18,9 @@ use tokio::time::timeout;
 const MODELS_MAX: usize = 16;
 /// Longest wait for workers to send a tokenizer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Workers that are asked at the same time, so that one which does not answer costs no time.
+/// Workers that are asked at the same time, so that one which does not answer costs no time; and longest wait for one of them.
 const ASKED_MAX: usize = 4;
+const ONE: Duration = Duration::from_secs(5);
 /// How long workers that sent none are left alone.
 const REST: Duration = Duration::from_secs(60);
 
@@ -27,6 +28,8 @@ const REST: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Vocabularies {
     by_model: Mutex<HashMap<Bytes32, Known>>,
+    /// One fetches, the others wait for what it finds.
+    fetching: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -39,6 +42,15 @@ enum Known {
 impl Vocabularies {
     fn known(&self, model: &Bytes32) -> Option<Known> {
         self.by_model.lock().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
+    }
+
+    /// Whether there is nothing to ask for now.
+    fn is_settled(&self, model: &Bytes32) -> bool {
+        match self.known(model) {
+            Some(Known::Processor(_)) => true,
+            Some(Known::Missing(since)) => since.elapsed() < REST,
+            None => false,
+        }
     }
 
     fn of(&self, model: &Bytes32) -> Option<Arc<Processor>> {
@@ -68,10 +80,12 @@ impl Vocabularies {
     /// Fetches manifest and tokenizer of a model unless they are known. When nobody sends what fits, ids are shown instead of text, and
     /// vouchers leave the prompt to the worker.
     pub(crate) async fn load(&self, gateway: &Gateway, model: Bytes32) {
-        match self.known(&model) {
-            Some(Known::Processor(_)) => return,
-            Some(Known::Missing(since)) if since.elapsed() < REST => return,
-            _ => {}
+        if self.is_settled(&model) {
+            return;
+        }
+        let _one = self.fetching.lock().await;
+        if self.is_settled(&model) {
+            return;
         }
         let fetched = timeout(PATIENCE, fetch(gateway, model)).await.ok().flatten();
         let known = match fetched {
@@ -93,13 +107,13 @@ impl Vocabularies {
 async fn fetch(gateway: &Gateway, model: Bytes32) -> Option<Processor> {
     let members = Arc::clone(&gateway.members.borrow());
     let members = members.members.iter().filter(|member| member.offer(&model).is_some());
-    let mut asked: FuturesUnordered<_> = members
+    let asked: Vec<_> = members
         .filter_map(|member| Some((member.worker, gateway.clients.of(member).ok()?)))
-        .take(ASKED_MAX)
-        .map(|(worker, client)| async move { (worker, client.tokenizer(&model).await) })
+        .map(|(worker, client)| async move { (worker, timeout(ONE, client.tokenizer(&model)).await) })
         .collect();
+    let mut asked = stream::iter(asked).buffer_unordered(ASKED_MAX);
     while let Some((worker, sent)) = asked.next().await {
-        let Ok((manifest, tokenizer)) = sent else { continue };
+        let Ok(Ok((manifest, tokenizer))) = sent else { continue };
         let read = tokio::task::spawn_blocking(move || checked(&model, &manifest, &tokenizer)).await;
         if let Ok(Some(processor)) = read {
             return Some(processor);

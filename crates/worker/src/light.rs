@@ -129,7 +129,14 @@ impl Write for Pieces {
         Ok(bytes.len())
     }
 
+    /// Whether anybody still waits, and there is time.
     fn flush(&mut self) -> std::io::Result<()> {
+        if self.pieces.is_closed() {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        if Instant::now() >= self.deadline {
+            return Err(ErrorKind::TimedOut.into());
+        }
         Ok(())
     }
 }

@@ -171,6 +171,8 @@ pub fn prove(
     let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
     let replay = record(artifact, config, generation, answer, &mut hashed, progress)?;
     let trace: Hash = hashed.hasher.finalize().into();
+    // Who waits has the trace by now; and who is gone need not have the rest made.
+    out.flush()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads.max(1)).build();
     let pool = pool.map_err(std::io::Error::other)?;
     let prover = Prover::new(artifact, pool);
