@@ -221,7 +221,10 @@ impl Calls {
             } else {
                 format!("{:?}", result.result)
             };
-            frame.error = Some(reason);
+            let cut = frame.error.replace(reason).is_some();
+            if cut {
+                cut_off(&mut frame);
+            }
         }
         match self.open.last_mut() {
             Some(parent) if kept => parent.calls.push(frame),
@@ -236,8 +239,16 @@ impl Calls {
     }
 }
 
+/// Says so once, beside why the call failed.
 fn cut_off(frame: &mut CallFrame) {
-    frame.error.get_or_insert_with(|| CUT_OFF.to_owned());
+    match &mut frame.error {
+        Some(error) if error.contains(CUT_OFF) => {}
+        Some(error) => {
+            error.push_str("; ");
+            error.push_str(CUT_OFF);
+        }
+        None => frame.error = Some(CUT_OFF.to_owned()),
+    }
 }
 
 impl<CTX: ContextTr> Inspector<CTX, EthInterpreter> for Calls {

@@ -5,9 +5,9 @@ mod common;
 
 use assay_ledger::types::{Address, B256, Bytes, TxKind, U256, hex, keccak256};
 use assay_ledger::{
-    Attributes, Block, BlockError, Executed, Failure, Genesis, GenesisError, Message, Overrides, Rules,
-    State, StateOverride, Trace, Tracer, Transaction, TransactionError, access_list, build, estimate_gas,
-    simulate, trace_block, trace_call, verify,
+    Attributes, Block, BlockError, CallFrame, Executed, Failure, Genesis, GenesisError, Message, Overrides,
+    Rules, State, StateOverride, StructLog, Trace, Tracer, Transaction, TransactionError, access_list, build,
+    estimate_gas, simulate, trace_block, trace_call, verify,
 };
 use common::{CHAIN, GWEI, Wallet, genesis};
 use proptest::prelude::*;
@@ -179,6 +179,65 @@ fn calls_are_traced_and_their_accesses_listed() {
     assert_eq!((list.len(), outcome.failure), (1, Some(Failure::Revert)));
     let (_, outcome) = access_list(&rules, header, state, &none, &poor);
     assert!(matches!(outcome.failure, Some(Failure::Invalid(_))));
+}
+
+/// What a call tracer's answer holds of the calls' data, in bytes, and how many calls.
+fn held(frame: &CallFrame) -> (usize, usize) {
+    frame
+        .calls
+        .iter()
+        .map(held)
+        .fold((frame.input.len() + frame.output.len(), 1), |a, b| (a.0 + b.0, a.1 + b.1))
+}
+
+/// Gas buys a memory once, and then every call that is given all of it costs a hundred: the trace would have terabytes.
+#[test]
+fn traces_have_a_budget_in_bytes() {
+    const BUDGET: usize = 64 << 20;
+    let (rules, first) = genesis();
+    let (second, _) = deployed(&rules, &first);
+    let (header, state) = (&second.block.header, &second.state);
+    let at = Address::repeat_byte(0x77);
+    // In a loop: CALL 0x64 with no gas and the first MiB of memory.
+    let with = |code: &str| {
+        let code = Some(hex::decode(code).unwrap().into());
+        Overrides::from([(at, StateOverride { code, ..StateOverride::default() })])
+    };
+    let looping = with("5b5f5f621000005f5f60645ff1505f56");
+    let call = Message { gas: 30_000_000, ..message(Some(at), Vec::new()) };
+    let traced = |over: &Overrides, message: &Message, tracer| {
+        trace_call(&rules, header, state, over, message, tracer).unwrap()
+    };
+    let Trace::Calls(frame) = traced(&looping, &call, Tracer::Calls) else { panic!() };
+    let (bytes, calls) = held(&frame);
+    assert!(
+        bytes <= BUDGET && bytes + (2 << 20) > BUDGET && calls == bytes / (1 << 20) + 1,
+        "{bytes} {calls}"
+    );
+    let error = frame.error.unwrap();
+    assert!(error.starts_with("OutOfGas; ") && error.contains("left out"), "{error}");
+    // Calls without data count as well.
+    let empty = with("5b5f5f5f5f5f60645ff1505f56");
+    let Trace::Calls(frame) = traced(&empty, &call, Tracer::Calls) else { panic!() };
+    let (bytes, calls) = held(&frame);
+    assert!(bytes == 0 && calls <= BUDGET / 256, "{calls}");
+
+    // Steps have the memory before each.
+    for (memory, most) in [(true, 80), (false, usize::MAX)] {
+        let Trace::Steps(steps, outcome) = traced(&looping, &call, Tracer::Steps { memory, limit: 200_000 })
+        else {
+            panic!()
+        };
+        let size =
+            |step: &StructLog| 32 * step.stack.len() + step.memory.as_ref().map_or(0, |memory| memory.len());
+        assert!(steps.iter().map(size).sum::<usize>() <= BUDGET);
+        assert!(steps.len() > 9 && steps.len() < most, "{}", steps.len());
+        assert!(outcome.failure.is_some(), "it runs to its end");
+    }
+    // What fits is whole.
+    let once = with("5f5f621000005f5f60645ff1");
+    let Trace::Calls(frame) = traced(&once, &call, Tracer::Calls) else { panic!() };
+    assert_eq!((held(&frame), frame.error), ((1 << 20, 2), None));
 }
 
 #[test]

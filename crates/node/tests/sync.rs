@@ -85,6 +85,63 @@ fn extend(chain: &Chain, blocks: u64) {
     }
 }
 
+/// The whole of a chain's first blocks, and then a state that is after them.
+#[tokio::test]
+async fn what_is_before_a_taken_state_goes_and_nothing_is_above_the_head() {
+    let genesis = genesis(10);
+    let server = long_chain(&genesis, 61);
+    let late = in_memory(&genesis, KEPT);
+    for number in 1..=12 {
+        let block = server.history().block(number).unwrap().unwrap().block;
+        late.finalize(&block).unwrap();
+    }
+    let before = late.history().header(9).unwrap().unwrap().hash_slow();
+    assert_eq!(late.history().number(&before).unwrap(), Some(9));
+    // The ends of epochs that prove the state arrive first: they are no blocks of this chain yet.
+    let takes = async |until: usize, cut_off: bool| {
+        let (taking, peer) = (late.clone(), Peer { until, ..Peer::honest(&server) });
+        let take = move || {
+            run(|mut context| async move {
+                assert_eq!(catch_up(&taking, &[peer], &mut context).await.unwrap(), cut_off);
+            });
+        };
+        tokio::task::spawn_blocking(take).await.unwrap();
+    };
+    takes(0, true).await;
+    assert_eq!(number(&late), 12);
+    let above = late.history().header(23).unwrap().unwrap().hash_slow();
+    for ahead in [13, 15, 23, 61, 62, u64::MAX] {
+        assert!(late.history().block(ahead).unwrap().is_none(), "block {ahead}");
+    }
+    for (method, asked) in [
+        ("eth_getBlockByNumber", json!("0x17")),
+        ("eth_getBlockByHash", json!(above.to_string())),
+        ("eth_getBlockReceipts", json!(above.to_string())),
+    ] {
+        let answer = ask(&late, method, json!([asked, false])).await;
+        assert_eq!(answer.get("result"), Some(&Value::Null), "{method}: {answer}");
+    }
+
+    takes(usize::MAX, false).await;
+    assert_eq!(number(&late), 61);
+    let history = late.history();
+    let kept = |number: &u64| history.header(*number).unwrap().is_some();
+    assert_eq!((0..=62).filter(kept).collect::<Vec<_>>(), [0, 7, 15, 23, 31, 39, 47, 55, 61]);
+    assert_eq!(history.number(&before).unwrap(), None, "its hash is gone as well");
+    assert_eq!(history.number(&above).unwrap(), Some(23));
+    assert_eq!(history.finalization(9).unwrap(), None);
+    assert!(history.finalization(23).unwrap().is_some());
+}
+
+#[test]
+fn evidence_is_found_by_its_key() {
+    let chain = in_memory(&genesis(0), KEPT);
+    let (one, other) = ([1; 32], [2; 32]);
+    assert!(!chain.history().has_evidence(&one).unwrap());
+    chain.history().keep_evidence(&one, &[7]).unwrap();
+    assert!(chain.history().has_evidence(&one).unwrap() && !chain.history().has_evidence(&other).unwrap());
+}
+
 /// Opens a chain as a new process would.
 fn open(genesis: &Genesis, file: &Path, retention: Retention) -> Arc<Chain> {
     let open = |first: &_| History::open(file, retention, first);
@@ -197,6 +254,10 @@ fn a_late_node_takes_the_state_follows_and_offers_it_itself() {
         assert_eq!(late.committee(), server.committee());
         assert!(peer.given() > 10, "{} pieces", peer.given());
         assert!(late.history().arriving().unwrap().is_none());
+
+        // Of what is before it only the ends of epochs are there, and nothing that comes after it yet.
+        let kept = |number: &u64| late.history().header(*number).unwrap().is_some();
+        assert_eq!((0..=47).filter(kept).collect::<Vec<_>>(), [0, 7, 15, 23, 31, 39, 41]);
 
         // It follows by executing.
         extend(&server, 6);
