@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use assay_ledger::types::{Address, hex};
 use assay_ledger::{Committee, Genesis, MAX_MEMBERS, PoolLimits, Validator};
@@ -20,7 +20,7 @@ use commonware_stream::sake::{self, Sake};
 use commonware_utils::NZUsize;
 use commonware_utils::ordered::{Map, Set};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::chain::{Chain, ChainError};
 use crate::consensus::{self, CHANNELS, End, Pace, Participation, TRACKED_EPOCHS};
@@ -133,6 +133,8 @@ pub fn validators(genesis: &Genesis) -> Result<Set<PublicKey>, NodeError> {
     Set::try_from(keys).map_err(|_| NodeError::Config("the genesis names a validator twice".to_owned()))
 }
 
+/// How often the machine's clock is compared with one that nobody sets.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(250);
 /// Threads that speak with clients, and threads for what they ask: as many calls run at the same time.
 const CLIENT_THREADS: usize = 2;
 const CALL_THREADS: usize = 16;
@@ -215,9 +217,18 @@ pub fn run<S: Source>(
                     let context = context.child("validator").with_attribute("phase", phase);
                     let (config, keys, kept) = (config.clone(), keys.clone(), chain.clone());
                     // In a task of its own, whose end is that of everything that it spawned.
-                    let consensus =
+                    let mut consensus =
                         context.spawn(move |context| Box::pin(validate(context, config, keys, kept)));
-                    match consensus.await.unwrap_or(Ok(End::Failed)) {
+                    let end = tokio::select! {
+                        end = &mut consensus => end.unwrap_or(Ok(End::Failed)),
+                        by = set_back() => {
+                            warn!(seconds = by.as_secs(), "the clock of this machine was set back; consensus begins anew");
+                            consensus.abort();
+                            let _ = consensus.await;
+                            continue;
+                        }
+                    };
+                    match end {
                         Ok(End::Unseated) if !sources.is_empty() => {
                             info!("the seat is gone; the node follows")
                         }
@@ -248,6 +259,22 @@ pub fn run<S: Source>(
     let _ = server.stop();
     clients.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Waits until the machine's clock is set back by a second or more, and says by how much. Deadlines of consensus and quotas of connections are
+/// times of that clock, so they would be waited for by as much longer: votes would come an hour late. A clock that is set forward ends
+/// waits early, which consensus is made for.
+async fn set_back() -> Duration {
+    let (mut wall, mut steady) = (SystemTime::now(), Instant::now());
+    loop {
+        tokio::time::sleep(CLOCK_INTERVAL).await;
+        let now = (SystemTime::now(), Instant::now());
+        let back = (wall + (now.1 - steady)).duration_since(now.0).unwrap_or_default();
+        if back >= Duration::from_secs(1) {
+            return back;
+        }
+        (wall, steady) = now;
+    }
 }
 
 fn stopped(chain: &Chain) -> NodeError {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use assay_ledger::types::hex;
+use assay_ledger::types::{Address, U256, hex};
 use assay_ledger::{Block, Committee, Genesis, Part, Piece, Transaction};
 use assay_node::consensus::Pace;
 use assay_node::follow::{Proven, Source};
@@ -106,7 +106,7 @@ fn node_process() {
         genesis: Genesis::from_json(&genesis).unwrap(),
         data: folder.join("data"),
         keys: settings["key"].as_str().map(str::to_owned).into_iter().collect(),
-        beneficiary: None,
+        beneficiary: settings["beneficiary"].as_str().map(|text| text.parse().unwrap()),
         listen: settings["listen"].as_str().unwrap().parse().unwrap(),
         rpc: settings["rpc"].as_str().unwrap().parse().unwrap(),
         pace: Pace { interval: Duration::from_millis(50), idle: Duration::from_millis(300) },
@@ -124,6 +124,7 @@ fn node_process() {
 struct Node {
     folder: PathBuf,
     rpc: SocketAddr,
+    environment: Vec<(&'static str, PathBuf)>,
     process: Option<Child>,
 }
 
@@ -145,9 +146,13 @@ impl Node {
     ) -> Self {
         let folder = root.join(name);
         std::fs::create_dir(&folder).unwrap();
-        let settings = json!({"key": key, "listen": listen, "rpc": rpc, "follow": follow, "keep": keep});
+        // Tips go to the node's port, so that blocks say whose they are.
+        let beneficiary = Address::from_word(U256::from(rpc.port()).into());
+        let settings = json!({
+            "key": key, "listen": listen, "rpc": rpc, "follow": follow, "keep": keep, "beneficiary": beneficiary.to_string(),
+        });
         std::fs::write(folder.join("settings.json"), settings.to_string()).unwrap();
-        Self { folder, rpc, process: None }
+        Self { folder, rpc, environment: Vec::new(), process: None }
     }
 
     /// With a limit no file grows beyond so many KiB: what would be written there fails, as on a full disk.
@@ -163,6 +168,7 @@ impl Node {
             .arg(program)
             .args(["node_process", "--exact", "--nocapture"])
             .env(ROLE, &self.folder)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -187,9 +193,19 @@ impl Node {
         answer.as_str().map_or(0, |text| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap())
     }
 
+    fn block(&self, number: u64) -> Value {
+        self.ask("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).unwrap()
+    }
+
     fn hash(&self, number: u64) -> String {
-        let block = self.ask("eth_getBlockByNumber", json!([format!("{number:#x}"), false])).unwrap();
-        block["hash"].as_str().unwrap().to_owned()
+        self.block(number)["hash"].as_str().unwrap().to_owned()
+    }
+
+    /// Sets the clock of a process that began with a library which has one for it.
+    fn set_clock(&self, offset: i64) {
+        // In one step, so that nobody reads half of it.
+        std::fs::write(self.folder.join("clock.new"), format!("{offset:+}")).unwrap();
+        std::fs::rename(self.folder.join("clock.new"), self.folder.join("clock")).unwrap();
     }
 
     /// The most memory that it has had, in MiB.
@@ -231,13 +247,15 @@ fn one_history(nodes: &[Node], who: &[usize]) {
     }
 }
 
-#[test]
-fn killed_stopped_and_out_of_disk() {
-    let root = tempfile::tempdir().unwrap();
+/// Addresses that nobody has.
+fn addresses<const N: usize>() -> [SocketAddr; N] {
     // All at once, so that no two get the same.
-    let taken: Vec<_> = (0..12).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
-    let ports: Vec<SocketAddr> = taken.iter().map(|port| port.local_addr().unwrap()).collect();
-    drop(taken);
+    let taken = std::array::from_fn::<_, N, _>(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    taken.map(|port| port.local_addr().unwrap())
+}
+
+/// Four validators, not yet started, with two addresses each, and their genesis.
+fn validators(root: &Path, ports: &[SocketAddr]) -> (Genesis, Vec<Node>) {
     let keys: Vec<_> = (1..=4).map(|seed| new_key([seed; 32]).unwrap()).collect();
     let public: Vec<_> = keys.iter().map(|(_, public)| public.clone()).collect();
     // Epochs end all the time, and each seat stays where it is.
@@ -245,22 +263,19 @@ fn killed_stopped_and_out_of_disk() {
     for (i, validator) in genesis.validators.iter_mut().enumerate() {
         validator.endpoint = ports[2 * i].to_string();
     }
-    std::fs::write(root.path().join("genesis.json"), genesis.to_json()).unwrap();
-    let mut nodes: Vec<_> = keys
-        .iter()
-        .enumerate()
-        .map(|(i, (secret, _))| {
-            Node::new(
-                root.path(),
-                &format!("validator-{i}"),
-                Some(secret),
-                ports[2 * i],
-                ports[2 * i + 1],
-                &[],
-                None,
-            )
-        })
-        .collect();
+    std::fs::write(root.join("genesis.json"), genesis.to_json()).unwrap();
+    let nodes = keys.iter().enumerate().map(|(i, (secret, _))| {
+        let name = format!("validator-{i}");
+        Node::new(root, &name, Some(secret), ports[2 * i], ports[2 * i + 1], &[], None)
+    });
+    (genesis, nodes.collect())
+}
+
+#[test]
+fn killed_stopped_and_out_of_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let ports = addresses::<12>();
+    let (mut genesis, mut nodes) = validators(root.path(), &ports);
     nodes.push(Node::new(root.path(), "follower", None, ports[8], ports[9], &[ports[1], ports[3]], None));
     for node in &mut nodes {
         node.start(None);
@@ -372,4 +387,71 @@ fn killed_stopped_and_out_of_disk() {
     nodes[4].start(None);
     assert_eq!(nodes[4].process.as_mut().unwrap().wait().unwrap().code(), Some(3));
     assert!(nodes[4].log().contains("belongs to the chain with genesis"), "{}", nodes[4].log());
+}
+
+/// Where Debian's package `faketime` has the library that gives a process another clock.
+fn clock_library() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.filter_map(Result::ok);
+    let mut found = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    found.find(|path| path.exists())
+}
+
+#[test]
+fn a_clock_that_jumps() {
+    let Some(library) = clock_library() else {
+        eprintln!("not tested: the package faketime is not installed");
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let ports = addresses::<8>();
+    let (_, mut nodes) = validators(root.path(), &ports);
+    // The wall clock alone, as when somebody sets it: timers of the system go on.
+    nodes[3].environment = vec![
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", nodes[3].folder.join("clock")),
+        ("FAKETIME_NO_CACHE", "1".into()),
+        ("DONT_FAKE_MONOTONIC", "1".into()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ("NO_FAKE_STAT", "1".into()),
+    ];
+    nodes[3].set_clock(0);
+    for node in &mut nodes {
+        node.start(None);
+    }
+    let all = [0, 1, 2, 3];
+    let number = |block: &Value, field: &str| {
+        u64::from_str_radix(block[field].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    };
+    let mine = Address::from_word(U256::from(ports[7].port()).into()).to_string().to_lowercase();
+    // Blocks of the fourth after some block, once there are any.
+    let proposes = |nodes: &[Node], after: u64| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut next = after + 1;
+        loop {
+            while next <= nodes[0].height() {
+                if nodes[0].block(next)["miner"] == mine.as_str() {
+                    return;
+                }
+                next += 1;
+            }
+            assert!(Instant::now() < deadline, "no block of the fourth after {after}\n{}", nodes[3].log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    reach(&nodes, &all, 3);
+    proposes(&nodes, 0);
+    // Forward: everybody goes on, the one with the wrong clock as well. Back again: no timer of it waits for an hour, and it proposes. Behind: its
+    // connections would be older than they say, so the others go on alone. Right again: it has its turns.
+    for (offset, who) in [(3_700, &all[..]), (0, &all), (-3_700, &all[..3]), (0, &all)] {
+        let before = highest(&nodes, who);
+        nodes[3].set_clock(offset);
+        reach(&nodes, who, before + 5);
+        if offset == 0 {
+            proposes(&nodes, before + 5);
+        }
+    }
+    one_history(&nodes, &all);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let times: Vec<_> = (1..=nodes[0].height()).map(|n| number(&nodes[0].block(n), "timestamp")).collect();
+    assert!(times.is_sorted() && times.iter().all(|time| (now - 300..=now).contains(time)), "{times:?}");
 }
