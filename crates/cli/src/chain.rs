@@ -1,7 +1,6 @@
-//! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`, `unjail`, `slash`.
+//! What the commands that use a chain share, and those for stake: `assay stake`, `unstake`, `delegate`, `claim`, `unjail`.
 
-use assay_ledger::EVIDENCE;
-use assay_ledger::types::{Address, U256, hex};
+use assay_ledger::types::{Address, U256};
 use assay_receipt::Key;
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
@@ -328,42 +327,6 @@ pub(crate) async fn unjail(args: SignerArgs, json: bool) -> Result<()> {
     }
     let done = signer.send("Staking", "unjail", &[]).await?;
     signer.report("out of jail (seats come back with the next epoch)", me, &done, json).await
-}
-
-/// Sends each piece of evidence that the node has against a validator which was not yet punished.
-pub(crate) async fn slash(args: SignerArgs, json: bool) -> Result<()> {
-    let signer = args.open()?;
-    let (chain, mut done) = (&signer.chain, Vec::new());
-    let evidence = chain.client.request("assay_getEvidence", json!([])).await?;
-    for piece in evidence.as_array().into_iter().flatten() {
-        let validator = chain.view("Staking", "holderOf", std::slice::from_ref(&piece["key"])).await?;
-        let validator = validator.as_str().and_then(|text| text.parse::<Address>().ok()).unwrap_or_default();
-        let known = chain.view("Staking", "validatorOf", &[text(validator)]).await?;
-        // Nobody's, or not any more; or it was punished before.
-        if validator.is_zero() || known["tombstoned"] == json!(true) {
-            continue;
-        }
-        let field = |name: &str| hex::decode(piece[name].as_str().unwrap_or_default());
-        let data = field("key").and_then(|key| Ok([key, field("votes")?].concat()));
-        let data = data.map_err(|error| Error::said(format!("the node's evidence: {error}")))?;
-        let call = Call { to: Some(EVIDENCE), value: U256::ZERO, data };
-        let sent = chain.client.transact(signer.key(), &call).await?;
-        done.push((validator, sent));
-    }
-    if json {
-        let rows = done.iter().map(|(validator, sent)| {
-            json!({ "validator": validator.to_string(), "transaction": sent.hash, "block": sent.block })
-        });
-        ui::print_json(&json!({ "slashed": rows.collect::<Vec<_>>() }));
-        return Ok(());
-    }
-    if done.is_empty() {
-        say!("the node has no evidence against a validator");
-    }
-    for (validator, sent) in done {
-        say!("{validator} was slashed and jailed in block {}", sent.block);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ mod promises;
 mod proofs;
 mod records;
 mod settle;
+mod slash;
 mod traces;
 mod ui;
 mod up;
@@ -85,8 +86,8 @@ enum Command {
     Claim(chain::ClaimArgs),
     /// Bring your validator out of jail, into which it came by an absence
     Unjail(chain::SignerArgs),
-    /// Bring a node's evidence of validators that contradicted themselves to the chain, which slashes them
-    Slash(chain::SignerArgs),
+    /// Bring evidence that validators contradicted themselves, from a file or a node, to the chain, which slashes them
+    Slash(slash::SlashArgs),
     /// Bring this machine into a network: as a validator, a worker or a full node
     Join(join::JoinArgs),
     /// Put OPG into a payer's deposit, from which workers are paid
@@ -220,7 +221,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Unstake(args) => chain::unstake(args, json).await,
         Command::Claim(args) => chain::claim(args, json).await,
         Command::Unjail(args) => chain::unjail(args, json).await,
-        Command::Slash(args) => chain::slash(args, json).await,
+        Command::Slash(args) => slash::run(args, json).await,
         Command::Join(args) => join::run(args, json).await,
         Command::Deposit(args) => chain::deposit(args, json).await,
         Command::Faucet(args) => faucet::run(args, json).await,

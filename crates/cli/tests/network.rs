@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use assay_ledger::types::{U256, hex, keccak256};
+use curve25519_dalek::scalar::clamp_integer;
+use curve25519_dalek::{EdwardsPoint, Scalar};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha512};
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -96,8 +100,12 @@ impl Network {
 
     /// Asks the gateway over HTTP.
     fn post(&self, path: &str, body: &Value) -> Value {
+        Self::post_to(&self.url, path, body)
+    }
+
+    fn post_to(url: &str, path: &str, body: &Value) -> Value {
         use std::io::Write as _;
-        let host = self.url.strip_prefix("http://").unwrap();
+        let host = url.strip_prefix("http://").unwrap();
         let mut stream = std::net::TcpStream::connect(host).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let body = body.to_string();
@@ -392,6 +400,7 @@ fn an_embedding_is_verified_and_replayed_offline() {
     let wallet = ["--key", "up/wallet.key", "--rpc", &rpc];
     assert_eq!(network.run(&[&["unjail"], &wallet[..]].concat()).status.code(), Some(1));
     assert_eq!(network.json(&[&["slash"], &wallet[..]].concat())["slashed"], json!([]));
+    contradicts_itself_and_pays(&network, &rpc, &rotated["validator"]);
     let payer = format!("0x{}", "12".repeat(20));
     for sum in ["1500000000000000000", "3000000000000000000"] {
         let deposited = network.json(&["deposit", "1.5", "--payer", &payer, "--rpc", &rpc]);
@@ -449,6 +458,103 @@ fn an_embedding_is_verified_and_replayed_offline() {
     }
     models.sort_unstable();
     assert_eq!(models, ["tiny", "vectors"]);
+}
+
+/// The validator in `voter` signs two histories with the key that it had first. Whoever has both votes takes its stake with `assay slash`.
+fn contradicts_itself_and_pays(network: &Network, rpc: &str, validator: &Value) {
+    let folder = network.home.path();
+    let ask = |method: &str, params: Value| {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        Network::post_to(rpc, "/", &body)["result"].take()
+    };
+    let word = |text: &Value| <[u8; 32]>::try_from(hex::decode(text.as_str().unwrap()).unwrap()).unwrap();
+    let genesis = word(&ask("eth_getBlockByNumber", json!(["0x0", false]))["hash"]);
+    let secret = std::fs::read_to_string(folder.join("voter/validator.key")).unwrap();
+    let voter = Signer::new(word(&json!(secret.trim())));
+    let stranger = Signer::new([7; 32]);
+    let evidence = |signer: &Signer, payloads: [u8; 2], of: &[u8; 32]| {
+        let votes = [vec![0], signer.notarizes(of, payloads[0]), signer.notarizes(of, payloads[1])].concat();
+        json!({"key": hex::encode_prefixed(signer.public()), "votes": hex::encode_prefixed(votes)})
+    };
+    let signed = ["--key", "up/wallet.key", "--rpc", rpc];
+    let path = folder.join("evidence.json");
+    let slash = |evidence: &Value| {
+        let file = save(path.clone(), evidence);
+        network.run(&[&["slash", &file], &signed[..]].concat())
+    };
+    let total = || {
+        let data = format!("0x{}", hex::encode(&keccak256("bonded()")[..4]));
+        let staking = std::fs::read(folder.join("up/chain/genesis.json")).unwrap();
+        let staking: Value = serde_json::from_slice(&staking).unwrap();
+        let call = json!({"to": staking["system"]["addresses"]["staking"], "data": data});
+        U256::from_be_bytes(word(&ask("eth_call", json!([call, "latest"]))))
+    };
+    let before = total();
+    // The same vote twice; votes of another chain; a vote that was changed; somebody else's two faces; no evidence at all.
+    let count = || ask("eth_getTransactionCount", json!([validator, "latest"]));
+    let sent = count();
+    let mut changed = evidence(&voter, [1, 2], &genesis);
+    changed["votes"] = json!(changed["votes"].as_str().unwrap().replacen("0202", "0203", 1));
+    for (evidence, why) in [
+        (evidence(&voter, [1, 1], &genesis), "contradicted itself"),
+        (evidence(&voter, [1, 2], &[9; 32]), "contradicted itself"),
+        (changed, "contradicted itself"),
+        (evidence(&stranger, [1, 2], &genesis), "is no validator's"),
+        (json!({"votes": "0x00"}), "is no evidence"),
+    ] {
+        let refused = slash(&evidence);
+        let said = stderr(&refused);
+        assert!(
+            !refused.status.success() && said.contains(why) && said.trim().lines().count() == 1,
+            "{said}"
+        );
+    }
+    assert_eq!(count(), sent, "something was sent");
+    assert_eq!(total(), before);
+
+    let good = evidence(&voter, [1, 2], &genesis);
+    let file = save(path.clone(), &good);
+    let done = network.json(&[&["slash", &file], &signed[..]].concat())["slashed"].take();
+    assert_eq!((&done[0]["validator"], done.as_array().unwrap().len()), (validator, 1), "{done}");
+    let burnt: U256 = done[0]["burnt"].as_str().unwrap().parse().unwrap();
+    // A twentieth of 5,000 OPG; and what is left does not count any more.
+    assert_eq!(burnt, U256::from(250) * U256::from(10).pow(U256::from(18)), "{done}");
+    assert!(total() <= before - burnt);
+    let refused = slash(&good);
+    assert!(stderr(&refused).contains("was slashed for contradicting itself before"), "{}", stderr(&refused));
+    let refused = network.run(&[&["unjail"], &signed[..]].concat());
+    assert!(stderr(&refused).contains("out for ever"), "{}", stderr(&refused));
+}
+
+/// A validator's key as its file has it (RFC 8032).
+struct Signer {
+    scalar: Scalar,
+    prefix: [u8; 32],
+}
+
+impl Signer {
+    fn new(seed: [u8; 32]) -> Self {
+        let hash = Sha512::digest(seed);
+        let (scalar, prefix) = hash.split_at(32);
+        let scalar = Scalar::from_bytes_mod_order(clamp_integer(scalar.try_into().unwrap()));
+        Self { scalar, prefix: prefix.try_into().unwrap() }
+    }
+
+    fn public(&self) -> [u8; 32] {
+        EdwardsPoint::mul_base(&self.scalar).compress().to_bytes()
+    }
+
+    /// A vote for a block in view 5 of epoch 1.
+    fn notarizes(&self, genesis: &[u8; 32], payload: u8) -> Vec<u8> {
+        let subject = [&[1, 5, 4][..], &[payload; 32]].concat();
+        let message = assay_receipt::votes::message(genesis, "_NOTARIZE", &subject);
+        let hash =
+            |parts: &[&[u8]]| Scalar::from_bytes_mod_order_wide(&Sha512::digest(parts.concat()).into());
+        let nonce = hash(&[&self.prefix, &message]);
+        let commitment = EdwardsPoint::mul_base(&nonce).compress().to_bytes();
+        let response = nonce + hash(&[&commitment, &self.public(), &message]) * self.scalar;
+        [&subject, &[3][..], &commitment, response.as_bytes()].concat()
+    }
 }
 
 /// What a file that was saved earlier says of itself: audits made later are not in it.
