@@ -82,9 +82,18 @@ def assemble(nodes, constants, shape, kind=TensorProto.FLOAT, scores=(1, 10)):
 
 
 def gpt(folder):
-    """A transformer of GPT-2's kind with 0.26M parameters: 4 layers of 72 with 4 heads, 96 words, 64 tokens, all logits; the weights are
-    random, since only its shapes matter here. The nodes are those that PyTorch exports."""
-    words, tokens, width, heads, layers = 96, 64, 72, 4, 4
+    """A transformer of GPT-2's kind with 0.26M parameters: 4 layers of 72 with 4 heads, 96 words, 64 tokens, all logits."""
+    transformer(folder, "gpt", words=96, tokens=64, width=72, heads=4, layers=4)
+
+
+def gpt2(folder):
+    """GPT-2's sizes, 124M parameters: 12 layers of 768 with 12 heads, 50,257 words, of which the last of 64 tokens gets logits. The
+    table of words is the head's matrix as well."""
+    transformer(folder, "gpt2", words=50257, tokens=64, width=768, heads=12, layers=12, tied=True)
+
+
+def transformer(folder, file, words, tokens, width, heads, layers, tied=False):
+    """A transformer whose weights are random, since only its shapes matter here. The nodes are those that PyTorch exports."""
     random = np.random.default_rng(2)
     nodes, constants = [], []
 
@@ -100,16 +109,18 @@ def gpt(folder):
         nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def linear(x, name, rows, columns):
-        product = node("MatMul", [x, normal(f"{name}.w", columns, rows)], f"{name}.product")
+    def linear(x, name, rows, columns, scale=None):
+        product = node("MatMul", [x, normal(f"{name}.w", columns, rows, scale=scale)], f"{name}.product")
         return node("Add", [product, small(f"{name}.b", rows)], name)
 
     def norm(x, name):
         weights = [constant(f"{name}.w", (1 + 0.1 * random.normal(size=width)).astype(np.float32)), small(f"{name}.b", width)]
         return node("LayerNormalization", [x, *weights], name, axis=-1, epsilon=1e-5)
 
-    table = normal("words", words, width, scale=0.7)
-    x = node("Add", [node("Gather", [table, "x"], "embedding"), normal("places", tokens, width, scale=0.3)], "start")
+    # As GPT-2 has them: what a layer adds is smaller the more layers there are.
+    added = lambda columns: 1 / np.sqrt(2 * layers * columns) if tied else None
+    table = normal("words", words, width, scale=0.14 if tied else 0.7)
+    x = node("Add", [node("Gather", [table, "x"], "embedding"), normal("places", tokens, width, scale=0.1 if tied else 0.3)], "start")
     by_head = constant("by_head", np.array([1, tokens, heads, width // heads]))
     together = constant("together", np.array([1, tokens, width]))
     thirds = constant("thirds", np.array([width] * 3))
@@ -128,14 +139,21 @@ def gpt(folder):
         masked = node("Where", [mask, never, scores], name("masked"))
         mixed = node("MatMul", [node("Softmax", [masked], name("softmax"), axis=-1), v], name("mixed"))
         flat = node("Reshape", [turn(mixed, [0, 2, 1, 3]), together], name("flat"))
-        x = node("Add", [x, linear(flat, name("projection"), width, width)], name("middle"))
+        x = node("Add", [x, linear(flat, name("projection"), width, width, added(width))], name("middle"))
         up = linear(norm(x, name("second")), name("up"), 4 * width, width)
         erf = node("Erf", [node("Div", [up, root2], name("scaled"))], name("erf"))
         gate = node("Mul", [half, node("Add", [erf, one], name("raised"))], name("gate"))
-        x = node("Add", [x, linear(node("Mul", [up, gate], name("gelu")), name("down"), width, 4 * width)], name("end"))
-    node("MatMul", [norm(x, "last"), normal("head", width, words)], "scores")
+        x = node("Add", [x, linear(node("Mul", [up, gate], name("gelu")), name("down"), width, 4 * width, added(4 * width))],
+                 name("end"))
+    if tied:
+        bounds = [constant(f"last.{part}", np.array([value])) for part, value in (("from", -1), ("to", 2**31), ("axis", 1))]
+        x = node("Slice", [x, *bounds], "last.token")
+    x = norm(x, "last")
+    head = node("Transpose", [table], "head", perm=[1, 0]) if tied else normal("head", width, words)
+    node("MatMul", [x, head], "scores")
     inputs = random.integers(0, words, size=(32, tokens))
-    write(folder, "gpt", assemble(nodes, constants, [1, tokens], TensorProto.INT64, (1, tokens, words)), inputs)
+    shape = (1, 1 if tied else tokens, words)
+    write(folder, file, assemble(nodes, constants, [1, tokens], TensorProto.INT64, shape), inputs)
 
 
 def forest(folder):
@@ -189,6 +207,9 @@ for line in sys.stdin:
     if request["do"] == "models":
         for make in (perceptron, lenet, forest, gpt):
             make(folder)
+        answer = {}
+    elif request["do"] == "gpt2":
+        gpt2(folder)
         answer = {}
     else:
         # EZKL prints to standard output, which is for answers.

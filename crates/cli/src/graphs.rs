@@ -29,7 +29,7 @@ pub(crate) fn import(path: &Path, name: &str, calibrate: Option<&Path>, as_json:
     let bytes = home::read_bounded(path, assay_onnx::FILE_BYTES_MAX as u64)?;
     let samples = calibrate.map_or(Ok(Vec::new()), read_rows)?;
     let spinner = ui::spinner("rounding the model to integers");
-    let imported = assay_onnx::import(&bytes, &samples);
+    let imported = assay_onnx::import(bytes, &samples);
     spinner.finish_and_clear();
     let imported = imported.map_err(|error| match (error, calibrate) {
         (assay_onnx::Error::Samples(reason), None) => Error::said(format!(
@@ -43,7 +43,7 @@ pub(crate) fn import(path: &Path, name: &str, calibrate: Option<&Path>, as_json:
     let id = hex(&graph.id());
     if as_json {
         ui::print_json(&json!({
-            "name": name, "id": id, "path": target, "inputs": graph.inputs().len(),
+            "name": name, "id": id, "path": target, "inputs": graph.numbers(),
             "outputs": graph.width(graph.output()), "samples": fidelity.samples,
             "same_class": fidelity.same_class, "error_max": fidelity.error_max, "output_max": fidelity.output_max,
         }));
@@ -138,7 +138,7 @@ pub(crate) fn infer(args: &InferArgs, as_json: bool) -> Result<()> {
 }
 
 /// The largest number of rows that a table shows.
-const ROWS_SHOWN: usize = 20;
+pub(crate) const ROWS_SHOWN: usize = 20;
 
 /// Prints outputs as a table, or with what else is to be said as JSON.
 pub(crate) fn print_outputs(graph: &Graph, outputs: &[i32], as_json: Option<Value>) {

@@ -265,11 +265,22 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         AnyProof::Open(_) => None,
         AnyProof::Hiding(proof) => Some(hex(&proof.commitment())),
     };
+    // The words that the inputs are, where the model takes words: `None` when it does not or they are none.
+    let takes_rows = matches!(graph.interface().encoding, assay_graph::Encoding::Rows { .. });
+    let words = match &proof {
+        AnyProof::Open(proof) => graph.row_numbers(&proof.inputs),
+        AnyProof::Hiding(_) => None,
+    };
     if as_json {
-        let said = json!({
+        let mut said = json!({
             "valid": true, "model": name, "examples": examples, "seconds": seconds,
             "security_bits": bits, "committed_weights": is_key, "hiding": hiding, "commitment": inputs,
         });
+        if takes_rows && !hiding {
+            said["words"] = json!(words.map(|words| {
+                words.chunks_exact(graph.numbers()).map(<[u32]>::to_vec).collect::<Vec<_>>()
+            }));
+        }
         graphs::print_outputs(graph, proof.outputs(), Some(said));
         return Ok(());
     }
@@ -279,7 +290,18 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     ui::say!("\n{}", ui::bold("What this proves"));
     let subject = if is_key { "The model behind the key" } else { "The model" };
     match &inputs {
-        None => ui::say!("  {subject} {name} gives these outputs for the inputs in the file."),
+        None => {
+            ui::say!("  {subject} {name} gives these outputs for the inputs in the file.");
+            match words {
+                Some(words) => words
+                    .chunks_exact(graph.numbers())
+                    .take(graphs::ROWS_SHOWN)
+                    .enumerate()
+                    .for_each(|(at, words)| ui::say!("  Example {at} has the words {words:?}.")),
+                None if takes_rows => ui::say!("  Not all of them are rows of the model's table of words."),
+                None => {}
+            }
+        }
         Some(commitment) => {
             ui::say!("  {subject} {name} gives these outputs for inputs that the prover knows,");
             ui::say!("  that are in the model's ranges, and that the commitment {commitment} holds.");
@@ -287,6 +309,9 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     }
     ui::say!("\n{}", ui::bold("What you still trust"));
     ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
+    if hiding && takes_rows {
+        ui::say!("  That the inputs, which nobody sees, are rows of the model's table of words.");
+    }
     if hiding {
         ui::say!("  That the model is the one that you mean. Any inputs that give these outputs would do.");
     } else {

@@ -279,7 +279,7 @@ pub(crate) async fn model(
     }
     let body = json!({
         "name": name, "versions": ["1"], "platform": "assay_graph",
-        "inputs": [{ "name": "input", "datatype": "FP64", "shape": [-1, graph.inputs().len()] }],
+        "inputs": [{ "name": "input", "datatype": "FP64", "shape": [-1, graph.numbers()] }],
         "outputs": outputs, "parameters": { "assay_model": hex(&model.id()) },
     });
     Ok(axum::Json(body).into_response())
@@ -335,7 +335,7 @@ pub(crate) async fn infer(
         return Err(bad(format!("the model has no output \"{}\"", other.name)));
     }
     let numbers = numbers(input, &body[json_len..])?;
-    let width = graph.inputs().len();
+    let width = graph.numbers();
     let rows = input.shape.first().copied().unwrap_or(0);
     if input.name != "input" || rows == 0 || rows.checked_mul(width) != Some(numbers.len()) {
         return Err(bad(format!(

@@ -1,10 +1,12 @@
 //! The checks that every graph passes, by interval arithmetic over every allowed input.
 
+use std::collections::HashMap;
+
 use crate::node::{ZERO, half, volume};
 use crate::{Error, Node, Range, SHIFT_MAX, Table, VALUE_MAX, limits};
 
-/// A closed interval in 64 bits.
-type Interval = (i64, i64);
+/// A closed interval. Those of checked tensors are within [`VALUE_MAX`].
+type Interval = (i32, i32);
 
 /// Graphs in the making: what every tensor so far can hold.
 #[derive(Clone, Debug)]
@@ -20,7 +22,7 @@ pub(crate) struct Checker {
 impl Checker {
     pub(crate) fn new(inputs: &[Range]) -> Result<Checker, Error> {
         limit("inputs", inputs.len(), limits::WIDTH)?;
-        let ranges: Vec<Interval> = inputs.iter().map(|r| (r.low.into(), r.high.into())).collect();
+        let ranges: Vec<Interval> = inputs.iter().map(|r| (r.low, r.high)).collect();
         if ranges.iter().any(|range| range.0 > range.1 || !fits(*range)) {
             return Err(Error::invalid("an input range is empty or out of bounds"));
         }
@@ -72,7 +74,7 @@ impl Checker {
         if let Some(at) = out.iter().position(|range| !fits(*range)) {
             return Err(Error::invalid(format!(
                 "value {at} of node {number} can reach {}, beyond {VALUE_MAX}",
-                out[at].0.abs().max(out[at].1.abs())
+                out[at].0.unsigned_abs().max(out[at].1.unsigned_abs())
             )));
         }
         self.tensors.push(out);
@@ -112,7 +114,7 @@ pub(crate) fn shapes(
     limit("table entries", entries, limits::TABLE_ENTRIES)?;
     for table in tables {
         let last = i64::from(table.low) + table.values.len() as i64 - 1;
-        if table.values.is_empty() || !fits((i64::from(table.low), last)) {
+        if table.values.is_empty() || i64::from(table.low) < -VALUE_MAX || last > VALUE_MAX {
             return Err(Error::invalid("a table is empty or has keys out of bounds"));
         }
         if table.values.iter().any(|value| i64::from(*value).abs() > VALUE_MAX) {
@@ -134,14 +136,13 @@ fn limit(what: &str, found: usize, max: usize) -> Result<(), Error> {
 }
 
 fn fits(range: Interval) -> bool {
-    range.0 >= -VALUE_MAX && range.1 <= VALUE_MAX
+    i64::from(range.0) >= -VALUE_MAX && i64::from(range.1) <= VALUE_MAX
 }
 
 fn hull(ranges: &[Interval]) -> Range {
     let low = ranges.iter().map(|range| range.0).min().unwrap_or(0);
     let high = ranges.iter().map(|range| range.1).max().unwrap_or(0);
-    // Every range fits, see above.
-    Range { low: low as i32, high: high as i32 }
+    Range { low, high }
 }
 
 /// The width of a node's result; `None` when its sizes contradict each other.
@@ -198,30 +199,73 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
     }
 }
 
+/// What a sum can be.
+#[derive(Clone, Copy)]
+struct Total {
+    low: i64,
+    high: i64,
+    /// The sum of the largest magnitudes of all that is added, which bounds every partial sum in any order.
+    magnitudes: i64,
+}
+
+impl Total {
+    fn of(bias: i32) -> Total {
+        let bias = i64::from(bias);
+        Total { low: bias, high: bias, magnitudes: bias.abs() }
+    }
+
+    /// Adds `weight · range`.
+    fn add(&mut self, weight: i32, range: Interval) {
+        let (a, b) = (i64::from(weight) * i64::from(range.0), i64::from(weight) * i64::from(range.1));
+        self.add_range(a.min(b), a.max(b));
+    }
+
+    fn add_range(&mut self, low: i64, high: i64) {
+        self.low = self.low.saturating_add(low);
+        self.high = self.high.saturating_add(high);
+        self.magnitudes = self.magnitudes.saturating_add(low.abs().max(high.abs()));
+    }
+}
+
+/// The most different places of a plane that are told apart.
+const CLASSES_MAX: usize = 256;
+
+/// The places of a plane by what all its channels can hold there: each list of ranges that occurs, and which one a place has. `None`
+/// when too many differ.
+fn alike(x: &[Interval], plane: usize) -> Option<(Vec<Vec<Interval>>, Vec<usize>)> {
+    let mut known = HashMap::new();
+    let mut classes: Vec<Vec<Interval>> = Vec::new();
+    let mut class_of = Vec::with_capacity(plane);
+    for place in 0..plane {
+        let column: Vec<Interval> = x.iter().skip(place).step_by(plane).copied().collect();
+        let class = *known.entry(column).or_insert_with_key(|column| {
+            classes.push(column.clone());
+            classes.len() - 1
+        });
+        if class == CLASSES_MAX {
+            return None;
+        }
+        class_of.push(class);
+    }
+    Some((classes, class_of))
+}
+
 /// The range of each value of a node's result. Partial sums are bounded with it: the ranges that are added contain 0 or
 /// are one sided, so the bound used is the sum of the largest magnitudes.
 fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Vec<Interval>, Error> {
-    let wide = || Error::invalid("a partial sum can leave the bounds");
-    // Adds `weight · range` and keeps the sum of magnitudes, which bounds every partial sum in any order.
-    let add = |total: &mut (i64, i64, i64), weight: i32, range: Interval| {
-        let (a, b) = (i64::from(weight) * range.0, i64::from(weight) * range.1);
-        total.0 = total.0.saturating_add(a.min(b));
-        total.1 = total.1.saturating_add(a.max(b));
-        total.2 = total.2.saturating_add(a.abs().max(b.abs()));
-    };
-    let start = |bias: i32| (i64::from(bias), i64::from(bias), i64::from(bias).abs());
-    let finish = |totals: Vec<(i64, i64, i64)>| {
-        if totals.iter().any(|total| total.2 > VALUE_MAX) {
-            return Err(wide());
+    let finish = |totals: Vec<Total>| {
+        if totals.iter().any(|total| total.magnitudes > VALUE_MAX) {
+            return Err(Error::invalid("a partial sum can leave the bounds"));
         }
-        Ok(totals.into_iter().map(|total| (total.0, total.1)).collect())
+        // Just found to be small.
+        Ok(totals.into_iter().map(|total| (total.low as i32, total.high as i32)).collect())
     };
     match node {
         Node::Linear { input, weights, bias, .. } => {
             let x = &tensors[input.index()];
             let row = |(row, bias): (&[i32], &i32)| {
-                let mut total = start(*bias);
-                row.iter().zip(x).for_each(|(weight, range)| add(&mut total, *weight, *range));
+                let mut total = Total::of(*bias);
+                row.iter().zip(x).for_each(|(weight, range)| total.add(*weight, *range));
                 total
             };
             finish(weights.chunks_exact(x.len()).zip(bias).map(row).collect())
@@ -229,12 +273,28 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
         Node::Conv { input, window, weights, bias } => {
             let x = &tensors[input.index()];
             let plane = window.output[0] as usize * window.output[1] as usize;
-            let mut totals: Vec<_> =
-                bias.iter().flat_map(|bias| std::iter::repeat_n(start(*bias), plane)).collect();
+            if window.is_pointwise()
+                && let Some((classes, class_of)) = alike(x, plane)
+            {
+                // Places whose channels all have the same ranges have the same sums.
+                let sums = |(row, bias): (&[i32], &i32)| -> Vec<Total> {
+                    let sum = |class: &Vec<Interval>| {
+                        let mut total = Total::of(*bias);
+                        row.iter().zip(class).for_each(|(weight, range)| total.add(*weight, *range));
+                        total
+                    };
+                    classes.iter().map(sum).collect()
+                };
+                let rows = weights.chunks_exact(window.channels as usize).zip(bias).map(sums);
+                let rows: Vec<Vec<Interval>> = rows.map(finish).collect::<Result<_, _>>()?;
+                return Ok(rows.iter().flat_map(|row| class_of.iter().map(|class| row[*class])).collect());
+            }
+            let mut totals: Vec<Total> =
+                bias.iter().flat_map(|bias| std::iter::repeat_n(Total::of(*bias), plane)).collect();
             let stride = window.stride[1] as usize;
             window.runs(|out, input, weight, count| {
                 for i in 0..count {
-                    add(&mut totals[out + i], weights[weight], x[input + i * stride]);
+                    totals[out + i].add(weights[weight], x[input + i * stride]);
                 }
             });
             finish(totals)
@@ -245,10 +305,10 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             Ok(index.iter().map(|i| if *i == ZERO { (0, 0) } else { all[*i as usize] }).collect())
         }
         Node::Sum { terms, bias } => {
-            let mut totals: Vec<_> = bias.iter().map(|bias| start(*bias)).collect();
+            let mut totals: Vec<_> = bias.iter().map(|bias| Total::of(*bias)).collect();
             for (tensor, coefficient) in terms {
                 let x = &tensors[tensor.index()];
-                totals.iter_mut().zip(x).for_each(|(total, range)| add(total, *coefficient, *range));
+                totals.iter_mut().zip(x).for_each(|(total, range)| total.add(*coefficient, *range));
             }
             finish(totals)
         }
@@ -261,16 +321,14 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
                     for (n, b) in b.chunks_exact(inner).enumerate() {
                         // A value times itself is no less than 0.
                         let square = left == right && rows == columns && m == n;
-                        let mut total = start(0);
+                        let mut total = Total::of(0);
                         for (a, b) in a.iter().zip(b) {
-                            // Each is at most 2^29 in absolute value, so the products fit.
-                            let ends = [a.0 * b.0, a.0 * b.1, a.1 * b.0, a.1 * b.1];
+                            let times = |a: i32, b: i32| i64::from(a) * i64::from(b);
+                            let ends = [times(a.0, b.0), times(a.0, b.1), times(a.1, b.0), times(a.1, b.1)];
                             let low = ends.iter().copied().fold(i64::MAX, i64::min);
                             let high = ends.iter().copied().fold(i64::MIN, i64::max);
                             let low = if square { low.max(0) } else { low };
-                            total.0 = total.0.saturating_add(low);
-                            total.1 = total.1.saturating_add(high);
-                            total.2 = total.2.saturating_add(low.abs().max(high.abs()));
+                            total.add_range(low, high);
                         }
                         totals.push(total);
                     }
@@ -291,7 +349,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             if ranges.iter().any(|(_, range)| range.low > range.high) {
                 return Err(Error::invalid("a range of a committed map is empty"));
             }
-            let interval = |range: &Range| (i64::from(range.low), i64::from(range.high));
+            let interval = |range: &Range| (range.low, range.high);
             Ok(ranges
                 .iter()
                 .flat_map(|(count, range)| std::iter::repeat_n(interval(range), *count as usize))
@@ -299,7 +357,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
         }
         Node::Lookup { input, shift, table } => {
             let table = &tables[*table as usize];
-            let half = i64::from(half(*shift));
+            let half = half(*shift);
             let keys = table.keys();
             // A proof knows x + half only as key · 2^shift + remainder in its field. With these bounds the two differ by
             // less than the modulus for every key of the table, so that no wrong key fits.
@@ -311,7 +369,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             let mut last = None;
             for range in &tensors[input.index()] {
                 let key = ((range.0 + half) >> shift, (range.1 + half) >> shift);
-                if range.1 + half > VALUE_MAX || key.0 < keys.low.into() || key.1 > keys.high.into() {
+                if i64::from(range.1 + half) > VALUE_MAX || key.0 < keys.low || key.1 > keys.high {
                     return Err(Error::invalid(format!(
                         "a look-up can meet the keys {} to {}, but its table has {} to {}",
                         key.0, key.1, keys.low, keys.high
@@ -324,14 +382,60 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
                     out.push(range);
                     continue;
                 }
-                let first = (key.0 - i64::from(keys.low)) as usize;
+                let first = (key.0 - keys.low) as usize;
                 let values = &table.values[first..=first + (key.1 - key.0) as usize];
                 let low = values.iter().min().copied().unwrap_or(0);
                 let high = values.iter().max().copied().unwrap_or(0);
-                last = Some((key, (low.into(), high.into())));
-                out.push((low.into(), high.into()));
+                last = Some((key, (low, high)));
+                out.push((low, high));
             }
             Ok(out)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Tensor, Window};
+
+    proptest! {
+        /// A linear map of places is what a convolution with a second, empty column is, which is summed place by place.
+        #[test]
+        fn places_that_are_alike_are_bounded_as_each_by_itself(
+            channels in 1u32..5,
+            filters in 1u32..5,
+            plane in 1u32..8,
+            kinds in prop::collection::vec(0usize..3, 8),
+            numbers in prop::collection::vec(-(1i32 << 14)..1 << 14, 64),
+        ) {
+            let at = |i: u32| numbers[i as usize % numbers.len()];
+            let interval = |channel: u32, place: u32| {
+                let (a, b) = (at(channel * 7 + kinds[place as usize] as u32), at(channel * 5 + 3));
+                (a.min(b), a.max(b))
+            };
+            let x: Vec<Interval> =
+                (0..channels).flat_map(|c| (0..plane).map(move |p| (c, p))).map(|(c, p)| interval(c, p)).collect();
+            let weights: Vec<i32> = (0..channels * filters).map(|i| at(i * 3 + 1) >> 2).collect();
+            let bias: Vec<i32> = (0..filters).map(|i| at(i + 11)).collect();
+            let window = Window::pointwise(channels, filters, [1, plane]);
+            let wide = Window { kernel: [1, 2], ..window };
+            let padded: Vec<i32> = weights.iter().flat_map(|weight| [*weight, 0]).collect();
+            let of = |window, weights| {
+                let node = Node::Conv { input: Tensor::INPUT, window, weights, bias: bias.clone() };
+                ranges(&node, &[], std::slice::from_ref(&x)).map_err(|error| error.to_string())
+            };
+            prop_assert!(window.is_pointwise() && !wide.is_pointwise());
+            prop_assert_eq!(of(window, weights), of(wide, padded));
+        }
+    }
+
+    #[test]
+    fn places_that_all_differ_are_not_told_apart() {
+        let x = |count: i32| (0..count).map(|i| (0, i)).collect::<Vec<_>>();
+        assert_eq!(alike(&x(256), 256).map(|(classes, _)| classes.len()), Some(256));
+        assert!(alike(&x(257), 257).is_none());
     }
 }

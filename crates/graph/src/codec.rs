@@ -1,54 +1,93 @@
 //! The canonical bytes of a graph: little-endian, every list after its length, nothing optional. A graph has exactly one
 //! encoding, and `docs/proof.md` specifies it.
 
+use sha3::{Digest as _, Keccak256};
+
 use crate::node::volume;
 use crate::{Encoding, Error, Graph, Interface, Node, Range, Table, Task, Tensor, Window, limits};
 
 /// The first bytes: "assay graph" and the version of this format.
 const MAGIC: &[u8; 8] = b"ASSAYGR1";
 
+/// Where bytes go: into memory, or straight into a hash.
+pub(crate) trait Sink {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+impl Sink for Keccak256 {
+    fn put(&mut self, bytes: &[u8]) {
+        self.update(bytes);
+    }
+}
+
+/// Counts.
+impl Sink for usize {
+    fn put(&mut self, bytes: &[u8]) {
+        *self += bytes.len();
+    }
+}
+
 impl Graph {
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        let w = &mut out;
-        w.extend_from_slice(MAGIC);
+        let mut len = 0usize;
+        self.write(&mut len);
+        // Large graphs would be copied several times while the list grows.
+        let mut out = Vec::with_capacity(len);
+        self.write(&mut out);
+        out
+    }
+
+    pub(crate) fn write(&self, w: &mut impl Sink) {
+        w.put(MAGIC);
         let Interface { encoding, task, scale, offset, labels } = &self.interface;
         match encoding {
             Encoding::Affine { offset, scale } => {
-                w.push(0);
+                w.put(&[0]);
                 put_f64s(w, offset);
                 put_f64s(w, scale);
             }
             Encoding::Rank { thresholds } => {
-                w.push(1);
+                w.put(&[1]);
                 put_u32(w, thresholds.len());
                 for list in thresholds {
                     put_u32(w, list.len());
-                    list.iter().for_each(|x| w.extend_from_slice(&x.to_le_bytes()));
+                    list.iter().for_each(|x| w.put(&x.to_le_bytes()));
                 }
             }
+            Encoding::Rows { len, values } => {
+                w.put(&[2]);
+                put_u32(w, *len as usize);
+                put_u32(w, values.len());
+                put_all(w, values, |value| value.to_le_bytes());
+            }
         }
-        w.push(match task {
+        w.put(&[match task {
             Task::Numbers => 0,
             Task::Classes => 1,
             Task::Binary => 2,
-        });
-        w.extend_from_slice(&scale.to_le_bytes());
+        }]);
+        w.put(&scale.to_le_bytes());
         put_f64s(w, offset);
         put_u32(w, labels.len());
         for label in labels {
             put_u32(w, label.len());
-            w.extend_from_slice(label.as_bytes());
+            w.put(label.as_bytes());
         }
         put_u32(w, self.inputs.len());
         for range in &self.inputs {
-            w.extend_from_slice(&range.low.to_le_bytes());
-            w.extend_from_slice(&range.high.to_le_bytes());
+            w.put(&range.low.to_le_bytes());
+            w.put(&range.high.to_le_bytes());
         }
         put_u32(w, self.tables.len());
         for table in &self.tables {
-            w.extend_from_slice(&table.low.to_le_bytes());
+            w.put(&table.low.to_le_bytes());
             put_i32s(w, &table.values);
         }
         put_u32(w, self.nodes.len());
@@ -56,7 +95,6 @@ impl Graph {
             put_node(w, node);
         }
         put_u32(w, self.output.index());
-        out
     }
 
     /// Whether bytes begin as a graph of this version does.
@@ -150,6 +188,12 @@ impl Parts {
                 }
                 Encoding::Rank { thresholds }
             }
+            2 => {
+                let len = r.u32()?;
+                let count = r.len(2)?;
+                let values = r.take(2 * count)?.as_chunks::<2>().0.iter();
+                Encoding::Rows { len, values: values.map(|bytes| i16::from_le_bytes(*bytes)).collect() }
+            }
             _ => return Err(Error::invalid("it has an unknown encoding of inputs")),
         };
         let task = match r.u8()? {
@@ -191,72 +235,82 @@ impl Parts {
     }
 }
 
-fn put_u32(w: &mut Vec<u8>, value: usize) {
+fn put_u32(w: &mut impl Sink, value: usize) {
     // Every length of a checked graph is below its limit.
-    w.extend_from_slice(&(value as u32).to_le_bytes());
+    w.put(&(value as u32).to_le_bytes());
 }
 
-fn put_i32s(w: &mut Vec<u8>, values: &[i32]) {
+fn put_i32s(w: &mut impl Sink, values: &[i32]) {
     put_u32(w, values.len());
-    values.iter().for_each(|value| w.extend_from_slice(&value.to_le_bytes()));
+    put_all(w, values, |value| value.to_le_bytes());
 }
 
-fn put_f64s(w: &mut Vec<u8>, values: &[f64]) {
+/// Values in pieces, each put at once.
+fn put_all<T: Copy, const N: usize>(w: &mut impl Sink, values: &[T], bytes: impl Fn(T) -> [u8; N]) {
+    const PIECE: usize = 1024;
+    let mut buffer = [[0; N]; PIECE];
+    for piece in values.chunks(PIECE) {
+        buffer.iter_mut().zip(piece).for_each(|(out, value)| *out = bytes(*value));
+        w.put(buffer[..piece.len()].as_flattened());
+    }
+}
+
+fn put_f64s(w: &mut impl Sink, values: &[f64]) {
     put_u32(w, values.len());
-    values.iter().for_each(|value| w.extend_from_slice(&value.to_le_bytes()));
+    values.iter().for_each(|value| w.put(&value.to_le_bytes()));
 }
 
-fn put_node(w: &mut Vec<u8>, node: &Node) {
+fn put_node(w: &mut impl Sink, node: &Node) {
     match node {
         Node::Linear { input, rows, weights, bias } => {
-            w.push(0);
+            w.put(&[0]);
             put_u32(w, input.index());
             put_u32(w, *rows as usize);
             put_i32s(w, weights);
             put_i32s(w, bias);
         }
         Node::Conv { input, window, weights, bias } => {
-            w.push(1);
+            w.put(&[1]);
             put_u32(w, input.index());
-            window_numbers(window).iter().for_each(|n| w.extend_from_slice(&n.to_le_bytes()));
+            window_numbers(window).iter().for_each(|n| w.put(&n.to_le_bytes()));
             put_i32s(w, weights);
             put_i32s(w, bias);
         }
         Node::Gather { inputs, index } => {
-            w.push(2);
+            w.put(&[2]);
             put_u32(w, inputs.len());
             inputs.iter().for_each(|tensor| put_u32(w, tensor.index()));
             put_u32(w, index.len());
-            index.iter().for_each(|i| w.extend_from_slice(&i.to_le_bytes()));
+            put_all(w, index, |i| i.to_le_bytes());
         }
         Node::Sum { terms, bias } => {
-            w.push(3);
+            w.put(&[3]);
             put_u32(w, terms.len());
             for (tensor, coefficient) in terms {
                 put_u32(w, tensor.index());
-                w.extend_from_slice(&coefficient.to_le_bytes());
+                w.put(&coefficient.to_le_bytes());
             }
             put_i32s(w, bias);
         }
         Node::Lookup { input, shift, table } => {
-            w.push(4);
+            w.put(&[4]);
             for n in [input.0, *shift, *table] {
-                w.extend_from_slice(&n.to_le_bytes());
+                w.put(&n.to_le_bytes());
             }
         }
         Node::Product { inputs: [a, b], groups, rows, columns, inner } => {
-            w.push(6);
+            w.put(&[6]);
             for n in [a.0, b.0, *groups, *rows, *columns, *inner] {
-                w.extend_from_slice(&n.to_le_bytes());
+                w.put(&n.to_le_bytes());
             }
         }
         Node::Committed { map, ranges } => {
-            w.push(5);
+            w.put(&[5]);
             put_u32(w, ranges.len());
             for (count, range) in ranges {
-                w.extend_from_slice(&count.to_le_bytes());
-                w.extend_from_slice(&range.low.to_le_bytes());
-                w.extend_from_slice(&range.high.to_le_bytes());
+                w.put(&count.to_le_bytes());
+                w.put(&range.low.to_le_bytes());
+                w.put(&range.high.to_le_bytes());
             }
             put_node(w, map);
         }
@@ -309,11 +363,7 @@ impl<'a> Reader<'a> {
 
     fn i32s(&mut self) -> Result<Vec<i32>, Error> {
         let len = self.len(4)?;
-        Ok(self
-            .take(4 * len)?
-            .chunks_exact(4)
-            .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect())
+        Ok(self.take(4 * len)?.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect())
     }
 
     fn f64s(&mut self) -> Result<Vec<f64>, Error> {
@@ -366,7 +416,9 @@ impl<'a> Reader<'a> {
                 let count = self.len(4)?;
                 let inputs = (0..count).map(|_| Ok(Tensor(self.u32()?))).collect::<Result<_, Error>>()?;
                 let count = self.len(4)?;
-                let index = (0..count).map(|_| self.u32()).collect::<Result<_, Error>>()?;
+                let index =
+                    self.take(4 * count)?.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+                let index = index.collect();
                 Node::Gather { inputs, index }
             }
             3 => {

@@ -1,7 +1,7 @@
 //! The edges of a graph to real numbers. They are part of its id, but no part of what a proof is about: a proof speaks of
 //! integers in and integers out, and whoever checks it makes the one from the other with this code.
 
-use crate::{Error, Graph, Range};
+use crate::{Error, Graph, Range, limits};
 
 /// How the integers of an input are made from real numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,14 @@ pub enum Encoding {
     Rank {
         /// One list a value.
         thresholds: Vec<Vec<f32>>,
+    },
+    /// Row `x` of a table, for each number `x` one after the other: an example has fewer numbers than the graph has inputs. So
+    /// words of a large vocabulary cost a proof nothing, since whoever checks it takes their rows from the table.
+    Rows {
+        /// Values of a row, at least one; the inputs of an example are as many rows as fit.
+        len: u32,
+        /// The table, row by row.
+        values: Vec<i16>,
     },
 }
 
@@ -58,14 +66,30 @@ impl Interface {
         }
     }
 
-    pub(crate) fn check(&self, inputs: usize, outputs: usize) -> Result<(), Error> {
-        let one_or_each =
-            |list: &[f64]| (list.len() == 1 || list.len() == inputs) && list.iter().all(|x| x.is_finite());
+    pub(crate) fn check(&self, inputs: &[Range], outputs: usize) -> Result<(), Error> {
+        let one_or_each = |list: &[f64]| {
+            (list.len() == 1 || list.len() == inputs.len()) && list.iter().all(|x| x.is_finite())
+        };
         let encoding = match &self.encoding {
             Encoding::Affine { offset, scale } => one_or_each(offset) && one_or_each(scale),
             Encoding::Rank { thresholds } => {
-                thresholds.len() == inputs
+                thresholds.len() == inputs.len()
                     && thresholds.iter().all(|list| list.is_sorted() && list.iter().all(|x| x.is_finite()))
+            }
+            Encoding::Rows { len, values } => {
+                let len = *len as usize;
+                let whole = len > 0
+                    && (1..=limits::WEIGHTS).contains(&values.len())
+                    && values.len().is_multiple_of(len)
+                    && inputs.len().is_multiple_of(len);
+                // Every row may be meant anywhere.
+                whole
+                    && columns(len, values).iter().enumerate().all(|(at, (low, high))| {
+                        inputs[at..]
+                            .iter()
+                            .step_by(len)
+                            .all(|range| range.contains(i32::from(*low)) && range.contains(i32::from(*high)))
+                    })
             }
         };
         let classes = match self.task {
@@ -83,35 +107,82 @@ impl Interface {
     }
 }
 
+/// The smallest and the largest value of each column of a table.
+fn columns(len: usize, values: &[i16]) -> Vec<(i16, i16)> {
+    let mut columns = vec![(i16::MAX, i16::MIN); len];
+    for row in values.chunks_exact(len) {
+        for ((low, high), value) in columns.iter_mut().zip(row) {
+            (*low, *high) = ((*low).min(*value), (*high).max(*value));
+        }
+    }
+    columns
+}
+
 impl Graph {
+    /// How many numbers an example has for whoever asks: as many as the graph has inputs, or with [`Encoding::Rows`] rows.
+    pub fn numbers(&self) -> usize {
+        match &self.interface().encoding {
+            Encoding::Affine { .. } | Encoding::Rank { .. } => self.inputs().len(),
+            Encoding::Rows { len, .. } => self.inputs().len() / *len as usize,
+        }
+    }
+
+    /// The row numbers that inputs stand for, of equal rows the first, example by example; `None` when the encoding has no rows or the inputs are none of them.
+    pub fn row_numbers(&self, inputs: &[i32]) -> Option<Vec<u32>> {
+        let Encoding::Rows { len, values } = &self.interface().encoding else { return None };
+        let len = *len as usize;
+        let same = |row: &[i16], input: &[i32]| row.iter().zip(input).all(|(a, b)| i32::from(*a) == *b);
+        if !inputs.len().is_multiple_of(len) {
+            return None;
+        }
+        let number = |input: &[i32]| {
+            let row = values.chunks_exact(len).position(|row| same(row, input))?;
+            u32::try_from(row).ok()
+        };
+        inputs.chunks_exact(len).map(number).collect()
+    }
+
     /// The integers of real inputs, example by example.
     ///
     /// # Errors
-    /// [`Error::Input`] when the number of values is no positive multiple of the graph's, or a value is not finite.
+    /// [`Error::Input`] when the number of values is no positive multiple of [`numbers`](Self::numbers), or a value is not finite or not
+    /// the number of a row.
     pub fn encode_inputs(&self, reals: &[f64]) -> Result<Vec<i32>, Error> {
-        let width = self.inputs().len();
+        let width = self.numbers();
         if reals.is_empty() || !reals.len().is_multiple_of(width) {
             return Err(Error::Input(format!("{} values, where each example has {width}", reals.len())));
         }
         let pick = |list: &[f64], at: usize| if list.len() == 1 { list[0] } else { list[at] };
-        let mut out = Vec::with_capacity(reals.len());
+        let mut out = Vec::with_capacity(reals.len() / width * self.inputs().len());
         for (index, &x) in reals.iter().enumerate() {
             let at = index % width;
             if !x.is_finite() {
                 return Err(Error::Input(format!("value {at} is not a finite number")));
             }
             let Range { low, high } = self.inputs()[at];
-            out.push(match &self.interface().encoding {
+            match &self.interface().encoding {
                 Encoding::Affine { offset, scale } => {
                     // Clamped as a float first; the conversion is then exact.
-                    ((x - pick(offset, at)) * pick(scale, at)).round().clamp(low.into(), high.into()) as i32
+                    let scaled = (x - pick(offset, at)) * pick(scale, at);
+                    out.push(scaled.round().clamp(low.into(), high.into()) as i32);
                 }
                 Encoding::Rank { thresholds } => {
                     // Models in ONNX compare 32-bit floats.
-                    (thresholds[at].partition_point(|threshold| *threshold < x as f32) as i32)
-                        .clamp(low, high)
+                    let rank = thresholds[at].partition_point(|threshold| *threshold < x as f32);
+                    out.push((rank as i32).clamp(low, high));
                 }
-            });
+                Encoding::Rows { len, values } => {
+                    let len = *len as usize;
+                    let rows = values.len() / len;
+                    if x < 0.0 || x >= rows as f64 || x.fract() != 0.0 {
+                        return Err(Error::Input(format!(
+                            "value {at} is {x}, where the model has the words 0 to {}",
+                            rows - 1
+                        )));
+                    }
+                    out.extend(values[x as usize * len..][..len].iter().map(|value| i32::from(*value)));
+                }
+            }
         }
         Ok(out)
     }

@@ -59,10 +59,10 @@ pub mod limits {
     pub const NODES: usize = 1 << 14;
     /// Entries in all tables together.
     pub const TABLE_ENTRIES: usize = 1 << 20;
-    /// Weights and indices in all nodes together.
-    pub const WEIGHTS: usize = 1 << 27;
+    /// Weights and indices in all nodes together, and as many values of rows that inputs are.
+    pub const WEIGHTS: usize = 1 << 28;
     /// Values in all tensors together, of one example.
-    pub const VALUES: usize = 1 << 24;
+    pub const VALUES: usize = 1 << 26;
     /// Multiply-adds of one evaluation.
     pub const OPERATIONS: u64 = 1 << 36;
     /// Bytes of an encoded graph.
@@ -99,9 +99,11 @@ impl Graph {
         if output.index() >= shapes.len() {
             return Err(Error::invalid("the output is no tensor of the graph"));
         }
-        interface.check(inputs.len(), shapes[output.index()].0)?;
+        interface.check(&inputs, shapes[output.index()].0)?;
         let mut graph = Graph { inputs, tables, nodes, output, interface, shapes, id: [0; 32] };
-        graph.id = Keccak256::digest(graph.encode()).into();
+        let mut hash = Keccak256::new();
+        graph.write(&mut hash);
+        graph.id = hash.finalize().into();
         Ok(graph)
     }
 

@@ -92,6 +92,9 @@ impl Graph {
             Node::Conv { input, window, weights, bias } => {
                 let x = x(*input);
                 let plane = window.output[0] as usize * window.output[1] as usize;
+                if window.is_pointwise() {
+                    return pointwise(x, plane, weights, bias, out);
+                }
                 for (out, bias) in out.chunks_exact_mut(plane).zip(bias) {
                     out.fill(*bias);
                 }
@@ -133,6 +136,32 @@ impl Graph {
                 for (out, x) in out.iter_mut().zip(x(*input)) {
                     // The graph was checked: every key is in the table.
                     *out = table.values[(((x + half) >> shift) - table.low) as usize];
+                }
+            }
+        }
+    }
+}
+
+/// A linear map that every place goes through by itself: `out[f][p] = bias[f] + Σ_c weights[f][c] · x[c][p]`.
+fn pointwise(x: &[i32], plane: usize, weights: &[i32], bias: &[i32], out: &mut [i32]) {
+    let channels = x.len() / plane;
+    // Place by place, so that a result is a sum over two runs of numbers; in 16 bits where they fit, of which processors multiply several at once.
+    let turned: Vec<i32> = (0..x.len()).map(|at| x[at % channels * plane + at / channels]).collect();
+    let narrow = |values: &[i32]| -> Option<Vec<i16>> {
+        values.iter().map(|value| i16::try_from(*value).ok()).collect()
+    };
+    let x_narrow = narrow(&turned);
+    let rows = weights.chunks_exact(channels).zip(bias).zip(out.chunks_exact_mut(plane));
+    for ((row, bias), out) in rows {
+        match x_narrow.as_ref().and_then(|x| Some((x, narrow(row)?))) {
+            Some((x, row)) => {
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(channels)) {
+                    *out = bias + row.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum::<i32>();
+                }
+            }
+            None => {
+                for (out, x) in out.iter_mut().zip(turned.chunks_exact(channels)) {
+                    *out = bias + row.iter().zip(x).map(|(w, x)| w * x).sum::<i32>();
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What every graph promises: bounds, exact evaluation, one encoding.
 #![allow(clippy::unwrap_used)]
 
-use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, VALUE_MAX, Window, ZERO};
+use assay_graph::{Encoding, Graph, Interface, Node, Range, Table, Tensor, VALUE_MAX, Window, ZERO};
 use proptest::prelude::*;
 
 fn conv() -> (Window, Vec<i32>, Vec<i32>) {
@@ -220,11 +220,103 @@ fn an_encoding_is_canonical_and_its_id_depends_on_every_byte() {
     }
 }
 
+/// Inputs that are rows of a table of 5 rows, two an example.
+fn rows() -> Graph {
+    let values: Vec<i16> = vec![1, -2, 3, 4, 0, 0, -300, 7, 4, 0];
+    let encoding = Encoding::Rows { len: 2, values };
+    let nodes =
+        vec![Node::Linear { input: Tensor::INPUT, rows: 1, weights: vec![1, 10, 100, 1000], bias: vec![5] }];
+    let range = |low, high| Range { low, high };
+    let inputs = vec![range(-300, 4), range(-2, 7), range(-300, 10), range(-2, 7)];
+    Graph::new(inputs, vec![], nodes, Tensor(1), Interface { encoding, ..Interface::plain(1) }).unwrap()
+}
+
+#[test]
+fn numbers_of_rows_become_rows() {
+    let graph = rows();
+    assert_eq!((graph.numbers(), graph.inputs().len()), (2, 4));
+    let inputs = graph.encode_inputs(&[1.0, 3.0, 4.0, 4.0]).unwrap();
+    assert_eq!(inputs, [3, 4, -300, 7, 4, 0, 4, 0]);
+    assert_eq!(graph.row_numbers(&inputs), Some(vec![1, 3, 4, 4]));
+    assert_eq!(graph.run(&inputs).unwrap().output(), [5 + 3 + 40 - 30000 + 7000, 5 + 4 + 400]);
+    // What is no row, and what is no number of one.
+    assert_eq!(graph.row_numbers(&[3, 4, -300, 6]), None);
+    assert_eq!(graph.row_numbers(&[3]), None);
+    assert_eq!(small().row_numbers(&[0; 120]), None);
+    for wrong in [-1.0, 5.0, 0.5, 1e300] {
+        let error = graph.encode_inputs(&[1.0, wrong]).unwrap_err().to_string();
+        assert!(error.contains("value 1 is") && error.contains("0 to 4"), "{error}");
+    }
+    assert!(graph.encode_inputs(&[f64::NAN, 0.0]).is_err());
+    assert!(graph.encode_inputs(&[1.0]).unwrap_err().to_string().contains("each example has 2"));
+    assert!(graph.encode_inputs(&[1.0; 3]).is_err());
+}
+
+#[test]
+fn a_table_of_rows_fits_the_inputs_and_has_one_encoding() {
+    let graph = rows();
+    let bytes = graph.encode();
+    let again = Graph::decode(&bytes).unwrap();
+    assert_eq!((&again, again.encode()), (&graph, bytes.clone()));
+    for cut in 0..bytes.len() {
+        assert!(Graph::decode(&bytes[..cut]).is_err());
+    }
+    for at in 0..bytes.len() {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        if let Ok(other) = Graph::decode(&other) {
+            assert_ne!(other.id(), graph.id(), "byte {at}");
+        }
+    }
+    let change = |len: u32, values: &[i16]| {
+        let encoding = Encoding::Rows { len, values: values.to_vec() };
+        let interface = Interface { encoding, ..Interface::plain(1) };
+        Graph::new(graph.inputs().to_vec(), vec![], graph.nodes().to_vec(), graph.output(), interface)
+    };
+    assert!(change(4, &[1, 2, 3, 4]).is_ok());
+    // A row that is cut off, no rows, rows of nothing, rows that the inputs are no multiple of, and values out of a range.
+    for (len, values) in [
+        (2, &[1, 2, 3][..]),
+        (2, &[]),
+        (0, &[]),
+        (0, &[1]),
+        (3, &[1, 2, 3]),
+        (u32::MAX, &[1, 2]),
+        (2, &[1, 2, 5, 4]),
+        (2, &[1, -3]),
+        (4, &[0, 0, 11, 0]),
+    ] {
+        assert!(change(len, values).unwrap_err().to_string().contains("interface"), "{len} {values:?}");
+    }
+}
+
+#[test]
+fn a_map_of_places_is_the_same_in_narrow_and_in_wide_numbers() {
+    let (channels, filters, plane) = (7, 5, 6);
+    for (x_max, w_max) in [(1000, 1000), (1 << 17, 100), (50, 1 << 18)] {
+        let number = |i: i32, max: i32| (i * 7919 + 13) % (2 * max + 1) - max;
+        let weights: Vec<i32> = (0..35).map(|i| number(i, w_max)).collect();
+        let padded: Vec<i32> = weights.iter().flat_map(|weight| [*weight, 0]).collect();
+        let bias: Vec<i32> = (0..5).map(|i| number(i, 1000)).collect();
+        let window = Window::pointwise(channels, filters, [2, plane / 2]);
+        let wide = Window { kernel: [1, 2], ..window };
+        let inputs = vec![Range { low: -x_max, high: x_max }; (channels * plane) as usize];
+        let x: Vec<i32> = (0..inputs.len() as i32).map(|i| number(i * i, x_max)).collect();
+        let of = |window, weights| {
+            let node = Node::Conv { input: Tensor::INPUT, window, weights, bias: bias.clone() };
+            let graph =
+                Graph::new(inputs.clone(), vec![], vec![node], Tensor(1), Interface::plain(30)).unwrap();
+            (graph.run(&x).unwrap().output().to_vec(), graph.range(Tensor(1)))
+        };
+        assert_eq!(of(window, weights), of(wide, padded));
+    }
+}
+
 proptest! {
     #[test]
     fn hostile_bytes_give_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), good in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let _ = Graph::decode(&[&b"ASSAYGR1"[..], &bytes].concat());
-        let mut bytes = if byte % 2 == 0 { small() } else { multiplied() }.encode();
+        let mut bytes = [small, multiplied, rows][usize::from(byte) % 3]().encode();
         let at = good.index(bytes.len());
         bytes[at] = byte;
         if let Ok(graph) = Graph::decode(&bytes) {

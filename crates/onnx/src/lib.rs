@@ -28,13 +28,16 @@ use assay_graph::{Graph, Task};
 pub use error::Error;
 
 /// The largest ONNX file that is read.
-pub const FILE_BYTES_MAX: usize = 1 << 28;
+pub const FILE_BYTES_MAX: usize = 1 << 30;
 
 /// The most examples of sample data that an import looks at; more are ignored.
 pub const SAMPLES_MAX: usize = 1 << 12;
 
-/// The most values of a network that are kept for all examples together.
+/// The most values of a network that are kept for all examples together, unless fewer than [`SAMPLES_LEAST`] would be left.
 const SAMPLE_VALUES_MAX: usize = 1 << 26;
+
+/// The examples that are looked at however large the network is: ranges need more than one.
+const SAMPLES_LEAST: usize = 4;
 
 /// An imported model.
 #[derive(Debug)]
@@ -61,20 +64,24 @@ pub struct Fidelity {
 /// Imports an ONNX model. `samples` are examples of real inputs one after the other, from which the ranges of inputs and
 /// activations are taken; tree ensembles need none.
 ///
+/// The file's bytes are freed when they were read, where they are given away.
+///
 /// # Errors
 /// [`Error`], by what can be done about it.
-pub fn import(bytes: &[u8], samples: &[f64]) -> Result<Imported, Error> {
-    if bytes.len() > FILE_BYTES_MAX {
+pub fn import(bytes: impl AsRef<[u8]>, samples: &[f64]) -> Result<Imported, Error> {
+    if bytes.as_ref().len() > FILE_BYTES_MAX {
         return Err(Error::File("it is larger than any that is supported"));
     }
-    let model = lower::lower(&proto::parse(bytes)?)?;
+    let parsed = proto::parse(bytes.as_ref())?;
+    drop(bytes);
+    let model = lower::lower(parsed)?;
     let width = model.width;
     if !samples.len().is_multiple_of(width) || samples.iter().any(|x| !x.is_finite()) {
         return Err(Error::Samples(format!("the model takes {width} finite numbers an example")));
     }
     // As many as keep the values of all of them together below a bound.
     let each = if let lower::Body::Network(network) = &model.body { network.values() } else { width };
-    let count = SAMPLES_MAX.min(SAMPLE_VALUES_MAX / each).max(1);
+    let count = SAMPLES_MAX.min(SAMPLE_VALUES_MAX / each).max(SAMPLES_LEAST);
     let samples = &samples[..samples.len().min(count * width)];
     let (graph, reals) = match &model.body {
         lower::Body::Network(network) => {

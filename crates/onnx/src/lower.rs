@@ -72,7 +72,9 @@ struct Lowering<'a> {
 ///
 /// # Errors
 /// [`Error`].
-pub(crate) fn lower(model: &Model) -> Result<Lowered, Error> {
+pub(crate) fn lower(mut model: Model) -> Result<Lowered, Error> {
+    let constants = std::mem::take(&mut model.constants);
+    let model = &model;
     let [(name, dims)] = model.inputs.as_slice() else {
         return Err(Error::Unsupported(format!("{} inputs", model.inputs.len())));
     };
@@ -94,7 +96,7 @@ pub(crate) fn lower(model: &Model) -> Result<Lowered, Error> {
         model,
         makers: makers.collect(),
         batch,
-        constants: model.constants.clone(),
+        constants,
         terms: HashMap::from([(name.clone(), Term::Real(0, shape))]),
         ops: vec![Op::Input],
         widths: vec![width],
@@ -198,6 +200,15 @@ impl Lowering<'_> {
 
     fn constant(&self, node: &NodeProto, at: usize) -> Option<&Constant> {
         self.constants.get(node.input(at)?)
+    }
+
+    /// A constant for good, where this is the only one who reads it: large weights are kept once.
+    fn take_constant(&mut self, node: &NodeProto, at: usize) -> Option<Constant> {
+        let name = node.input(at)?;
+        if self.uses.get(name) == Some(&1) {
+            return self.constants.remove(name);
+        }
+        self.constants.get(name).cloned()
     }
 
     fn real(&self, node: &NodeProto, at: usize) -> Result<(Id, Vec<usize>), Error> {
@@ -445,7 +456,7 @@ impl Lowering<'_> {
 
     fn matrix(&mut self, node: &NodeProto) -> Result<(), Error> {
         let (x, shape) = self.real(node, 0)?;
-        let Some(matrix) = self.constant(node, 1).cloned() else {
+        let Some(matrix) = self.take_constant(node, 1) else {
             return self.multiply(node);
         };
         if node.int("transA", 0) != 0 {
@@ -466,10 +477,15 @@ impl Lowering<'_> {
             ));
         }
         let (alpha, beta) = (node.float("alpha", 1.0), node.float("beta", 1.0));
-        let numbers = &matrix.numbers;
-        let weights = (0..rows * columns)
-            .map(|i| alpha * if transposed { numbers[i % columns * rows + i / columns] } else { numbers[i] })
-            .collect();
+        let mut weights = matrix.numbers;
+        if transposed {
+            let numbers = weights;
+            weights = Vec::with_capacity(numbers.len());
+            (0..rows).for_each(|row| weights.extend(numbers.iter().skip(row).step_by(rows)));
+        }
+        if alpha != 1.0 {
+            weights.iter_mut().for_each(|weight| *weight *= alpha);
+        }
         let bias = match (node.operator.as_str(), self.constant(node, 2)) {
             ("Gemm", Some(bias)) => broadcast(node, bias, &[1, rows])?.iter().map(|b| beta * b).collect(),
             ("Gemm", None) if node.input(2).is_some() => {
@@ -830,7 +846,7 @@ impl Lowering<'_> {
     /// Rows of a constant table that the input counts.
     fn embed(&mut self, node: &NodeProto) -> Result<(), Error> {
         let (x, shape) = self.real(node, 1)?;
-        let Some(table) = self.constant(node, 0).cloned() else {
+        let Some(table) = self.take_constant(node, 0) else {
             return Err(unsupported(node, "of two computed values"));
         };
         let &[rows, len] = table.dims.as_slice() else {
@@ -916,7 +932,7 @@ impl Lowering<'_> {
 
     fn conv(&mut self, node: &NodeProto) -> Result<(), Error> {
         let (x, shape) = self.real(node, 0)?;
-        let Some(filters) = self.constant(node, 1).cloned() else {
+        let Some(filters) = self.take_constant(node, 1) else {
             return Err(unsupported(node, "with computed filters"));
         };
         let ([1, channels, height, width], [count, _, kh, kw]) = (shape.as_slice(), filters.dims.as_slice())

@@ -45,7 +45,7 @@ pub(crate) struct Model {
 }
 
 /// The most numbers that all constants together may have.
-const NUMBERS_MAX: usize = 1 << 26;
+const NUMBERS_MAX: usize = 1 << 28;
 
 /// Reads a model.
 ///

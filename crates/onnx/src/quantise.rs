@@ -23,6 +23,9 @@ const ENTRIES_MAX: usize = 1 << 18;
 /// Table entries up to which ten bits of activations are tried.
 const ENTRIES_FINE: usize = 1 << 14;
 
+/// The most entries of a table of words that becomes look-ups. The rows of a larger one are the inputs of the graph.
+const WORDS_MAX: usize = 1 << 17;
+
 /// The most keys of a look-up that rescales a product, whose sums mostly stay far below what they could reach.
 const PRODUCT_KEYS_MAX: i64 = 1 << 15;
 
@@ -53,10 +56,12 @@ struct Precision {
 /// [`Error::Quantise`] with the reason of the last attempt.
 pub(crate) fn quantise(model: &Lowered, network: &Network, values: &Values) -> Result<Graph, Error> {
     let mut reason = Error::Quantise("it has no numbers".into());
+    // Words have no precision.
+    let words = network.ops.iter().any(|op| matches!(op, Op::Embed { .. }));
     for levels in [1023, 255] {
-        for input_bits in [12, 10, 8] {
+        for input_bits in if words { &[12][..] } else { &[12, 10, 8] } {
             for shift in [12, 10, 8] {
-                let precision = Precision { input_bits, levels, shift };
+                let precision = Precision { input_bits: *input_bits, levels, shift };
                 match Quantiser::new(model, network, values, precision).and_then(Quantiser::finish) {
                     Ok((graph, entries, rows)) if levels == 255 || entries <= ENTRIES_FINE.max(rows / 4) => {
                         return Ok(graph);
@@ -136,6 +141,16 @@ impl<'a> Quantiser<'a> {
     ) -> Result<Quantiser<'a>, Error> {
         let width = model.width;
         let samples = values.of(0);
+        let readers = network.readers();
+        let rows = network.ops.iter().enumerate().find_map(|(id, op)| match op {
+            Op::Embed { table, len, .. } if table.len() > WORDS_MAX && readers[0] == 1 => {
+                Some((id, table, *len))
+            }
+            _ => None,
+        });
+        if let Some((id, table, len)) = rows {
+            return Quantiser::of_rows(model, network, values, precision, (id, table, len));
+        }
         let top = (1i32 << precision.input_bits) - 1;
         let bounds = |at: usize| {
             let column = samples.iter().skip(at).step_by(width);
@@ -181,6 +196,42 @@ impl<'a> Quantiser<'a> {
             precision,
             builder,
             encoding: Encoding::Affine { offset, scale },
+            done,
+            readers,
+            wired: HashMap::new(),
+            rows: 0,
+        })
+    }
+
+    /// A network whose inputs are numbers of rows of this large table, which the value `id` has: these rows are the graph's inputs.
+    fn of_rows(
+        model: &'a Lowered,
+        network: &'a Network,
+        values: &'a Values,
+        precision: Precision,
+        (id, table, len): (Id, &[f64], usize),
+    ) -> Result<Quantiser<'a>, Error> {
+        let reach = table.iter().fold(1e-9f64, |max, x| max.max(x.abs()));
+        let scale = reach / f64::from(precision.levels);
+        // No more than the levels in absolute value.
+        let values_of: Vec<i16> = table.iter().map(|x| (x / scale).round() as i16).collect();
+        let mut columns = vec![Range { low: i32::MAX, high: i32::MIN }; len];
+        for row in values_of.chunks_exact(len) {
+            for (range, value) in columns.iter_mut().zip(row) {
+                let value = i32::from(*value);
+                *range = Range { low: range.low.min(value), high: range.high.max(value) };
+            }
+        }
+        let builder = Builder::new(columns.repeat(model.width))?;
+        let mut done = vec![None; network.ops.len()];
+        done[id] = Some(Quantised::uniform(Tensor::INPUT, None, scale));
+        Ok(Quantiser {
+            model,
+            network,
+            values,
+            precision,
+            builder,
+            encoding: Encoding::Rows { len: len as u32, values: values_of },
             done,
             readers: network.readers(),
             wired: HashMap::new(),
@@ -371,15 +422,9 @@ impl<'a> Quantiser<'a> {
         self.lookup(input, shift, &format!("clamp {low} {high}"), |key| key.clamp(low, high))
     }
 
-    /// As many ones.
+    /// As many ones. Each reader has its own, so that nothing but values crosses from layer to layer.
     fn ones(&mut self, len: usize) -> Result<Tensor, Error> {
-        let known = (Tensor::INPUT, vec![ZERO, len as u32]);
-        if let Some(ones) = self.wired.get(&known) {
-            return Ok(*ones);
-        }
-        let ones = self.builder.push(Node::Sum { terms: Vec::new(), bias: vec![1; len] })?;
-        self.wired.insert(known, ones);
-        Ok(ones)
+        Ok(self.builder.push(Node::Sum { terms: Vec::new(), bias: vec![1; len] })?)
     }
 
     /// The sum of each row of this length.

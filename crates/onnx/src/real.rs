@@ -264,6 +264,24 @@ pub(crate) fn pooled(window: &Window) -> Vec<Vec<u32>> {
     out
 }
 
+/// A linear map of tokens, each for itself. Several of them are summed at once, each in the order of its columns.
+fn affine(x: &[f64], weights: &[f64], bias: &[f64], out: &mut [f64]) {
+    const TOKENS: usize = 16;
+    let (rows, columns) = (bias.len(), weights.len() / bias.len());
+    for (x, out) in x.chunks(TOKENS * columns).zip(out.chunks_mut(TOKENS * rows)) {
+        let tokens = x.len() / columns;
+        let mut turned = vec![[0.0; TOKENS]; columns];
+        x.iter().enumerate().for_each(|(at, x)| turned[at % columns][at / columns] = *x);
+        for (row, (weights, bias)) in weights.chunks_exact(columns).zip(bias).enumerate() {
+            let mut sums = [0.0; TOKENS];
+            for (weight, x) in weights.iter().zip(&turned) {
+                sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += weight * x);
+            }
+            (0..tokens).for_each(|token| out[token * rows + row] = bias + sums[token]);
+        }
+    }
+}
+
 /// Evaluates a network on examples, one after the other.
 pub(crate) fn run(network: &Network, samples: &[f64]) -> Values {
     let batch = samples.len() / network.widths[0];
@@ -282,14 +300,7 @@ pub(crate) fn run(network: &Network, samples: &[f64]) -> Values {
             match op {
                 Op::Input => out.copy_from_slice(&samples[example * width..][..width]),
                 Op::Affine { x: from, weights, bias, .. } => {
-                    let columns = weights.len() / bias.len();
-                    let tokens = out.chunks_exact_mut(bias.len()).zip(x(*from).chunks_exact(columns));
-                    for (out, x) in tokens {
-                        for ((out, row), bias) in out.iter_mut().zip(weights.chunks_exact(columns)).zip(bias)
-                        {
-                            *out = bias + row.iter().zip(x).map(|(weight, x)| weight * x).sum::<f64>();
-                        }
-                    }
+                    affine(x(*from), weights, bias, out);
                 }
                 Op::Product { inputs: [a, b], rows, columns, inner, .. } => {
                     let (a, b) = (x(*a).chunks_exact(rows * inner), x(*b).chunks_exact(columns * inner));

@@ -48,8 +48,13 @@ fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
     }
     let examples = model.examples(&proof.inputs);
     let bits = model.security_bits(examples).map_err(said)?;
-    let inputs = proof.inputs.chunks_exact(model.graph().inputs().len()).collect::<Vec<_>>();
-    Ok(told(&model, &proof.outputs, examples, bits, json!(inputs)))
+    let graph = model.graph();
+    // Numbers of rows, where that is what the inputs stand for.
+    let inputs = match graph.row_numbers(&proof.inputs) {
+        Some(numbers) => json!(numbers.chunks_exact(graph.numbers()).collect::<Vec<_>>()),
+        None => json!(proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>()),
+    };
+    Ok(told(&model, &proof.outputs, examples, bits, inputs))
 }
 
 /// What a proof shows; `inputs` is null when they are hidden.

@@ -1,7 +1,7 @@
 //! `assay bench proof`: what it costs to prove models and to check the proofs, beside EZKL on the same ONNX files.
 //!
 //! The models are made first: a perceptron that is trained on scikit-learn's digits enlarged to 28x28, LeNet-5 with random weights,
-//! a forest on the digits, and a transformer with random weights. Of several rounds the best counts. EZKL proves one example, once, in a process of its own.
+//! a forest on the digits, and transformers with random weights, of which one of GPT-2's size only when it is asked for. Of several rounds the best counts. EZKL proves one example, once, in a process of its own.
 
 use std::path::Path;
 use std::time::Instant;
@@ -22,18 +22,25 @@ pub(crate) struct Args {
     /// Examples in one batch
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
+    /// The models; gpt2 takes minutes to make and import, and 5 GB
+    #[arg(long, value_delimiter = ',', default_value = "mlp,lenet,forest,gpt", value_parser = ["mlp", "lenet", "forest", "gpt", "gpt2"])]
+    models: Vec<String>,
     /// The models that EZKL proves as well: LeNet takes it minutes and 11 GB
     #[arg(long, value_delimiter = ',', default_value = "mlp", value_parser = ["none", "mlp", "lenet"])]
     ezkl: Vec<String>,
 }
 
 /// The models by file name, with what they are and the most examples in a batch: those of the last are large.
-const MODELS: [(&str, &str, usize); 4] = [
+const MODELS: [(&str, &str, usize); 5] = [
     ("mlp", "MLP 784-128-64-10", 1024),
     ("lenet", "LeNet-5", 1024),
     ("forest", "100 trees of depth 6", 1024),
     ("gpt", "GPT, 0.26M parameters, 64 tokens", 4),
+    (LARGE, "GPT-2's size, 124M parameters, 64 tokens", 1),
 ];
+
+/// The model that is proved one example at a time and with public weights only.
+const LARGE: &str = "gpt2";
 
 /// What one system took for one model. Times in seconds; zero where there is no such thing.
 struct Row {
@@ -54,15 +61,22 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
     // Another name whenever the models change.
     let models = folder.join("models-2");
     home::create_private(&models)?;
-    if !models.join("gpt.json").is_file() {
+    for (made, what) in [("gpt.json", "models"), ("gpt2.json", LARGE)] {
+        let wanted = what != LARGE || args.models.iter().any(|name| name == LARGE);
+        if !wanted || models.join(made).is_file() {
+            continue;
+        }
         let spinner = ui::spinner("training and exporting the models");
         let made =
-            Script::start(&folder, "proof_models.py", 2)?.ask(&json!({ "do": "models", "folder": models }));
+            Script::start(&folder, "proof_models.py", 2)?.ask(&json!({ "do": what, "folder": models }));
         spinner.finish_and_clear();
         made?;
     }
     let mut rows = Vec::new();
     for (name, title, batch) in MODELS {
+        if !args.models.iter().any(|wanted| wanted == name) {
+            continue;
+        }
         ours(usize::from(args.batch).min(batch), args.rounds, &models, name, title, &mut rows)?;
         if args.ezkl.iter().any(|wanted| wanted == name) {
             rows.push(theirs(&folder, &models, name, title)?);
@@ -141,24 +155,30 @@ fn ours(
         home::read_bounded(&models.join(name).with_extension("onnx"), assay_onnx::FILE_BYTES_MAX as u64)?;
     let spinner = ui::spinner(&format!("proving {title}"));
     let started = Instant::now();
-    let graph: Graph = assay_onnx::import(&bytes, &samples).map_err(|error| said(&error))?.graph;
+    let graph: Graph = assay_onnx::import(bytes, &samples).map_err(|error| said(&error))?.graph;
     let setup = started.elapsed().as_secs_f64();
     let inputs = graph.encode_inputs(&samples).map_err(|error| said(&error))?;
+    drop(samples);
     let width = graph.inputs().len();
     // As many as one proof covers.
     let mut batch = batch.min(inputs.len() / width);
     while batch > 1 && assay_proof::security_bits(&graph, batch).is_err() {
         batch /= 2;
     }
+    let large = name == LARGE;
     // A model that is valid only by the range of each single value cannot do without its weights.
-    let (key, committing) = timed(|| Key::commit(&graph).ok());
-    let mut runs = vec![(1, rounds, None, false), (batch, 2, None, false)];
+    let (key, committing) = timed(|| if large { None } else { Key::commit(&graph).ok() });
+    let mut runs = vec![(1, rounds, None, false)];
+    if !large {
+        runs.push((batch, 2, None, false));
+    }
     if let Some(key) = &key {
         runs.extend([(1, rounds, Some(key), false), (batch, 2, Some(key), false)]);
     }
-    let hidden = Model::Graph(graph.clone());
+    // Hiding has a copy.
+    let hidden = (!large).then(|| Model::Graph(graph.clone()));
     for examples in [1, batch] {
-        if hidden.hiding_security_bits(examples).is_ok() {
+        if hidden.as_ref().is_some_and(|hidden| hidden.hiding_security_bits(examples).is_ok()) {
             runs.push((examples, if examples == 1 { rounds } else { 2 }, None, true));
         }
     }
@@ -188,7 +208,7 @@ fn ours(
             let (trace, seconds) = timed(|| graph.run(inputs));
             trace.map_err(|error| said(&error))?;
             row.infer = row.infer.min(seconds);
-            if hide {
+            if let (true, Some(hidden)) = (hide, &hidden) {
                 // What hides nothing may be known to all.
                 let seed = [round as u8; 32];
                 let (proof, seconds) =
