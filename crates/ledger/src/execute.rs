@@ -175,6 +175,13 @@ fn draft(rules: &Rules, parent: &Header, attributes: &Attributes) -> Header {
     }
 }
 
+/// Records a parent's hash: for EIP-2935's contract, and for BLOCKHASH, which else asks the parent's state, where it cannot be.
+pub(crate) fn record(db: &mut Db<'_>, number: u64, hash: B256) {
+    let slot = U256::from(number % HISTORY_SERVE_WINDOW as u64);
+    let Ok(()) = db.insert_account_storage(HISTORY_STORAGE_ADDRESS, slot, hash.into());
+    db.cache.block_hashes.insert(U256::from(number), hash);
+}
+
 /// Runs transactions one after the other on a parent's state.
 pub(crate) struct Executor<'a> {
     pub(crate) evm: Evm<'a>,
@@ -189,8 +196,7 @@ impl<'a> Executor<'a> {
     pub(crate) fn new(rules: &Rules, parent: &Header, state: &'a State, attributes: &Attributes) -> Self {
         let header = draft(rules, parent, attributes);
         let mut db = CacheDB::new(state);
-        let slot = U256::from(parent.number % HISTORY_SERVE_WINDOW as u64);
-        let Ok(()) = db.insert_account_storage(HISTORY_STORAGE_ADDRESS, slot, header.parent_hash.into());
+        record(&mut db, parent.number, header.parent_hash);
         if let Some(committee) = Committee::of(state) {
             let before = absence::view_before(&committee, parent);
             absence::count(&mut db, &committee, before, attributes.view);
@@ -410,6 +416,15 @@ fn halt(reason: &HaltReason) -> String {
     }
 }
 
+/// EIP-2930's list.
+pub(crate) fn listed(list: &[(Address, Vec<B256>)]) -> AccessList {
+    let item = |(address, slots): &(Address, Vec<B256>)| AccessListItem {
+        address: *address,
+        storage_keys: slots.clone(),
+    };
+    AccessList(list.iter().map(item).collect())
+}
+
 /// What a call that is not signed runs with: any caller, any nonce.
 pub(crate) fn assumed<'a>(
     rules: &Rules,
@@ -427,11 +442,7 @@ pub(crate) fn assumed<'a>(
     cfg.disable_base_fee = message.max_fee == 0;
     cfg.tx_gas_limit_cap = Some(u64::MAX);
     let environment = BlockEnv { gas_limit: header.gas_limit.max(message.gas), ..environment(header) };
-    let list = message
-        .access_list
-        .iter()
-        .map(|(address, slots)| AccessListItem { address: *address, storage_keys: slots.clone() });
-    let access_list = AccessList(list.collect());
+    let access_list = listed(&message.access_list);
     let env = TxEnv {
         tx_type: if message.tip.is_some() { 2 } else { u8::from(!access_list.0.is_empty()) },
         caller: message.from,

@@ -240,6 +240,31 @@ fn traces_have_a_budget_in_bytes() {
     assert_eq!((held(&frame), frame.error), ((1 << 20, 2), None));
 }
 
+/// BLOCKHASH knows the parent as well, in a block that is built and one that is checked.
+#[test]
+fn contracts_see_the_hashes_of_earlier_blocks() {
+    let (rules, first) = genesis();
+    // The hashes of the block itself and of the three before it, into slots 0 to 3.
+    let one = |back: u8| format!("60{back:02x}43034060{back:02x}55");
+    let code = (0..4).map(one).collect::<String>();
+    let create = decode(&Wallet::new(0).dynamic(|t| {
+        (t.to, t.value, t.gas_limit) = (TxKind::Create, U256::ZERO, 200_000);
+        t.input = deployment(&code).into();
+    }));
+    let contract = create.created().unwrap();
+    let second = next(&rules, &first, vec![create]);
+    let third = next(&rules, &second, Vec::new());
+    let call = decode(&Wallet::new(0).dynamic(|t| {
+        (t.nonce, t.to, t.value, t.gas_limit) = (1, TxKind::Call(contract), U256::ZERO, 200_000);
+    }));
+    let fourth = next(&rules, &third, vec![call]);
+    assert_eq!(verify(&rules, &third.block.header, &third.state, &fourth.block).unwrap().block, fourth.block);
+    let account = fourth.state.account(&contract).unwrap();
+    let seen = |slot: u64| B256::from(account.slot(&U256::from(slot)).to_be_bytes::<32>());
+    let hashes = [&third, &second, &first].map(|block| block.block.hash());
+    assert_eq!((0..4).map(seen).collect::<Vec<_>>(), [&[B256::ZERO][..], &hashes].concat());
+}
+
 #[test]
 fn calls_and_estimates() {
     let (rules, first) = genesis();
