@@ -158,6 +158,20 @@ async function withViem() {
   assert.equal(await reader.readContract({ address, abi: opg.abi, functionName: "balanceOf", args: [wallet(4).address] }), 9n);
   const proof = await reader.getProof({ address, storageKeys: [viem.pad("0x0", { size: 32 })] });
   assert.ok(proof.accountProof.length > 0);
+  // eth_simulateV1: a transfer by one who has nothing on the chain, over two blocks, and what it would move.
+  const poor = viem.getAddress(`0x${"ab".repeat(20)}`);
+  const blocks = await reader.simulateBlocks({
+    traceTransfers: true,
+    blocks: [
+      { stateOverrides: [{ address: poor, balance: 10n }], calls: [{ account: poor, to: wallet(4).address, value: 7n }] },
+      { calls: [{ account: account.address, to: address, abi: opg.abi, functionName: "balanceOf", args: [wallet(4).address] }] },
+    ],
+  });
+  assert.deepEqual([blocks[0].calls[0].status, blocks[1].calls[0].result], ["success", 9n]);
+  assert.equal(BigInt(blocks[0].calls[0].logs[0].data), 7n);
+  assert.equal(blocks[1].number, blocks[0].number + 1n);
+  const refusal = reader.simulateBlocks({ blocks: [{ calls: [{ account: poor, to: wallet(4).address, value: 7n }] }] });
+  await assert.rejects(refusal, /insufficient funds/i);
   // EIP-7702: the account lends itself the token's code.
   const authorization = await writer.signAuthorization({ contractAddress: address, executor: "self" });
   const delegated = await writer.sendTransaction({ to: account.address, authorizationList: [authorization], data: "0x18160ddd" });

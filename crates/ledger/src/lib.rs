@@ -36,6 +36,7 @@ mod genesis;
 mod parts;
 mod pool;
 mod proofs;
+mod simulate;
 mod state;
 mod trace;
 mod transaction;
@@ -56,6 +57,10 @@ pub use genesis::{Epochs, Genesis, GenesisAccount, GenesisError, Step, System, V
 pub use parts::{Entry, MAX_PIECE_BYTES, Part, Piece, PieceError, Slot};
 pub use pool::{Added, Pool, PoolError, PoolLimits};
 pub use proofs::PROOF_VERIFIER;
+pub use simulate::{
+    BlockOverrides, Plan, SIMULATED_BLOCKS, Simulated, SimulatedCall, Simulation, SimulationError,
+    simulate_blocks,
+};
 pub use state::{Account, AccountChange, Overrides, Proof, State, StateOverride, TrieAccount};
 pub use trace::{CallFrame, StructLog, Trace, Tracer, trace_block, trace_call};
 pub use transaction::{MAX_TRANSACTION_BYTES, Signature, Transaction, TransactionError};

@@ -89,6 +89,12 @@ impl Transaction {
         Ok(Self(Arc::new(Inner { envelope, sender, bytes: Bytes::copy_from_slice(bytes) })))
     }
 
+    /// One that nobody signed, from a sender that is assumed: for simulations.
+    pub(crate) fn assumed(envelope: EthereumTxEnvelope<TxEip4844>, sender: Address) -> Self {
+        let bytes = envelope.encoded_2718().into();
+        Self(Arc::new(Inner { envelope, sender, bytes }))
+    }
+
     /// The EIP-2718 encoding.
     pub fn bytes(&self) -> &Bytes {
         &self.0.bytes

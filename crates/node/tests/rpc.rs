@@ -34,7 +34,11 @@ fn genesis() -> Genesis {
 }
 
 fn node() -> Node {
-    let chain = Arc::new(Chain::open(&genesis(), PoolLimits::default(), History::in_memory).unwrap());
+    node_of(&genesis())
+}
+
+fn node_of(genesis: &Genesis) -> Node {
+    let chain = Arc::new(Chain::open(genesis, PoolLimits::default(), History::in_memory).unwrap());
     Node { methods: methods(chain.clone()), chain }
 }
 
@@ -516,6 +520,328 @@ fn a_restart_finds_everything_and_another_chain_is_refused() {
     assert!(error.contains("belongs to the chain with genesis"), "{error}");
 }
 
+/// A node whose chain has the id and the gas limit of that of ethereum/execution-apis: what is simulated there is simulated here, so
+/// transactions, receipts and their roots are the same.
+fn like_theirs() -> Node {
+    let mut genesis = genesis();
+    (genesis.chain_id, genesis.gas_limit) = (0xc_72dd_9d5e_883e, 200_000_000);
+    node_of(&genesis)
+}
+
+/// `0xc0…00`, `0xc1…00` and so on, as those cases have them.
+fn c(digit: u8) -> String {
+    format!("0xc{digit}{}", "00".repeat(19))
+}
+
+fn simulation(blocks: Value, options: Value) -> Value {
+    let mut payload = options;
+    payload["blockStateCalls"] = blocks;
+    json!([payload, "latest"])
+}
+
+#[tokio::test]
+async fn simulations_are_those_of_the_cases_of_execution_apis() {
+    let node = like_theirs();
+    let simulate =
+        async |blocks: Value, options: Value| node.ask("eth_simulateV1", simulation(blocks, options)).await;
+
+    // ethSimulate-simple-validation-fulltx, without validation, with which a transaction has no more than 2^24 gas here.
+    let rich = json!({c(0): {"balance": "0xe8d4a51000"}});
+    let calls = json!([
+        {"from": c(0), "to": c(1), "maxFeePerGas": "0x10", "value": "0x2540be400"},
+        {"from": c(1), "to": c(2), "maxFeePerGas": "0x10", "value": "0x3e8"},
+    ]);
+    let blocks =
+        json!([{"blockOverrides": {"baseFeePerGas": "0xf"}, "stateOverrides": rich, "calls": calls}]);
+    let found = simulate(blocks.clone(), json!({"returnFullTransactions": true})).await;
+    let (block, plain) = (
+        &found[0],
+        json!({"returnData": "0x", "logs": [], "gasUsed": "0x5208", "maxUsedGas": "0x5208", "status": "0x1"}),
+    );
+    assert_eq!(block["calls"], json!([plain, plain]));
+    assert_eq!(
+        (&block["transactionsRoot"], &block["receiptsRoot"], &block["gasUsed"], &block["baseFeePerGas"]),
+        (
+            &json!("0x9e80508f974bbf713b286fe5a4d0fae2f54f17e33b742176cc4c5bb7e0942762"),
+            &json!("0x75308898d571eafb5cd8cde8278bf5b3d13c5f6ec074926de3bb895b519264e1"),
+            &json!("0xa410"),
+            &json!("0xf")
+        )
+    );
+    let theirs = "accessList blockHash blockNumber blockTimestamp chainId from gas gasPrice hash input maxFeePerGas maxPriorityFeePerGas nonce r s \
+                  to transactionIndex type v value yParity";
+    assert_eq!(names(&block["transactions"][1]), theirs);
+    let expected = json!({
+        "from": c(1), "gas": "0x2fa9e78", "gasPrice": "0xf", "maxFeePerGas": "0x10", "maxPriorityFeePerGas": "0x0", "nonce": "0x0", "r": "0x0",
+        "hash": "0x5c78719d6ce3bf5b515e9fc3a41ab755c007645928bf35eba1a318721b774595", "type": "0x2", "blockHash": block["hash"],
+    });
+    for (name, value) in expected.as_object().unwrap() {
+        assert_eq!(&block["transactions"][1][name], value, "{name}");
+    }
+    let theirs = "baseFeePerGas blobGasUsed calls difficulty excessBlobGas extraData gasLimit gasUsed hash logsBloom miner mixHash nonce number \
+                  parentBeaconBlockRoot parentHash receiptsRoot requestsHash sha3Uncles size stateRoot timestamp transactions transactionsRoot \
+                  uncles withdrawals withdrawalsRoot";
+    assert_eq!(names(block), theirs);
+    let head = node.ask("eth_getBlockByNumber", json!(["latest", false])).await;
+    assert_eq!((&block["parentHash"], &block["number"]), (&head["hash"], &json!("0x1")));
+    assert_eq!(block["mixHash"], json!(word(0)));
+
+    let valid = simulate(blocks, json!({"validation": true})).await;
+    assert_eq!((&valid[0]["calls"], &valid[0]["receiptsRoot"]), (&block["calls"], &block["receiptsRoot"]));
+
+    // ethSimulate-eth-send-should-produce-logs, and -by-default
+    let blocks = json!([{"stateOverrides": {c(0): {"balance": "0x7d0"}}, "calls": [{"from": c(0), "to": c(1), "value": "0x3e8"}]}]);
+    let silent = simulate(blocks.clone(), json!({})).await;
+    assert_eq!(silent[0]["calls"], json!([plain]));
+    let found = simulate(blocks, json!({"traceTransfers": true})).await;
+    assert_eq!(
+        (&found[0]["hash"], &found[0]["receiptsRoot"]),
+        (&silent[0]["hash"], &json!("0xf78dfb743fbd92ade140711c8bbc542b5e307f0ab7984eff35d751969fe57efa"))
+    );
+    assert_eq!(
+        found[0]["transactions"],
+        json!(["0xf1c5abb08809ef760f87aeabe7a87284c60797192dab6d2f0d26c27c9c038e9d"])
+    );
+    let log = &found[0]["calls"][0]["logs"][0];
+    let padded = |address: &str| format!("0x{:0>64}", &address[2..]);
+    let topics = json!([
+        "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef",
+        padded(&c(0)),
+        padded(&c(1))
+    ]);
+    assert_eq!(
+        (&log["address"], &log["topics"], &log["data"]),
+        (&json!(format!("0x{}", "ee".repeat(20))), &topics, &json!(word(1_000)))
+    );
+    assert_eq!(
+        (&log["transactionHash"], &log["blockHash"]),
+        (&found[0]["transactions"][0], &found[0]["hash"])
+    );
+
+    // ethSimulate-self-destructive-contract-produces-logs (with its contract), where address 0 is there already.
+    let nobody = format!("0x{}", "00".repeat(20));
+    let code = "0x6080604052348015600f57600080fd5b506004361060285760003560e01c806383197ef014602d575b600080fd5b60336035565b005b600073ffffffffffffffffffff\
+                ffffffffffffffffffff16fffea26469706673582212208e566fde20a17fff9658b9b1db37e27876fd8934ccf9b2aa308cabd37698681f64736f6c63430008120033";
+    let blocks = json!([{"stateOverrides": {c(2): {"code": code, "balance": "0x1e8480"}, nobody: {"balance": "0x1"}}, "calls": [{"from": c(0), "to": c(2), "input": "0x83197ef0"}]}]);
+    let found = simulate(blocks, json!({"traceTransfers": true})).await;
+    assert_eq!(
+        (&found[0]["calls"][0]["gasUsed"], &found[0]["receiptsRoot"]),
+        (&json!("0x664a"), &json!("0xe53cac8ba7c4639309c7959eb884c607e179624f118940ac558ff2cdbf4df3aa"))
+    );
+    assert_eq!(
+        found[0]["transactions"],
+        json!(["0x601cd1b2f9161ebf790d5a555cdcf9620763b8d75469d8ca58432bcf6f1b6e23"])
+    );
+    assert_eq!(found[0]["calls"][0]["logs"][0]["topics"], json!([topics[0], padded(&c(2)), word(0)]));
+    assert_eq!(found[0]["calls"][0]["logs"][0]["data"], json!(word(2_000_000)));
+
+    // ethSimulate-logs: its gas, its bloom's bits as the root of receipts has them.
+    let code = "0x7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff80600080a1600080f3";
+    let input = format!("0x6057361d{}", &word(5)[2..]);
+    let blocks = json!([{"stateOverrides": {c(2): {"code": code}}, "calls": [{"from": c(0), "to": c(2), "input": input}]}]);
+    let found = simulate(blocks, json!({})).await;
+    assert_eq!(
+        (&found[0]["gasUsed"], &found[0]["receiptsRoot"]),
+        (&json!("0x55d4"), &json!("0x4287aeb00e17dccbeb1e50061a9ce4bf01cc943641c2583aef0441a7a5e471cd"))
+    );
+
+    // ethSimulate-transaction-too-high-nonce: without validation no nonce is wrong.
+    let found = simulate(json!([{"calls": [{"from": c(1), "to": c(1), "nonce": "0x64"}]}]), json!({})).await;
+    assert_eq!(
+        found[0]["transactions"],
+        json!(["0x5502e2f81918bf15546115259aa912e0af477580be84d8f09be4bb8dd2d5667c"])
+    );
+
+    // ethSimulate-run-out-of-gas-in-block-38015: a block's limit holds for those after it, and the last call gets what is left.
+    let code = "0x608060405234801561001057600080fd5b506004361061002b5760003560e01c8063815b8ab414610030575b600080fd5b61004a600480360381019061004591906100b6\
+                565b61004c565b005b60005a90505b60011561007657815a826100669190610112565b106100715750610078565b610052565b505b50565b600080fd5b6000819050919050565b\
+                61009381610080565b811461009e57600080fd5b50565b6000813590506100b08161008a565b92915050565b6000602082840312156100cc576100cb61007b565b5b60006100da84\
+                8285016100a1565b91505092915050565b7f4e487b7100000000000000000000000000000000000000000000000000000000600052601160045260246000fd5b600061011d82610080\
+                565b915061012883610080565b92508282039050818111156101405761013f6100e3565b5b9291505056fea2646970667358221220a659ba4db729a6ee4db02fcc5c1118db53246b0e\
+                5e686534fc9add6f2e93faec64736f6c63430008120033";
+    let input = format!("0x815b8ab4{}", &word(1_000_000)[2..]);
+    let spend = json!({"from": c(0), "to": c(2), "input": input});
+    let blocks = json!([
+        {"blockOverrides": {"gasLimit": "0x16e360"}, "stateOverrides": {c(0): {"balance": "0x1e8480"}, c(2): {"code": code}}},
+        {"calls": [spend, spend]},
+    ]);
+    let found = simulate(blocks, json!({})).await;
+    assert_eq!(
+        (&found[1]["gasUsed"], &found[1]["gasLimit"], &found[1]["parentHash"]),
+        (&json!("0x16e360"), &json!("0x16e360"), &found[0]["hash"])
+    );
+    let failed = json!({
+        "returnData": "0x", "logs": [], "gasUsed": "0x74b21", "maxUsedGas": "0x74b21", "status": "0x0", "error": {"code": -32015, "message": "out of gas"},
+    });
+    assert_eq!((&found[1]["calls"][0]["gasUsed"], &found[1]["calls"][1]), (&json!("0xf983f"), &failed));
+    let hashes = [
+        "0x02332c506791156b28c7f5682a9e07ffe9600ee55cc411ee62c6f1344ceec51c",
+        "0xe25438525e88d23b473ea69cc32a0001516836befab3cf98205fcbb3688bcb1f",
+    ];
+    assert_eq!(
+        (&found[1]["transactions"], &found[1]["receiptsRoot"]),
+        (&json!(hashes), &json!("0xde8fb4841c98c24eca61ebcf6e28621506da5add36752582b8e6c40a4080aacd"))
+    );
+
+    // ethSimulate-transfer-over-BlockStateCalls: money that came in one block is spent in the next.
+    let send = |from: u8, to: u8, value: &str| json!({"from": c(from), "to": c(to), "value": value});
+    let blocks = json!([
+        {"stateOverrides": {c(0): {"balance": "0x1388"}}, "calls": [send(0, 1, "0x7d0"), send(0, 3, "0x7d0")]},
+        {"stateOverrides": {c(3): {"balance": "0x1388"}}, "calls": [send(1, 2, "0x3e8"), send(3, 2, "0x3e8")]},
+    ]);
+    let found = simulate(blocks, json!({})).await;
+    assert_eq!(found[1]["calls"], json!([plain, plain]));
+    // Nothing of it stays.
+    assert_eq!(node.ask("eth_getBalance", json!([c(3), "latest"])).await, "0x0");
+    assert_eq!(node.ask("eth_blockNumber", json!([])).await, "0x0");
+}
+
+#[tokio::test]
+async fn simulations_see_their_blocks_and_what_is_wrong_has_its_code() {
+    let node = node();
+    let simulate =
+        async |blocks: Value, options: Value| node.ask("eth_simulateV1", simulation(blocks, options)).await;
+    node.send(&create(0)).await;
+    node.mine();
+    let contract = Wallet::new(0).address().create(0).to_string();
+    // A number that is left out gives empty blocks, whose hashes BLOCKHASH finds; storage of the chain is read, written, and read again.
+    let hash_of = json!({c(2): {"code": "0x5f35405f5260205ff3"}});
+    let ask = |number: u64| json!({"to": c(2), "input": word(number)});
+    let blocks = json!([
+        {"stateOverrides": hash_of, "calls": [{"to": contract, "input": word(9)}]},
+        {"blockOverrides": {"number": "0x5", "time": "0xffffffffff", "feeRecipient": c(9), "prevRandao": word(3)}, "calls": [ask(1), ask(2), ask(4), ask(5)]},
+    ]);
+    let found = simulate(blocks, json!({})).await;
+    let numbers: Vec<_> = found.as_array().unwrap().iter().map(|block| block["number"].clone()).collect();
+    assert_eq!(numbers, ["0x2", "0x3", "0x4", "0x5"]);
+    let head = node.ask("eth_getBlockByNumber", json!(["latest", false])).await;
+    let hashes = [&head["hash"], &found[0]["hash"], &found[2]["hash"], &json!(word(0))];
+    for (call, hash) in found[3]["calls"].as_array().unwrap().iter().zip(hashes) {
+        assert_eq!(&call["returnData"], hash);
+    }
+    assert_eq!(
+        (&found[0]["calls"][0]["returnData"], &found[0]["calls"][0]["logs"][0]["data"]),
+        (&json!(word(9)), &json!(word(9)))
+    );
+    assert_eq!(
+        (&found[3]["miner"], &found[3]["mixHash"], &found[3]["timestamp"]),
+        (&json!(c(9)), &json!(word(3)), &json!("0xffffffffff"))
+    );
+    assert_eq!(found[1]["miner"], head["miner"]);
+    assert_ne!(found[0]["stateRoot"], head["stateRoot"]);
+    let failing = simulate(json!([{"calls": [{"to": contract, "input": word(0)}, {"to": contract, "input": word(0), "gas": "0x5350"}]}]), json!({})).await;
+    let error = json!({"code": 3, "message": "execution reverted", "data": word(0)});
+    let calls = &failing[0]["calls"];
+    assert_eq!(
+        (&calls[0]["error"], &calls[0]["returnData"], &calls[0]["status"]),
+        (&error, &json!("0x"), &json!("0x0"))
+    );
+    assert_eq!(calls[1]["error"]["code"], -32015);
+
+    // Transfers in the order in which they happen; what reverts has sent nothing. A call that sends 5 on and creates with 3, then logs; and one
+    // that does so and reverts.
+    let forward = "5f5f5f5f600573c2000000000000000000000000000000000000005af1505f5f6003f0505f5fa0";
+    let over = json!({
+        c(0): {"balance": "0x64"}, c(1): {"code": format!("0x{forward}"), "balance": "0x64"},
+        c(3): {"code": format!("0x{forward}5f5ffd"), "balance": "0x64"},
+    });
+    let blocks = json!([{"stateOverrides": over, "calls": [{"from": c(0), "to": c(1), "value": "0x7"}, {"from": c(0), "to": c(3), "value": "0x7"}]}]);
+    let found = simulate(blocks, json!({"traceTransfers": true})).await;
+    let logs = found[0]["calls"][0]["logs"].as_array().unwrap();
+    let created = c(1).parse::<Address>().unwrap().create(0).to_string().to_lowercase();
+    let seen: Vec<_> = logs
+        .iter()
+        .map(|log| {
+            (
+                log["topics"][2].as_str().map(|topic| format!("0x{}", &topic[26..])),
+                log["data"].clone(),
+                log["logIndex"].clone(),
+            )
+        })
+        .collect();
+    let at = |to: &str, value: u64, index: &str| (Some(to.to_owned()), json!(word(value)), json!(index));
+    assert_eq!(
+        seen,
+        [at(&c(1), 7, "0x0"), at(&c(2), 5, "0x1"), at(&created, 3, "0x2"), (None, json!("0x"), json!("0x3"))]
+    );
+    assert_eq!((&found[0]["calls"][1]["logs"], &found[0]["calls"][1]["status"]), (&json!([]), &json!("0x0")));
+
+    // What cannot be has the code of ethereum/execution-apis.
+    let wallet = |seed: u8| Wallet::new(seed).address().to_string();
+    let call = |fields: Value| {
+        let mut call = json!({"from": wallet(0), "to": c(1), "maxFeePerGas": "0x2540be400", "gas": "0x5208"});
+        for (name, value) in fields.as_object().unwrap() {
+            call[name] = value.clone();
+        }
+        json!([{"calls": [call]}])
+    };
+    let long = format!("0x{}", "00".repeat(49_153));
+    let many: Vec<_> = (0..257).map(|_| json!({})).collect();
+    let loads = json!([{"blockOverrides": {"gasLimit": "0xffffffff"}, "stateOverrides": {c(2): {"code": "0x620f42405ff3"}}, "calls": vec![json!({"to": c(2)}); 20]}]);
+    let hungry = json!([{"blockOverrides": {"gasLimit": "0xffffffff"}, "stateOverrides": {c(2): {"code": "0x5b5f56"}}, "calls": [{"to": c(2)}, {"to": c(2)}]}]);
+    for (blocks, validation, code, words) in [
+        (json!([]), false, -32602, "empty input"),
+        (json!(many), false, -38026, "too many blocks"),
+        (json!([{"blockOverrides": {"number": "0x102"}}]), false, -38026, "too many blocks"),
+        (json!([{"blockOverrides": {"number": "0xffffffffffffffff"}}]), false, -38026, "too many blocks"),
+        (
+            json!([{"blockOverrides": {"number": "0x1"}}]),
+            false,
+            -38020,
+            "block numbers must be in order: 1 <= 1",
+        ),
+        (
+            json!([{"blockOverrides": {"time": "0x7000"}}]),
+            false,
+            -38021,
+            "block timestamps must be in order: 28672 <= ",
+        ),
+        (json!([{"blockOverrides": {"time": "0xffffffffffffffff"}}, {}]), false, -38021, "must be in order"),
+        (json!([{"blockOverrides": {"beaconRoot": word(1)}}]), false, -32602, "is not known"),
+        (
+            json!([{"stateOverrides": {c(0): {"movePrecompileToAddress": c(1)}}}]),
+            false,
+            -32602,
+            "not supported",
+        ),
+        (
+            call(json!({"from": c(0), "value": "0x1", "maxFeePerGas": "0x0"})),
+            false,
+            -38014,
+            "insufficient funds for gas * price + value: have 0 want 1",
+        ),
+        (call(json!({"gas": "0x5207"})), false, -38013, "intrinsic gas too low: have 20999, want 21000"),
+        (call(json!({"gas": "0x7270e00"})), false, -38015, "block gas limit reached: 0 >= 30000000"),
+        (call(json!({"nonce": "0x0"})), true, -38010, "nonce too low: next nonce 1, tx nonce 0"),
+        (call(json!({"nonce": "0x3"})), true, -38011, "nonce too high"),
+        (call(json!({"maxFeePerGas": "0x1"})), true, -38012, "max fee per gas less than block base fee"),
+        (call(json!({"maxFeePerGas": "0x0"})), true, -38012, "max fee per gas less than block base fee"),
+        (call(json!({"from": contract, "nonce": "0x1"})), true, -38024, ""),
+        (
+            call(json!({"to": null, "input": long, "gas": "0xf42400"})),
+            true,
+            -38025,
+            "max initcode size exceeded",
+        ),
+        (call(json!({"maxPriorityFeePerGas": "0x2540be401"})), true, -32602, "higher than max fee per gas"),
+        (call(json!({"gas": "0x1000001"})), true, -32603, "too high"),
+        (hungry, false, -38026, "more than 50000000 gas"),
+        (loads, false, -38026, "more than 16777216 bytes"),
+    ] {
+        let found =
+            node.fail("eth_simulateV1", simulation(blocks.clone(), json!({"validation": validation}))).await;
+        assert!(found.0 == code && found.1.contains(words), "{found:?} instead of {code}: {words}");
+    }
+    // With validation the fees are paid, and the next block has another base fee.
+    let blocks = json!([{"calls": call(json!({}))[0]["calls"]}, {}]);
+    let found = simulate(blocks, json!({"validation": true})).await;
+    let fee =
+        |block: &Value| u64::from_str_radix(&block["baseFeePerGas"].as_str().unwrap()[2..], 16).unwrap();
+    assert!(fee(&found[0]) > 0 && fee(&found[1]) < fee(&found[0]), "{found}");
+    let known = node.fail("eth_simulateV1", json!([{"blockStateCalls": [{}]}, "0x99"])).await;
+    assert_eq!(known.1, "header not found");
+}
+
 /// JSON that looks like what methods take, and what nobody should send.
 fn parameter() -> impl Strategy<Value = Value> {
     let words = [
@@ -587,6 +913,10 @@ fn parameter() -> impl Strategy<Value = Value> {
         "stateOverrides",
         "blockOverrides",
         "requireCanonical",
+        "blockStateCalls",
+        "calls",
+        "validation",
+        "traceTransfers",
     ];
     leaf.prop_recursive(3, 24, 4, move |inner| {
         let key = prop::sample::select(keys.to_vec()).prop_map(str::to_owned);

@@ -2,7 +2,8 @@
 
 use assay_ledger::types::{Address, B256, Bytes, Log, U256};
 use assay_ledger::{
-    Accesses, Block, CallFrame, Header, Message, Overrides, Receipt, StateOverride, Transaction, TxReceipt,
+    Accesses, Block, BlockOverrides, CallFrame, Failure, Header, Message, Outcome, Overrides, Plan, Receipt,
+    Simulated, SimulatedCall, StateOverride, Transaction, TxReceipt,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,9 @@ use crate::sync::Offer;
 
 /// The most gas that a call may ask for; what a call may cost a node.
 pub(crate) const CALL_GAS: u64 = 50_000_000;
+
+/// Of a simulated call that the machine stopped.
+const EXECUTION_FAILED: i32 = -32015;
 
 pub(crate) fn quantity(value: impl std::fmt::LowerHex) -> Value {
     Value::String(format!("{value:#x}"))
@@ -325,22 +329,68 @@ pub(crate) fn overrides(value: &Value) -> Result<Overrides, Fault> {
     Ok(overrides)
 }
 
-/// The block that a call assumes instead (`eth_call`'s fourth parameter). There are no blobs, so nothing depends on what they cost.
-pub(crate) fn block_overrides(mut header: Header, value: &Value) -> Result<Header, Fault> {
-    let Some(fields) = value.as_object() else { return Ok(header) };
+/// What is assumed of a block (`eth_call`'s fourth parameter). There are no blobs, so nothing depends on what they cost.
+pub(crate) fn block_overrides(value: &Value) -> Result<BlockOverrides, Fault> {
+    let mut over = BlockOverrides::default();
+    let Some(fields) = value.as_object() else { return Ok(over) };
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
         match name.as_str() {
-            "number" => header.number = small(value)?,
-            "time" => header.timestamp = small(value)?,
-            "gasLimit" => header.gas_limit = small(value)?,
-            "feeRecipient" => header.beneficiary = address(value)?,
-            "prevRandao" => header.mix_hash = number(value)?.to_be_bytes::<32>().into(),
-            "baseFeePerGas" => header.base_fee_per_gas = Some(small(value)?),
+            "number" => over.number = Some(small(value)?),
+            "time" => over.timestamp = Some(small(value)?),
+            "gasLimit" => over.gas_limit = Some(small(value)?),
+            "feeRecipient" => over.beneficiary = Some(address(value)?),
+            "prevRandao" => over.random = Some(number(value)?.to_be_bytes::<32>().into()),
+            "baseFeePerGas" => over.base_fee = Some(small(value)?),
             "difficulty" | "blobBaseFee" => drop(number(value)?),
+            "withdrawals" if value.as_array().is_some_and(Vec::is_empty) => {}
             other => return Err(Fault::params(format!("the block override {other:?} is not known"))),
         }
     }
-    Ok(header)
+    Ok(over)
+}
+
+/// A block of `eth_simulateV1`'s first parameter.
+pub(crate) fn plan(value: &Value) -> Result<Plan, Fault> {
+    let call = |value: &Value| {
+        let given = |name: &str| value.get(name).filter(|value| !value.is_null()).map(small).transpose();
+        Ok(SimulatedCall { message: message(value)?, gas: given("gas")?, nonce: given("nonce")? })
+    };
+    Ok(Plan {
+        block: block_overrides(&value["blockOverrides"])?,
+        accounts: overrides(&value["stateOverrides"])?,
+        calls: value["calls"].as_array().into_iter().flatten().map(call).collect::<Result<_, Fault>>()?,
+    })
+}
+
+/// A block of `eth_simulateV1`'s answer.
+pub(crate) fn simulated(found: &Simulated, full: bool) -> Value {
+    let mut logs = 0;
+    let call = |(index, (outcome, most)): (usize, &(Outcome, u64))| {
+        let own = outcome.logs.iter().enumerate().map(|(i, entry)| log(entry, &found.block, index, logs + i));
+        let mut fields = json!({
+            "returnData": "0x",
+            "logs": own.collect::<Vec<_>>(),
+            "gasUsed": quantity(outcome.gas_used),
+            "maxUsedGas": quantity(*most),
+            "status": quantity(u64::from(outcome.failure.is_none())),
+        });
+        logs += outcome.logs.len();
+        match &outcome.failure {
+            None => fields["returnData"] = data(&outcome.output),
+            Some(Failure::Revert) => {
+                let fault = Fault::revert(&outcome.output);
+                fields["error"] = json!({"code": fault.code, "message": fault.message, "data": fault.data});
+            }
+            Some(Failure::Halt(why) | Failure::Invalid(why)) => {
+                fields["error"] = json!({"code": EXECUTION_FAILED, "message": why});
+            }
+        }
+        fields
+    };
+    let calls: Vec<_> = found.calls.iter().enumerate().map(call).collect();
+    let mut fields = block(&found.block, full);
+    fields["calls"] = Value::Array(calls);
+    fields
 }
 
 /// An access list.

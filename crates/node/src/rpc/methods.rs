@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use assay_ledger::types::{Address, B256, U256, keccak256};
 use assay_ledger::{
-    BaseFeeParams, Block, Failure, Header, MAX_BLOCK_BYTES, Outcome, State, Trace, Tracer, Transaction,
-    access_list, estimate_gas, simulate, trace_block, trace_call,
+    BaseFeeParams, Block, Failure, Header, MAX_BLOCK_BYTES, Outcome, SIMULATED_BLOCKS, Simulation, State,
+    Trace, Tracer, Transaction, access_list, estimate_gas, simulate, simulate_blocks, trace_block,
+    trace_call,
 };
 use serde_json::{Map, Value, json};
 
@@ -112,13 +113,13 @@ pub(super) const SLOW: &[(&str, Method)] = &[
     ("eth_call", |rpc, p| {
         let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        let header = format::block_overrides(rpc.header(p.get(1))?, p.get(3).unwrap_or(&Value::Null))?;
+        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(rpc.header(p.get(1))?);
         answer(simulate(rpc.chain.rules(), &header, &state, &overrides, &message))
     }),
     ("eth_estimateGas", |rpc, p| {
         let (mut message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        let header = format::block_overrides(rpc.header(p.get(1))?, p.get(3).unwrap_or(&Value::Null))?;
+        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(rpc.header(p.get(1))?);
         // What a transaction may have at most (EIP-7825).
         message.gas = message.gas.min(header.gas_limit).min(1 << 24);
         let most = message.gas;
@@ -148,6 +149,25 @@ pub(super) const SLOW: &[(&str, Method)] = &[
             Some(Failure::Invalid(why)) => return Err(Fault::new(why)),
         }
         Ok(found)
+    }),
+    ("eth_simulateV1", |rpc, p| {
+        let options = at(p, 0)?;
+        let plans = options["blockStateCalls"].as_array().filter(|plans| !plans.is_empty());
+        let plans = plans.ok_or_else(|| Fault::params("empty input"))?;
+        if plans.len() as u64 > SIMULATED_BLOCKS {
+            return Err(Fault { code: -38026, ..Fault::new("too many blocks") });
+        }
+        let plans = plans.iter().map(format::plan).collect::<Result<Vec<_>, _>>()?;
+        let with = Simulation {
+            validation: options["validation"] == true,
+            transfers: options["traceTransfers"] == true,
+            gas: format::CALL_GAS,
+        };
+        let (header, state) = (rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let found = simulate_blocks(rpc.chain.rules(), &header, &state, &plans, with)
+            .map_err(|error| Fault { code: error.code, ..Fault::new(error.message) })?;
+        let full = options["returnFullTransactions"] == true;
+        Ok(found.iter().map(|block| format::simulated(block, full)).collect())
     }),
     ("eth_getProof", |rpc, p| {
         let who = format::address(at(p, 0)?)?;
@@ -233,7 +253,7 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
         let options = p.get(2).unwrap_or(&Value::Null);
         let overrides = format::overrides(&options["stateOverrides"])?;
-        let header = format::block_overrides(rpc.header(p.get(1))?, &options["blockOverrides"])?;
+        let header = format::block_overrides(&options["blockOverrides"])?.over(rpc.header(p.get(1))?);
         let found = trace_call(rpc.chain.rules(), &header, &state, &overrides, &message, tracer(options)?);
         Ok(traced(&found.map_err(Fault::new)?, options))
     }),
