@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use assay_graph::{Builder, Encoding, Graph, Interface, Node, Range, Tensor, Window, ZERO};
+use assay_graph::{Builder, Encoding, Graph, Interface, Node, Range, Tensor, VALUE_MAX, Window, ZERO};
 
 use crate::Error;
 use crate::lower::Lowered;
@@ -419,7 +419,7 @@ impl<'a> Quantiser<'a> {
 
     /// Rounded and cut off at these ends. All such look-ups share a table.
     fn clamped(&mut self, input: Tensor, shift: u32, low: i32, high: i32) -> Result<Tensor, Error> {
-        self.lookup(input, shift, &format!("clamp {low} {high}"), |key| key.clamp(low, high))
+        self.lookup(input, shift, &clamp_name(low, high, shift), |key| key.clamp(low, high))
     }
 
     /// As many ones. Each reader has its own, so that nothing but values crosses from layer to layer.
@@ -546,14 +546,12 @@ impl<'a> Quantiser<'a> {
         let mean =
             self.lookup(sums, shift, &format!("mean {len}"), |key| (f64::from(key) * factor).round() as i32)?;
         let centred = self.minus(input, mean, &rows)?;
-        let (groups, inner) = (rows.len() as u32, len as u32);
-        let inputs = [centred; 2];
-        let squares = self.builder.push(Node::Product { inputs, groups, rows: 1, columns: 1, inner })?;
         // Sums of squares as integers: the smallest on the samples keeps five bits or more, which is six of the root.
         let unit = len as f64 / (scale * scale);
         let variances = self.values.of(x).chunks_exact(len).map(|row| moments(row).1 * unit);
         let least = variances.filter(|v| *v >= 1.0).fold(f64::INFINITY, f64::min).clamp(1.0, 1e9);
-        let mut shift = libm::log2(least / 32.0).clamp(0.0, 16.0) as u32;
+        let (squares, dropped) = self.squares(centred, len, least)?;
+        let mut shift = (libm::log2(least / 32.0) - f64::from(dropped)).clamp(0.0, 16.0) as u32;
         while shift > 0 && i64::from(self.builder.range(squares).high) >> (shift - 1) <= SQUARE_KEYS_MAX {
             shift -= 1;
         }
@@ -561,14 +559,42 @@ impl<'a> Quantiser<'a> {
         // Layers in which epsilon changes nothing share their table.
         let epsilon = if epsilon * unit < least / 1024.0 { 0.0 } else { (epsilon * unit).round() };
         let one = libm::exp2(f64::from(bits));
-        let root = self.lookup(squares, shift, &format!("root {bits} {shift} {epsilon}"), |key| {
-            let square = f64::from(key) * f64::from(1u32 << shift) + epsilon;
+        let all = shift + dropped;
+        let root = self.lookup(squares, shift, &format!("root {bits} {all} {epsilon}"), |key| {
+            let square = f64::from(key) * libm::exp2(f64::from(all)) + epsilon;
             (one / libm::sqrt(square.max(0.0))).min(8192.0).round() as i32
         })?;
+        let (groups, inner) = (rows.len() as u32, len as u32);
         let inputs = [centred, root];
         let tensor =
             self.builder.push(Node::Product { inputs, groups, rows: inner, columns: 1, inner: 1 })?;
         Ok(Quantised::uniform(tensor, None, libm::sqrt(len as f64) / one))
+    }
+
+    /// The sums of squares of rows of this length, and how many of their bits are dropped. Where one sum could leave the bounds, it is
+    /// made of sums of parts of a row, rounded so that the least sum that is expected stays exact to a thousandth.
+    fn squares(&mut self, x: Tensor, len: usize, least: f64) -> Result<(Tensor, u32), Error> {
+        let Range { low, high } = self.builder.range(x);
+        let largest = i64::from(low).abs().max(i64::from(high)).pow(2);
+        let rows = self.builder.width(x) / len;
+        let part = |parts: usize| largest.saturating_mul((len / parts) as i64);
+        let fits = |parts: &usize| len.is_multiple_of(*parts) && part(*parts) <= VALUE_MAX;
+        for parts in (1..=len).filter(fits) {
+            let (groups, inner) = ((rows * parts) as u32, (len / parts) as u32);
+            let squares = Node::Product { inputs: [x; 2], groups, rows: 1, columns: 1, inner };
+            if parts == 1 {
+                return Ok((self.builder.push(squares)?, 0));
+            }
+            let fine = libm::log2(least / (256.0 * libm::sqrt(parts as f64)));
+            let shift = fine.clamp(0.0, f64::from(self.precision.shift)) as u32;
+            if part(parts) >> shift > PRODUCT_KEYS_MAX && parts < len {
+                continue;
+            }
+            let squares = self.builder.push(squares)?;
+            let rounded = self.lookup(squares, shift, "same", |key| key)?;
+            return Ok((self.row_sums(rounded, parts)?, shift));
+        }
+        Err(Error::Quantise("squares of a layer norm do not fit".into()))
     }
 
     /// Softmax of rows: exponentials, the logarithm of their sum, and exponentials again of what is then left.
@@ -598,8 +624,9 @@ impl<'a> Quantiser<'a> {
             shift += 1;
         }
         let key = scores.scale[0] * f64::from(1u32 << shift);
-        let (low, high) =
-            (((lowest - 10.0) / EXPONENT).floor() as i32, ((highest + 1.0) / EXPONENT).ceil() as i32);
+        // Whole numbers, which layers have in common.
+        let whole = |x: f64| (x / EXPONENT) as i32;
+        let (low, high) = (whole((lowest - 10.0).floor()), whole((highest + 1.0).ceil()));
         let name = format!("exponent {key} {low} {high}");
         let exponents = self.lookup(compact, shift, &name, |x| {
             (f64::from(x) * key / EXPONENT).round().clamp(f64::from(low), f64::from(high)) as i32
@@ -652,14 +679,18 @@ impl<'a> Quantiser<'a> {
     /// A function of a value, as a look-up. `id` is the value that results, `x` its argument; they are the same for what is only
     /// rounded.
     fn map(&mut self, id: Id, x: Id, function: &Function) -> Result<Quantised, Error> {
-        let mut scale = self.reach(id) / f64::from(self.precision.levels);
+        let mut scale = self.common_step(self.reach(id) / f64::from(self.precision.levels));
         let low_real = self.values.of(id).iter().fold(0.0f64, |min, value| min.min(*value));
         let (low, high) = (if low_real < 0.0 { -self.precision.levels } else { 0 }, self.precision.levels);
         let linear = matches!(self.network.ops[x], Op::Affine { .. } | Op::Conv { .. } | Op::Add { .. });
         // What somebody else reads as well is rounded on its own first.
         let fused = (x == id || self.readers[x] == 1) && self.done[x].is_none();
         // The keys of a clamp are the results; a curve is sampled at 1/64 of a unit or finer.
-        let wanted = if function.is_clamp() { scale } else { scale.min(1.0 / 64.0).max(self.key_floor(x)) };
+        let wanted = if function.is_clamp() {
+            scale
+        } else {
+            self.common_step(scale.min(1.0 / 64.0).max(self.key_floor(x)))
+        };
         let (input, view, shift, key) = if fused && linear {
             let shift = self.precision.shift;
             let (input, view) = self.sum(x, wanted / f64::from(1u32 << shift))?;
@@ -692,12 +723,18 @@ impl<'a> Quantiser<'a> {
         let name = if function.is_clamp() && key == scale {
             // Clamps of one kind share their table: its values are the same integers in every layer.
             let ends = [f(-(1 << 20)), f(1 << 20)];
-            format!("clamp {} {}", ends[0], ends[1])
+            clamp_name(ends[0], ends[1], shift)
         } else {
             format!("{function:?} {key} {scale} {low} {high}")
         };
         let tensor = self.lookup(input, shift, &name, f)?;
         Ok(Quantised::uniform(tensor, view, scale))
+    }
+
+    /// The next larger of few steps, where there are many layers of one kind: so they share tables.
+    fn common_step(&self, step: f64) -> f64 {
+        let layers = self.network.ops.iter().filter(|op| matches!(op, Op::Softmax { .. })).count();
+        if layers > 1 { libm::exp2((4.0 * libm::log2(step)).ceil() / 4.0) } else { step }
     }
 
     /// The finest keys of a curve for which the samples reach at most 512 of them.
@@ -814,6 +851,11 @@ impl<'a> Quantiser<'a> {
         };
         Ok((self.builder.push(node)?, view))
     }
+}
+
+/// The name of a clamp's table. A table that is wide because small shifts leave many keys is too wide for a large one.
+fn clamp_name(low: i32, high: i32, shift: u32) -> String {
+    format!("clamp {low} {high} {}", shift.max(12))
 }
 
 /// A real number as an integer of a scale.
