@@ -201,20 +201,21 @@ def peer(folder, name):
     }
 
 
-for line in sys.stdin:
-    request = json.loads(line)
-    folder = request["folder"]
-    if request["do"] == "models":
-        for make in (perceptron, lenet, forest, gpt):
-            make(folder)
-        answer = {}
-    elif request["do"] == "gpt2":
-        gpt2(folder)
-        answer = {}
-    else:
-        # EZKL prints to standard output, which is for answers.
-        kept = os.dup(1)
-        os.dup2(2, 1)
-        answer = peer(folder, request["name"])
-        os.dup2(kept, 1)
-    print(json.dumps(answer), flush=True)
+if __name__ == "__main__":
+    for line in sys.stdin:
+        request = json.loads(line)
+        folder = request["folder"]
+        if request["do"] == "models":
+            for make in (perceptron, lenet, forest, gpt):
+                make(folder)
+            answer = {}
+        elif request["do"] == "gpt2":
+            gpt2(folder)
+            answer = {}
+        else:
+            # EZKL prints to standard output, which is for answers.
+            kept = os.dup(1)
+            os.dup2(2, 1)
+            answer = peer(folder, request["name"])
+            os.dup2(kept, 1)
+        print(json.dumps(answer), flush=True)

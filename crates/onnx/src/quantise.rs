@@ -419,7 +419,8 @@ impl<'a> Quantiser<'a> {
 
     /// Rounded and cut off at these ends. All such look-ups share a table.
     fn clamped(&mut self, input: Tensor, shift: u32, low: i32, high: i32) -> Result<Tensor, Error> {
-        self.lookup(input, shift, &clamp_name(low, high, shift), |key| key.clamp(low, high))
+        let name = clamp_name(low, high, shift, self.builder.range(input));
+        self.lookup(input, shift, &name, |key| key.clamp(low, high))
     }
 
     /// As many ones. Each reader has its own, so that nothing but values crosses from layer to layer.
@@ -554,6 +555,10 @@ impl<'a> Quantiser<'a> {
         let mut shift = (libm::log2(least / 32.0) - f64::from(dropped)).clamp(0.0, 16.0) as u32;
         while shift > 0 && i64::from(self.builder.range(squares).high) >> (shift - 1) <= SQUARE_KEYS_MAX {
             shift -= 1;
+        }
+        // Rows that vary far less than others have a coarser root then.
+        while shift < 16 && i64::from(self.builder.range(squares).high) >> shift > PRODUCT_KEYS_MAX {
+            shift += 1;
         }
         let bits = libm::log2(4096.0 * libm::sqrt(least)).round() as i32;
         // Layers in which epsilon changes nothing share their table.
@@ -723,7 +728,7 @@ impl<'a> Quantiser<'a> {
         let name = if function.is_clamp() && key == scale {
             // Clamps of one kind share their table: its values are the same integers in every layer.
             let ends = [f(-(1 << 20)), f(1 << 20)];
-            clamp_name(ends[0], ends[1], shift)
+            clamp_name(ends[0], ends[1], shift, self.builder.range(input))
         } else {
             format!("{function:?} {key} {scale} {low} {high}")
         };
@@ -853,9 +858,13 @@ impl<'a> Quantiser<'a> {
     }
 }
 
-/// The name of a clamp's table. A table that is wide because small shifts leave many keys is too wide for a large one.
-fn clamp_name(low: i32, high: i32, shift: u32) -> String {
-    format!("clamp {low} {high} {}", shift.max(12))
+/// The name of a clamp's table. Most share one, which stays narrow enough for shifts of 15; what has more keys would make it dear for
+/// the others, and too wide for large shifts.
+fn clamp_name(low: i32, high: i32, shift: u32, range: Range) -> String {
+    let narrow =
+        shift <= 15 && [range.low, range.high].iter().all(|end| (end >> shift).abs() < (1 << 15) - 1);
+    let kind = if narrow { "narrow".into() } else { format!("wide {}", shift.max(12)) };
+    format!("clamp {low} {high} {kind}")
 }
 
 /// A real number as an integer of a scale.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use assay_graph::Task;
+use assay_graph::{Encoding, Node, Task, Tensor};
 use assay_onnx::import;
 
 struct Reference {
@@ -80,6 +80,44 @@ fn transformers_agree() {
         let same = measure(name);
         assert!(same >= least, "{name}: {same}");
     }
+}
+
+/// Of its 64 values of 12 bits the squares are summed in parts.
+#[test]
+fn a_wide_layer_norm_keeps_its_precision() {
+    let error = measure("wide_norm");
+    assert!(error <= 0.002, "{error}");
+    let (model, reference) = read("wide_norm");
+    let graph = import(&model, &reference.inputs).unwrap().graph;
+    let split = |node: &Node| matches!(node, Node::Product { rows: 1, columns: 1, inner: 2..64, .. });
+    assert!(graph.nodes().iter().any(split));
+}
+
+/// A table of words that is too large for look-ups: its rows are the inputs, and words are what one asks with.
+#[test]
+fn words_of_a_large_table_are_rows() {
+    let error = measure("rows_gpt");
+    assert!(error <= 0.03, "{error}");
+    let (model, reference) = read("rows_gpt");
+    let graph = import(&model, &reference.inputs).unwrap().graph;
+    let Encoding::Rows { len: 24, values } = &graph.interface().encoding else {
+        panic!("the inputs are no rows")
+    };
+    assert_eq!((values.len(), graph.numbers(), graph.inputs().len()), (6000 * 24, 16, 16 * 24));
+    let words: Vec<f64> = (0..16).map(|i| f64::from(i * 399)).collect();
+    let inputs = graph.encode_inputs(&words).unwrap();
+    let found = graph.row_numbers(&inputs).unwrap();
+    assert!(found.iter().zip(&words).all(|(found, word)| f64::from(*found) == *word));
+    assert!(graph.encode_inputs(&[6000.0; 16]).unwrap_err().to_string().contains("0 to 5999"));
+    // Between the layers nothing is read but the one tensor that all of them add to.
+    let widths = |at: usize| graph.width(Tensor(at as u32));
+    let last_reader = |tensor: usize| {
+        let reads = |node: &Node| node.operands().iter().any(|operand| operand.index() == tensor);
+        graph.nodes().iter().rposition(reads)
+    };
+    let alone = |at: &usize| (0..*at).all(|tensor| last_reader(tensor).is_none_or(|reader| reader < *at));
+    let cuts = (1..graph.nodes().len()).filter(alone).filter(|at| widths(*at) == 16 * 24).count();
+    assert!(cuts >= 4, "{cuts} places where the graph can be cut");
 }
 
 /// Comparisons are exact, and leaves keep more bits than a 32-bit float has.
