@@ -24,8 +24,8 @@ pub(crate) struct ChatArgs {
     /// The gateway's address
     #[arg(long, default_value = client::DEFAULT_URL)]
     gateway: String,
-    /// Verification: signed, or replayed by a second worker
-    #[arg(long, value_parser = ["signed", "replayed"])]
+    /// Verification: signed, replayed by a second worker, or proved by one
+    #[arg(long, value_parser = ["signed", "replayed", "proved"])]
     level: Option<String>,
     /// Instructions placed before the conversation
     #[arg(long)]
@@ -94,7 +94,7 @@ fn read_stdin() -> Result<String> {
 fn body(args: &ChatArgs, messages: &[Value]) -> Value {
     let mut body = json!({ "model": args.model, "messages": messages, "stream": true });
     if let Some(level) = &args.level {
-        let moment = if level == "replayed" { "before_end" } else { "sampled" };
+        let moment = if level == "signed" { "sampled" } else { "before_end" };
         body["assay"] = json!({ "level": level, "moment": moment });
     }
     if let Some(temperature) = args.temperature {
@@ -128,10 +128,11 @@ async fn turn(gateway: &Gateway, args: &ChatArgs, messages: &[Value]) -> Result<
     let field = |name: &str| reference.get(name).and_then(Value::as_str).unwrap_or("-");
     let state = match field("state") {
         "replayed" => ui::green("✓ replayed bit for bit by another worker"),
+        "proved" => ui::green("✓ proved; `assay receipts ID --proof FILE` saves the proof"),
         "mismatch" => ui::red("✗ another worker came to a different answer"),
         "-" => ui::red("✗ no receipt came with this answer"),
         "signed" => ui::green("✓ signed"),
-        "pending" => ui::green("✓ signed, a replay is under way"),
+        "pending" => ui::green("✓ signed, a replay or a proof is under way"),
         other => ui::red(&format!("✗ {other}")),
     };
     let state = match check_here(gateway, field("request_id"), &answer).await? {

@@ -1,5 +1,8 @@
 //! Calls to a gateway over HTTP: what `chat`, `receipts`, `audit`, `incident` and the benchmarks share.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,6 +14,11 @@ pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8600";
 
 /// Largest answer that is read from a gateway: 64 MiB, a bundle with a long answer is well below 1 MiB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Largest file that is saved: 64 GiB, beyond any proof.
+const FILE_BYTES_MAX: u64 = 64 << 30;
+/// Longest wait for the next piece of a file.
+const PIECE: Duration = Duration::from_secs(60);
 
 /// A gateway and the key that opens it.
 #[derive(Clone)]
@@ -86,6 +94,42 @@ impl Gateway {
     /// POSTs JSON and reads JSON.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         Self::read(self.send(self.request(reqwest::Method::POST, path).json(body)).await?).await
+    }
+
+    /// GETs a file, which is there as a whole or not at all; its length in bytes.
+    pub(crate) async fn save(&self, path: &str, out: &Path) -> Result<u64> {
+        let mut response = self.send(self.request(reqwest::Method::GET, path)).await?;
+        let broken = |error: &dyn std::fmt::Display| {
+            Error::said(format!("the gateway's file broke off: {error}; nothing was kept, try again"))
+        };
+        let temporary = out.with_extension(format!("part-{}", std::process::id()));
+        let written = async {
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)
+                .map_err(Error::file("write", &temporary))?;
+            let mut bytes = 0u64;
+            loop {
+                let piece =
+                    tokio::time::timeout(PIECE, response.chunk()).await.map_err(|error| broken(&error))?;
+                let Some(piece) = piece.map_err(|error| broken(&error))? else { break };
+                bytes += piece.len() as u64;
+                if bytes > FILE_BYTES_MAX {
+                    return Err(broken(&"it has more than 64 GiB"));
+                }
+                file.write_all(&piece).map_err(Error::file("write", &temporary))?;
+            }
+            file.sync_all().map_err(Error::file("write", &temporary))?;
+            std::fs::rename(&temporary, out).map_err(Error::file("write", out))?;
+            Ok(bytes)
+        };
+        written.await.inspect_err(|_| {
+            // It failed already; a leftover file is not worth a second error.
+            let _ = std::fs::remove_file(&temporary);
+        })
     }
 
     /// POSTs a streaming request and hands each SSE data object to `each` as it arrives.

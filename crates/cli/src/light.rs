@@ -103,6 +103,21 @@ pub(crate) fn commit(path: &Path, artifact: &Artifact, out: Option<PathBuf>, as_
     Ok(())
 }
 
+/// Makes the public commitment to a model unless the file has it.
+pub(crate) fn ensure_commitment(model: &Path, out: &Path) -> Result<()> {
+    let (_, artifact) = models::open(&model.display().to_string())?;
+    if out.is_file() && read_commitment(out).is_ok_and(|known| known.model() == artifact.id()) {
+        return Ok(());
+    }
+    let bar = ui::bar(1, "making the key for proofs", false);
+    let commitment = Commitment::make(&artifact, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    home::write_atomically(out, &commitment.map_err(|error| said(&error))?.to_bytes(), 0o644)
+}
+
 fn read_commitment(path: &Path) -> Result<Commitment> {
     let bytes = home::read_bounded(path, KEY_BYTES_MAX)?;
     Commitment::from_bytes(&bytes).map_err(|error| Error::said(format!("{}: {error}", path.display())))

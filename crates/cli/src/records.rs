@@ -1,6 +1,6 @@
 //! `assay receipts`, `assay audit`, `assay incident`: what the gateway keeps about past requests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::Value;
@@ -17,6 +17,9 @@ pub(crate) struct ReceiptsArgs {
     /// Where to save it; receipt.json when left out
     #[arg(long, requires = "request_id")]
     out: Option<PathBuf>,
+    /// Save the proof of its answer in this file instead; a worker makes one, at its price, where there is none yet
+    #[arg(long, requires = "request_id", conflicts_with = "out")]
+    proof: Option<PathBuf>,
     /// Show what became of them on the chain
     #[arg(long, conflicts_with = "request_id")]
     settled: bool,
@@ -71,6 +74,9 @@ pub(crate) fn checked(id: &str) -> Result<&str> {
 
 pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
     let gateway = Gateway::new(&args.gateway)?;
+    if let (Some(id), Some(path)) = (&args.request_id, &args.proof) {
+        return save_proof(&gateway, checked(id)?, path, json).await;
+    }
     if let Some(id) = &args.request_id {
         let bundle = gateway.get(&format!("/assay/receipts/{}", checked(id)?)).await?;
         if json && args.out.is_none() {
@@ -104,6 +110,27 @@ pub(crate) async fn receipts(args: ReceiptsArgs, json: bool) -> Result<()> {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|(_, pointer)| cell(row, pointer)).collect()).collect();
     ui::say!("{}", ui::table(&columns.map(|(name, _)| name), &rows));
+    Ok(())
+}
+
+/// Has an answer proved, if it is not yet, and saves the proof.
+async fn save_proof(gateway: &Gateway, id: &str, path: &Path, json: bool) -> Result<()> {
+    let spinner = ui::spinner("waiting for the proof");
+    let proof = gateway.post(&format!("/assay/proofs/{id}"), &Value::Null).await;
+    spinner.finish_and_clear();
+    let proof = proof?;
+    let bytes = gateway.save(&format!("/assay/receipts/{id}/proof"), path).await?;
+    if json {
+        ui::print_json(&proof);
+        return Ok(());
+    }
+    let field = |name: &str| cell(&proof, &format!("/proof/{name}"));
+    ui::say!("{} saved {}: {:.1} MB", ui::green("✓"), path.display(), bytes as f64 / 1e6);
+    let (worker, price, key) = (field("worker"), field("price"), field("key"));
+    ui::say!(
+        "{}",
+        ui::dim(&format!("by worker {worker} for {price} (10^-18 OPG), to be checked with the key {key}"))
+    );
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use crate::chain::Signer;
 use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
-use crate::{config, dispute, genesis, home, members, models, settle, ui};
+use crate::{config, dispute, genesis, home, light, members, models, settle, ui};
 
 /// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
 const READY_S: u64 = 60;
@@ -43,6 +43,8 @@ const PROMPT_PRICE: u128 = 100_000_000_000;
 const COMPLETION_PRICE: u128 = 400_000_000_000;
 /// Price of an example with its proof, of a model from ONNX.
 const PROOF_PRICE: u128 = 20_000_000_000_000;
+/// Price of a proof of an answer in text, for each position: proving takes a worker about seven times as long as generating.
+const POSITION_PRICE: u128 = 3_000_000_000_000;
 /// Questions asked to bring the cheater out; each goes to whichever worker the gateway picks.
 const QUESTIONS: [&str; 8] = [
     "What is the capital of France?",
@@ -68,6 +70,9 @@ pub(crate) struct UpArgs {
     /// Add a worker that serves a weakened copy of the model under the real one's id, and show it being caught
     #[arg(long)]
     with_cheater: bool,
+    /// Have the workers offer proofs of answers, which the gateway checks with the model's key; it is made once, in seconds
+    #[arg(long)]
+    proofs: bool,
     /// Validators of the network's chain, for a new one; 0 runs none. A chain that is there goes on as it is
     #[arg(long, value_parser = clap::value_parser!(u16).range(..=16))]
     validators: Option<u16>,
@@ -192,6 +197,10 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
     std::net::TcpListener::bind(("127.0.0.1", args.port)).map_err(|error| {
         Error::said(format!("port {} cannot be used: {error}; choose another with --port", args.port))
     })?;
+    let proof_key = args.proofs.then(|| folder.join(format!("{model}.key")));
+    if let Some(key) = &proof_key {
+        light::ensure_commitment(&artifact, key)?;
+    }
     let members_key = folder.join("members.key");
     let key = members::key_at(&members_key)?;
 
@@ -257,9 +266,19 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
             draft: None,
             prompt_price: PROMPT_PRICE / discount,
             completion_price: COMPLETION_PRICE / discount,
+            proof_key: None,
+            proof_price: 0,
             impersonate,
         };
-        settings.models = vec![offer(&model, artifact, impersonate)];
+        let first = offer(&model, artifact, impersonate);
+        settings.models = vec![match &proof_key {
+            Some(key) => assay_worker::Model {
+                proof_key: Some(key.clone()),
+                proof_price: POSITION_PRICE / discount,
+                ..first
+            },
+            None => first,
+        }];
         let others = offered.iter().filter(|(name, _)| *name != model);
         settings.models.extend(others.map(|(name, path)| offer(name, path.clone(), None)));
         let proved = |path: &PathBuf| assay_worker::Model {
@@ -284,6 +303,7 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
         domain,
         state_dir: state_dir.clone(),
         graphs_dir: models::folder()?,
+        proof_keys: proof_key.into_iter().collect(),
         payer: key.address(),
         ..assay_gateway::Config::default()
     };

@@ -205,8 +205,8 @@ mod tests {
     fn with_key(key: &str) -> Access {
         let digest = Sha256::digest(key.as_bytes());
         let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let other = ApiKey { name: "other".into(), sha256: "0".repeat(64), admin: true };
-        let api_keys = vec![other, ApiKey { name: "mine".into(), sha256, admin: false }];
+        let other = ApiKey { name: "other".into(), sha256: "0".repeat(64), admin: true, policy: None };
+        let api_keys = vec![other, ApiKey { name: "mine".into(), sha256, admin: false, policy: None }];
         Access::new(&Config { api_keys, ..Config::default() })
     }
 

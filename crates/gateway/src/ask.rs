@@ -325,13 +325,13 @@ pub(crate) fn verification_of(mut assay: Params) -> Result<Verification, ApiErro
                 "No worker offers this level yet; use 'signed' or 'replayed'",
             ));
         }
-        Some("proved") => {
-            return Err(ApiError::unsupported(
+        Some("proved") => Some(Level::Proved),
+        Some(_) => {
+            return Err(ApiError::invalid(
                 "assay.level",
-                "Models that write text are not proved; use 'signed' or 'replayed', or ask a model from ONNX at /v2",
+                "'assay.level' is 'signed', 'replayed' or 'proved'",
             ));
         }
-        Some(_) => return Err(ApiError::invalid("assay.level", "'assay.level' is 'signed' or 'replayed'")),
     };
     let moment = match assay.string("moment")?.as_deref() {
         None => None,
@@ -348,7 +348,10 @@ pub(crate) fn verification_of(mut assay: Params) -> Result<Verification, ApiErro
     // The range fits.
     let sample_ppm = assay.integer("sample_ppm", 0, 1_000_000)?.map(|share| share as u32);
     if level == Some(Level::Signed) && moment.is_some_and(|moment| moment != Moment::Sampled) {
-        return Err(ApiError::invalid("assay.moment", "Only 'assay.level' 'replayed' has this moment"));
+        return Err(ApiError::invalid(
+            "assay.moment",
+            "Only 'assay.level' 'replayed' and 'proved' have this moment",
+        ));
     }
     assay.finish()?;
     Ok(Verification { level, moment, sample_ppm })
@@ -858,7 +861,7 @@ mod tests {
             (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
             (json!({"response_format": {"type": "yaml"}}), "response_format.type"),
             (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
-            (json!({"assay": {"level": "proved"}}), "assay.level"),
+            (json!({"assay": {"level": "sworn"}}), "assay.level"),
             (json!({"assay": {"level": "signed", "moment": "before_end"}}), "assay.moment"),
             (json!({"functions": []}), "functions"),
             (json!({"best_of": 3}), "best_of"),

@@ -160,12 +160,18 @@ async fn caught(
     Ok(Found::Caught)
 }
 
-/// Suspends a worker that signed a proof which does not hold: everybody who has the receipt can see that, so nobody has to confirm it.
-pub(crate) async fn caught_with_proof(gateway: &Gateway, request_id: &str, bundle: &Bundle) {
-    let receipt = &bundle.receipt.statement;
+/// Suspends a worker that signed a proof which does not hold, with the hash of what it signed: everybody who has that can see it, so nobody
+/// has to confirm it.
+pub(crate) async fn caught_with_proof(
+    gateway: &Gateway,
+    request_id: &str,
+    worker: Address,
+    statement: Bytes32,
+    price: u128,
+) {
     let suspension = Suspension {
         request_id: request_id.to_owned(),
-        receipt: bundle.receipt.hash(&gateway.config.domain),
+        receipt: statement,
         field: "proof".to_owned(),
         position: 0,
         expected: 0,
@@ -173,7 +179,7 @@ pub(crate) async fn caught_with_proof(gateway: &Gateway, request_id: &str, bundl
         auditors: Vec::new(),
         at_ms: now_ms(),
     };
-    if gateway.records.caught(receipt.worker, suspension, receipt.price, false) {
+    if gateway.records.caught(worker, suspension, price, false) {
         gateway.metrics.caught.inc();
     }
     if let Err(error) = gateway.store.flush().await {

@@ -3,7 +3,8 @@
 
 use crate::error::Error;
 use assay_receipt::{
-    Address, Audit, Bundle, Bytes32, Failure, Frame, GenerateCall, Member, Output, Receipt, Signed, limits,
+    Address, Audit, Bundle, Bytes32, Failure, Frame, GenerateCall, Member, Output, Receipt, Signed, Voucher,
+    limits,
 };
 use reqwest::StatusCode;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,6 +12,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use serde::Deserialize;
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -279,6 +281,30 @@ impl Client {
         body_of(response, TOKENIZER_BYTES).await
     }
 
+    /// The proof that a worker has named under a nonce, piece by piece.
+    pub(crate) async fn proof(&self, nonce: &Bytes32) -> Result<Pieces, CallError> {
+        let request = self.http.get(format!("{}/v1/proofs/{nonce}", self.base));
+        let response = request.send().await.map_err(transport)?;
+        if !response.status().is_success() {
+            return Err(CallError::refusal(response, "the proof that it named").await);
+        }
+        Ok(Pieces(response))
+    }
+
+    /// Accepts a proof, with the voucher that pays for it.
+    pub(crate) async fn accept(
+        &self,
+        nonce: &Bytes32,
+        voucher: Option<&Signed<Voucher>>,
+    ) -> Result<(), CallError> {
+        let request = self.http.post(format!("{}/v1/proofs/{nonce}", self.base));
+        let response = request.json(&json!({ "voucher": voucher })).send().await.map_err(transport)?;
+        match response.status().is_success() {
+            true => Ok(()),
+            false => Err(CallError::refusal(response, "the acceptance of its proof").await),
+        }
+    }
+
     /// Asks what became of the request with this commitment under a nonce.
     pub(crate) async fn settled(&self, nonce: &Bytes32, request: &Bytes32) -> Result<Fetched, CallError> {
         let request = self.http.get(format!("{}/v1/receipts/{nonce}?request={request}", self.base));
@@ -293,6 +319,16 @@ impl Client {
         serde_json::from_slice(&body)
             .map(|settled| Fetched::Settled(Box::new(settled)))
             .map_err(|error| CallError::protocol(format!("its receipt cannot be read: {error}")))
+    }
+}
+
+/// A file that a worker sends.
+pub(crate) struct Pieces(reqwest::Response);
+
+impl Pieces {
+    /// The next piece; `None` at the end.
+    pub(crate) async fn piece(&mut self) -> Result<Option<axum::body::Bytes>, CallError> {
+        self.0.chunk().await.map_err(transport)
     }
 }
 

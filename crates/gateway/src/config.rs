@@ -30,6 +30,11 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Folder with models that were imported from ONNX, which `/v2` serves; empty: none.
     pub graphs_dir: PathBuf,
+    /// Keys of models that write text, as `assay model commit` makes them: proofs of these models' answers are asked of workers and
+    /// checked. You trust each to be its model's, which everybody who has the model can confirm.
+    pub proof_keys: Vec<PathBuf>,
+    /// Largest proof of an answer that is fetched, in bytes. It is read into memory to be checked, one at a time.
+    pub proof_bytes_max: u64,
     /// The chain on which answers are paid and whose registry names the workers; none: no answer is paid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<Chain>,
@@ -84,6 +89,9 @@ pub struct ApiKey {
     /// their own requests only.
     #[serde(default)]
     pub admin: bool,
+    /// Verification of its holder's answers whose request says nothing about it; that of all when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
 }
 
 /// Which level an answer gets and when.
@@ -91,9 +99,10 @@ pub struct ApiKey {
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// `signed`: signatures and the chunk chain are checked. `replayed`: an auditor of another operator also
-    /// repeats the answer bit for bit.
+    /// repeats the answer bit for bit. `proved`: a worker proves the answer, and the gateway checks the proof with a key of
+    /// `proof_keys`.
     pub level: Level,
-    /// When the replay happens.
+    /// When the replay or the proof happens.
     pub moment: Moment,
 }
 
@@ -105,11 +114,11 @@ pub enum Level {
     Signed,
     /// A replay by a worker of another operator.
     Replayed,
-    /// A proof, which the gateway checks. For models from ONNX, and not as the configured policy.
+    /// A proof, which the gateway checks.
     Proved,
 }
 
-/// When a replay happens.
+/// When a replay or a proof happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moment {
@@ -117,7 +126,7 @@ pub enum Moment {
     BeforeFirstToken,
     /// The text streams, and the end is held back until the replay agrees.
     BeforeEnd,
-    /// A share of the answers is replayed after they ended.
+    /// A share of the answers is replayed after they ended; with the level `proved`, all of them are proved then.
     Sampled,
 }
 
@@ -179,6 +188,8 @@ impl Default for Config {
             domain: Domain::default(),
             state_dir: PathBuf::from("gateway"),
             graphs_dir: PathBuf::new(),
+            proof_keys: Vec::new(),
+            proof_bytes_max: 1 << 30,
             chain: None,
             payer: Address::default(),
             cap_per_request: 0,
@@ -272,8 +283,11 @@ impl Config {
                 return refuse(key, "it must be 1 or more");
             }
         }
-        if self.policy.level == Level::Proved {
-            return refuse("policy.level", "models that write text are not proved; ask for proofs at /v2");
+        if self.policy.level == Level::Proved && self.proof_keys.is_empty() {
+            return refuse(
+                "policy.level",
+                "answers are proved with keys of their models; name them in proof_keys",
+            );
         }
         if !(1..=128).contains(&self.choices_max) {
             return refuse("choices_max", "it must be between 1 and 128");
@@ -337,7 +351,8 @@ mod tests {
         config.check().unwrap();
         config.listen = "0.0.0.0:8600".parse().unwrap();
         assert!(matches!(config.check(), Err(Error::OpenWithoutKeys(_))));
-        config.api_keys = vec![ApiKey { name: "a".into(), sha256: "0".repeat(64), admin: false }];
+        config.api_keys =
+            vec![ApiKey { name: "a".into(), sha256: "0".repeat(64), admin: false, policy: None }];
         config.check().unwrap();
         config.api_keys[0].sha256 = "zz".into();
         assert!(matches!(config.check(), Err(Error::Config { key: "api_keys.sha256", .. })));

@@ -64,7 +64,7 @@ pub(crate) async fn embeddings(
     })?;
     let members = gateway.members()?;
     let model = gateway.model(&members, &name)?;
-    let policy = gateway.policy(&members, &model, verification)?;
+    let policy = gateway.policy(&members, &model, verification, &caller.key)?;
 
     let mut answers: Vec<Answer> = Vec::with_capacity(inputs.len());
     for inputs in inputs.chunks(AT_ONCE) {
@@ -81,6 +81,7 @@ pub(crate) async fn embeddings(
                 key: caller.key.clone(),
                 streams: false,
                 inference: None,
+                proof: None,
             };
             running.push(serve::start(&gateway, job).await?);
         }

@@ -7,6 +7,7 @@ use crate::error::{ApiError, Error};
 use crate::inference::Graphs;
 use crate::metrics::Metrics;
 use crate::payer::Payer;
+use crate::proofs::{Proofs, is_proofs};
 use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
@@ -39,6 +40,8 @@ pub(crate) struct Gateway {
     pub(crate) request_slots: Arc<Semaphore>,
     /// Models from ONNX.
     pub(crate) graphs: Graphs,
+    /// Proofs of answers in text, and the keys that they are checked with.
+    pub(crate) proofs: Proofs,
     /// What runs besides the requests themselves; ended with the gateway.
     pub(crate) tasks: Mutex<JoinSet<()>>,
 }
@@ -91,7 +94,7 @@ impl Gateway {
     /// The model that a name stands for: a model id, or a name that members offer. Where members use one name for
     /// different models, the one that most of them mean.
     pub(crate) fn model(&self, members: &Members, name: &str) -> Result<Bytes32, ApiError> {
-        let text = |offer: &&Offer| offer.arithmetic != GRAPH_ARITHMETIC;
+        let text = |offer: &&Offer| offer.arithmetic != GRAPH_ARITHMETIC && !is_proofs(offer);
         self.offered(members, name, text).ok_or_else(|| ApiError::model_not_found(name))
     }
 
@@ -124,15 +127,16 @@ impl Gateway {
         members: &Members,
         model: &Bytes32,
         wanted: crate::ask::Verification,
+        key: &str,
     ) -> Result<Policy, ApiError> {
-        let mut policy = self.config.policy;
+        let own = self.config.api_keys.iter().find(|known| known.name == key).and_then(|known| known.policy);
+        let mut policy = own.unwrap_or(self.config.policy);
         if let Some(level) = wanted.level {
             if level != policy.level {
                 policy.moment = match level {
                     Level::Signed => Moment::Sampled,
-                    // Who asks for a replay and not when wants it before the answer counts.
-                    Level::Replayed => Moment::BeforeEnd,
-                    Level::Proved => Moment::BeforeFirstToken,
+                    // Who asks for it and not when wants it before the answer counts.
+                    Level::Replayed | Level::Proved => Moment::BeforeEnd,
                 };
             }
             policy.level = level;
@@ -161,6 +165,24 @@ impl Gateway {
             {
                 return Err(ApiError::unavailable(
                     "No second operator offers this model, so nobody independent can replay it; use 'signed'",
+                ));
+            }
+        }
+        if policy.level == Level::Proved {
+            let key = self.proofs.key(model).ok_or_else(|| {
+                ApiError::unsupported(
+                    "assay.level",
+                    "This gateway has no key of this model to check proofs with; use 'signed' or 'replayed'",
+                )
+            })?;
+            let able = |member: &&Member| {
+                member.offer(&key.id()).is_some_and(is_proofs)
+                    && !self.records.standing(&member.worker).record.is_barred()
+            };
+            if members.members.iter().find(able).is_none() {
+                return Err(ApiError::unsupported(
+                    "assay.level",
+                    "No worker offers proofs of this model's answers; use 'signed' or 'replayed'",
                 ));
             }
         }

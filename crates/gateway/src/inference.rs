@@ -31,6 +31,8 @@ use crate::gateway::Gateway;
 use crate::openai::collect;
 use crate::serve::{self, Assay, Inference, Job};
 
+/// What the ids of requests to integer graphs begin with.
+pub(crate) const PREFIX: &str = "infer-";
 /// The extension of an imported graph.
 const EXTENSION: &str = "graph";
 /// Where the JSON of a request with binary tensors ends.
@@ -423,7 +425,7 @@ async fn ask(
     request.validate().map_err(|error| bad(format!("these are too many inputs for one proof: {error}")))?;
     let examples = u32::try_from(model.examples(inputs)).map_err(|_| bad("these are too many examples"))?;
     let job = Job {
-        prefix: "infer-",
+        prefix: PREFIX,
         model_name: name.to_owned(),
         request,
         policy: Policy { level: Level::Proved, moment: Moment::BeforeFirstToken },
@@ -431,6 +433,7 @@ async fn ask(
         key: caller.key.clone(),
         streams: false,
         inference: Some(Inference { model: Arc::clone(model), examples }),
+        proof: None,
     };
     let running = serve::start(gateway, job).await.map_err(ApiError::from)?;
     let answer = collect(vec![running]).await?.pop();

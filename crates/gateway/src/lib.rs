@@ -37,6 +37,7 @@ mod own;
 mod page;
 mod params;
 mod payer;
+mod proofs;
 mod record;
 mod recovery;
 mod responses;

@@ -56,7 +56,7 @@ pub(crate) async fn start(
     })?;
     let members = gateway.members()?;
     let model = gateway.model(&members, &ask.model)?;
-    let policy = gateway.policy(&members, &model, ask.verification)?;
+    let policy = gateway.policy(&members, &model, ask.verification, key)?;
     if ask.logprobs.is_some() {
         gateway.vocabularies.load(gateway, model).await;
     }
@@ -92,6 +92,7 @@ pub(crate) async fn start(
             key: key.to_owned(),
             streams: ask.stream,
             inference: None,
+            proof: None,
         };
         running.push(serve::start(gateway, job).await?);
     }

@@ -6,16 +6,23 @@ use crate::config::Level;
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::openai::model_names;
+use crate::proofs;
 use crate::serve::AuditSummary;
 use crate::store::{AuditRow, Dossier, Entry, Evidence, State as RequestState};
 use assay_receipt::{Address, GRAPH_ARITHMETIC, Offer, Verdict};
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::oneshot;
 
+/// Bytes of a proof that are read and sent at once.
+const PIECE: usize = 256 << 10;
 /// Most rows in one list.
 const ROWS_MAX: usize = 1_000;
 
@@ -35,8 +42,11 @@ fn state_of(entry: &Entry, audits: &[AuditRow]) -> &'static str {
         RequestState::Pending => "running",
         RequestState::Failed => "failed",
         RequestState::Cancelled => "cancelled",
-        // A proof is checked before the answer counts, and no auditor can say otherwise.
-        RequestState::Answered if entry.policy.level == Level::Proved => "proved",
+        // No auditor can say otherwise.
+        RequestState::Answered if entry.proof.is_some() => "proved",
+        // A proof of an integer graph, or one that was asked for, is checked before the answer counts.
+        RequestState::Answered if entry.policy.level == Level::Proved && !entry.is_text() => "proved",
+        RequestState::Answered if entry.proof_due => "pending",
         RequestState::Answered => match tally {
             Tally::Open => "signed",
             Tally::Agreed => "replayed",
@@ -68,6 +78,7 @@ fn row(gateway: &Gateway, entry: &Entry, audits: &[AuditRow]) -> Value {
         "bill": entry.bill,
         "attempts": entry.attempts.len(),
         "error": entry.error,
+        "proof": entry.proof,
         "audits": audits.iter().map(AuditSummary::from).collect::<Vec<_>>(),
     })
 }
@@ -115,6 +126,65 @@ pub(crate) async fn bundle(
         ApiError::not_found("This request has no receipt; /assay/incident/ID says what became of it")
     })?;
     Ok(axum::Json(bundle).into_response())
+}
+
+/// `GET /assay/receipts/{request_id}/proof`: the proof of an answer, which `assay verify --proof` checks with the model's key.
+pub(crate) async fn proof(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let entry = dossier(&gateway, &caller, &id).await?.entry;
+    let missing = || {
+        ApiError::not_found("No proof of this answer is kept here; POST /assay/proofs/ID has one made")
+            .about(&id)
+    };
+    let kept = entry.proof.as_ref().ok_or_else(missing)?;
+    let file = tokio::fs::File::open(gateway.proofs.path(&entry.nonce)).await.map_err(|error| {
+        tracing::error!(%error, request_id = id, "a proof is gone from the disk");
+        missing()
+    })?;
+    let pieces = stream::try_unfold(file, |mut file| async move {
+        let mut piece = vec![0; PIECE];
+        let count = file.read(&mut piece).await?;
+        piece.truncate(count);
+        Ok::<_, std::io::Error>((count > 0).then(|| (Bytes::from(piece), file)))
+    });
+    let headers =
+        [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_LENGTH, kept.bytes.to_string())];
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+/// `POST /assay/proofs/{request_id}`: has an answer proved now, at a worker's price, unless its proof is kept already. Who stops waiting finds it
+/// later.
+pub(crate) async fn prove(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let dossier = dossier(&gateway, &caller, &id).await?;
+    if dossier.entry.proof.is_none() {
+        if !dossier.entry.is_text() {
+            return Err(ApiError::bad_body("Only answers in text are proved afterwards").about(&id));
+        }
+        let subject = audit::subject_of(&gateway, &dossier)?;
+        let Entry { model_name, key, .. } = dossier.entry;
+        let (done, proved) = oneshot::channel();
+        let prover = Arc::clone(&gateway);
+        gateway.spawn(async move {
+            let proved = proofs::prove(&prover, &subject, &model_name, &key).await;
+            let _ = done.send(proved); // it is kept, whoever listens
+        });
+        let proved = proved.await.map_err(|_| ApiError::unavailable("The gateway stops; ask again later"))?;
+        proved.map_err(|unproved| match unproved.wrong {
+            true => ApiError::verification("A proof shows that this answer is not its model's").about(&id),
+            false => unproved.error.about(&id),
+        })?;
+    }
+    let after = self::dossier(&gateway, &caller, &id).await?;
+    let state = state_of(&after.entry, &after.audits);
+    let body = json!({ "request_id": after.entry.request_id, "state": state, "proof": after.entry.proof });
+    Ok(axum::Json(body).into_response())
 }
 
 /// `POST /assay/audit/{request_id}`: has an answer replayed now.
@@ -337,7 +407,24 @@ pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Respon
                 .collect();
             let replayable = offers.iter().any(|offer| offer["arithmetic"] != json!(0));
             let proved = offers.iter().any(|offer| offer["arithmetic"] == json!(GRAPH_ARITHMETIC));
-            json!({"name": name, "model": model, "replayable": replayable, "proved": proved, "workers": offers})
+            let key = gateway.proofs.key(&model).map(|key| key.id());
+            let provers: Vec<_> = key
+                .iter()
+                .flat_map(|key| {
+                    members.members.iter().filter_map(move |member| Some((member, member.offer(key)?)))
+                })
+                .filter(|(_, offer)| proofs::is_proofs(offer))
+                .map(|(member, offer)| {
+                    json!({
+                        "operator": member.operator, "worker": member.worker,
+                        "position_price": offer.prompt_price.to_string(), "context": offer.context,
+                    })
+                })
+                .collect();
+            json!({
+                "name": name, "model": model, "replayable": replayable, "proved": proved, "workers": offers,
+                "proof_key": key, "provers": provers,
+            })
         })
         .collect();
     Ok(axum::Json(json!({"models": rows})).into_response())

@@ -7,7 +7,8 @@ use crate::config::Level;
 use crate::error::Error;
 use crate::gateway::{Gateway, dice};
 use crate::inference::{self, Graphs};
-use crate::store::{Entry, Evidence, State, id_of};
+use crate::proofs;
+use crate::store::{Due, Entry, Evidence, State, id_of};
 use assay_receipt::{Address, BUNDLE_VERSION, Bundle, Bytes32, Member, Verdict};
 use assay_verify::Expected;
 use futures_util::stream::{self, StreamExt as _};
@@ -32,11 +33,16 @@ const AT_ONCE: usize = 16;
 pub(crate) struct LeftOver {
     pending: Vec<Entry>,
     due: Vec<Bytes32>,
+    proofs: Vec<Bytes32>,
 }
 
 impl LeftOver {
     pub(crate) async fn read(gateway: &Gateway) -> Result<LeftOver, Error> {
-        Ok(LeftOver { pending: gateway.store.pending().await?, due: gateway.store.due().await? })
+        Ok(LeftOver {
+            pending: gateway.store.pending().await?,
+            due: gateway.store.due().await?,
+            proofs: gateway.store.proofs_due().await?,
+        })
     }
 }
 
@@ -52,6 +58,9 @@ pub(crate) async fn recover(gateway: Arc<Gateway>, left: LeftOver) {
     let due = left.due.into_iter().filter(|nonce| !accused.contains(nonce)).collect();
     if let Err(error) = recover_due(&gateway, due).await {
         tracing::error!(%error, "replays from before the restart could not be made");
+    }
+    if let Err(error) = recover_proofs(&gateway, left.proofs).await {
+        tracing::error!(%error, "proofs from before the restart could not be asked for");
     }
     if let Err(error) = recover_pending(&gateway, left.pending).await {
         tracing::error!(%error, "requests from before the restart could not be settled");
@@ -111,6 +120,20 @@ async fn recover_due(gateway: &Arc<Gateway>, due: Vec<Bytes32>) -> Result<(), Er
             Err(error) => {
                 tracing::warn!(request_id = dossier.entry.request_id, error = error.message, "no replay");
                 gateway.store.audit_done(nonce).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn recover_proofs(gateway: &Arc<Gateway>, due: Vec<Bytes32>) -> Result<(), Error> {
+    for nonce in due {
+        let Some(dossier) = gateway.store.dossier(id_of(&nonce.0)).await? else { continue };
+        match audit::subject_of(gateway, &dossier) {
+            Ok(subject) => proofs::later(gateway, subject, dossier.entry.model_name, dossier.entry.key),
+            Err(error) => {
+                tracing::warn!(request_id = dossier.entry.request_id, error = error.message, "no proof");
+                gateway.store.proof_done(nonce).await?;
             }
         }
     }
@@ -185,15 +208,19 @@ async fn accept(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, bundle: 
     };
     // A crash is no way around the sampling.
     let share = gateway.records.sampling_ppm(&member.worker, &gateway.config.sampling, None);
-    let due = receipt.arithmetic > 0
-        && entry.policy.level != Level::Proved
-        && dice() % 1_000_000 < u64::from(share)
-        && audit::is_possible(gateway, &subject);
+    let sampled = || dice() % 1_000_000 < u64::from(share) && audit::is_possible(gateway, &subject);
+    let due = match entry.policy.level {
+        Level::Proved if entry.is_text() => Due::Proof,
+        Level::Signed | Level::Replayed if receipt.arithmetic > 0 && sampled() => Due::Replay,
+        _ => Due::Nothing,
+    };
     gateway.store.answered(&subject.bundle, hash, now_ms(), due).await?;
     tracing::info!(request_id = entry.request_id, "recovered an answer from before the restart");
     gateway.records.served(member.worker, receipt.completion_tokens, receipt.price, Duration::ZERO);
-    if due {
-        audit::later(gateway, subject);
+    match due {
+        Due::Nothing => {}
+        Due::Replay => audit::later(gateway, subject),
+        Due::Proof => proofs::later(gateway, subject, entry.model_name.clone(), entry.key.clone()),
     }
     Ok(())
 }
@@ -254,11 +281,13 @@ async fn ask(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, cap: u128) 
         cap: Some(cap),
     };
     let model = match entry.policy.level {
-        Level::Proved => match Graphs::with_id(gateway, &entry.model_name, &entry.request.model).await {
-            Some(model) => Some(model),
-            None => return Ok(Word::NotYet),
-        },
-        Level::Signed | Level::Replayed => None,
+        Level::Proved if entry.is_inference() => {
+            match Graphs::with_id(gateway, &entry.model_name, &entry.request.model).await {
+                Some(model) => Some(model),
+                None => return Ok(Word::NotYet),
+            }
+        }
+        Level::Signed | Level::Replayed | Level::Proved => None,
     };
     let checked = tokio::task::spawn_blocking(move || {
         let report = inference::check(&bundle, &expected, model.as_deref());
@@ -269,7 +298,9 @@ async fn ask(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, cap: u128) 
         return Ok(Word::Answer(Box::new(bundle)));
     }
     if inference::is_caught(&report) {
-        audit::caught_with_proof(gateway, &entry.request_id, &bundle).await;
+        let hash = bundle.receipt.hash(&gateway.config.domain);
+        let price = bundle.receipt.statement.price;
+        audit::caught_with_proof(gateway, &entry.request_id, worker, hash, price).await;
     }
     let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
     let evidence = Evidence::Answer {

@@ -11,8 +11,9 @@ use crate::clock::now_ms;
 use crate::config::{Level, Moment, Policy};
 use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, dice, random};
+use crate::proofs::{self, Found as FoundProof, Kept, Proving, Unproved};
 use crate::record::{Choice, InFlight, Need};
-use crate::store::{Attempt, AuditRow, Entry, Evidence, State};
+use crate::store::{Attempt, AuditRow, Due, Entry, Evidence, State};
 use assay_proof::Model;
 use assay_receipt::{
     Address, BUNDLE_VERSION, Bundle, Bytes32, Chain, Domain, Failure, FailureCode, Frame, GRAPH_ARITHMETIC,
@@ -24,6 +25,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use serde::Serialize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -43,8 +45,18 @@ pub(crate) struct Job {
     pub(crate) key: String,
     /// Whether the caller sees pieces of the answer before its end.
     pub(crate) streams: bool,
-    /// What the answer is a proof of, with the level `proved`.
+    /// What the answer is a proof of, if an integer graph is asked.
     pub(crate) inference: Option<Inference>,
+    /// The answer in text whose proof is asked for, if one is.
+    pub(crate) proof: Option<Arc<Proving>>,
+}
+
+impl Job {
+    /// What is paid for where that is known before: examples, or positions of a text to prove.
+    fn units(&self) -> Option<u32> {
+        let inference = self.inference.as_ref().map(|inference| inference.examples);
+        inference.or(self.proof.as_ref().map(|proving| proving.positions))
+    }
 }
 
 /// Examples for an integer graph.
@@ -153,6 +165,8 @@ pub(crate) async fn start(gateway: &Arc<Gateway>, job: Job) -> Result<Running, E
         receipt_hash: None,
         bill: None,
         error: None,
+        proof: None,
+        proof_due: false,
         request: job.request.clone(),
     };
     gateway.store.begin(&entry).await?;
@@ -198,6 +212,8 @@ enum Broken {
     Silent(&'static str),
     /// It broke the protocol.
     Fault(String),
+    /// What it gave cannot be used or checked here, which is no fault of it.
+    Unchecked(String),
     /// It contradicts what an earlier worker sent; which of the two is wrong is not known yet.
     Contradicts,
     /// The caller went away.
@@ -322,13 +338,18 @@ impl Drive {
             }
             let Some(opened) = self.open(&mut last).await? else { break };
             let (choice, cap) = (opened.choice.clone(), opened.cap);
-            match self.follow(opened).await {
+            let followed = self.follow(opened).await;
+            match followed {
                 Ok((bundle, streaming)) => {
                     if let Some(answer) = self.conclude(&choice, bundle, streaming, &mut last).await? {
                         return Ok(answer);
                     }
                 }
                 Err((chunks, broken)) => self.broken(&choice, cap, chunks, broken, &mut last).await?,
+            }
+            // Nobody is paid for what is here already.
+            if self.job.proof.as_ref().is_some_and(|proving| proving.is_decided()) {
+                break;
             }
         }
         if self.shown() && !self.contradictions.is_empty() {
@@ -364,13 +385,20 @@ impl Drive {
             model: &request.model,
             // What a caller has seen, only a worker can continue whose answer the request determines.
             replayable: shown || self.job.policy.level == Level::Replayed,
-            prompt_tokens: match &self.job.inference {
-                Some(inference) => inference.examples,
-                None => prompt_estimate(&request.prompt),
-            },
+            prompt_tokens: self.job.units().unwrap_or_else(|| prompt_estimate(&request.prompt)),
             max_tokens: request.max_tokens,
             tried: &self.tried,
         };
+        // Who gave the answer knows it already.
+        if let Some(proving) = &self.job.proof {
+            let own = proving.subject.member.worker;
+            let own = members.members.iter().filter(|member| member.worker == own).cloned().collect();
+            let Members { serial, issued_at_s, expires_at_s, .. } = *members;
+            let alone = Members { serial, issued_at_s, expires_at_s, members: own };
+            if let Some(choice) = self.gateway.records.choose(&alone, &need, dice()) {
+                return Some(choice);
+            }
+        }
         self.gateway.records.choose(members, &need, dice())
     }
 
@@ -381,7 +409,8 @@ impl Drive {
         let limits = self.gateway.config.workers;
         let mut race: Race = FuturesUnordered::new();
         let mut asking: Vec<Member> = Vec::new();
-        let mut hedged = limits.hedge_after_ms == 0;
+        // A proof takes long by its nature.
+        let mut hedged = limits.hedge_after_ms == 0 || self.job.proof.is_some();
         let hedge_at = Instant::now() + Duration::from_millis(limits.hedge_after_ms);
         loop {
             if race.is_empty() {
@@ -426,8 +455,8 @@ impl Drive {
     async fn ask(&mut self, choice: Choice, hedge: bool) -> Result<Asked, End> {
         let request = &self.job.request;
         // Nobody can charge for more than a full context, or than the examples.
-        let ceiling = match &self.job.inference {
-            Some(inference) => choice.offer.price(inference.examples, 0),
+        let ceiling = match self.job.units() {
+            Some(units) => choice.offer.price(units, 0),
             None => choice.offer.price(choice.offer.context, request.max_tokens),
         };
         let ceiling = ceiling.unwrap_or(u128::MAX);
@@ -450,22 +479,13 @@ impl Drive {
         };
         let stored = self.gateway.store.attempt(self.nonce, attempt).await;
         stored.map_err(|error| End::Error(error.into()))?;
-        let mut call = GenerateCall {
-            domain: self.domain(),
-            nonce: self.nonce,
-            salt: self.salt,
-            payer: self.gateway.config.payer,
-            cap,
-            request: request.clone(),
-            resume,
-            tenant: Some(self.gateway.tenant(&worker, &self.job.key)),
-            voucher: None,
-        };
-        if let Some(payer) = &self.gateway.payer {
+        let mut call = self.call(worker, cap, resume);
+        // A proof is paid when it was found to hold.
+        if let Some(payer) = self.gateway.payer.as_ref().filter(|_| self.job.proof.is_none()) {
             // Of forwarders and provers, nobody can dispute what the prompt's tokens are.
             let prompt = match choice.offer.arithmetic {
                 0 | GRAPH_ARITHMETIC => Bytes32::ZERO,
-                _ => self.gateway.vocabularies.prompt(&self.gateway, request, self.salt).await,
+                _ => self.gateway.vocabularies.prompt(&self.gateway, &self.job.request, self.salt).await,
             };
             let voucher = payer.voucher(&call, self.commitment, prompt, &choice.member, &choice.offer);
             call.voucher = Some(voucher);
@@ -474,7 +494,7 @@ impl Drive {
         let in_flight = self.gateway.records.enter(worker);
         let limits = self.gateway.config.workers;
         // A proof is there as a whole or not at all.
-        let patience = Duration::from_millis(match self.job.inference {
+        let patience = Duration::from_millis(match self.job.units() {
             Some(_) => limits.answer_ms,
             None => limits.first_token_ms,
         });
@@ -504,6 +524,92 @@ impl Drive {
         }))
     }
 
+    /// The call for a worker.
+    fn call(&self, worker: Address, cap: u128, resume: Vec<u32>) -> GenerateCall {
+        GenerateCall {
+            domain: self.domain(),
+            nonce: self.nonce,
+            salt: self.salt,
+            payer: self.gateway.config.payer,
+            cap,
+            request: self.job.request.clone(),
+            resume,
+            tenant: Some(self.gateway.tenant(&worker, &self.job.key)),
+            voucher: None,
+        }
+    }
+
+    /// Fetches the proof that a worker has named in its only chunk, checks it, keeps it, and then accepts it, which pays for it.
+    async fn collect(
+        &self,
+        proving: &Arc<Proving>,
+        choice: &Choice,
+        cap: u128,
+        intake: &Intake,
+    ) -> Result<(), Broken> {
+        let fault = |why: &str| Err(Broken::Fault(why.into()));
+        let [chunk] = &intake.chunks[..] else { return fault("it names more than one proof") };
+        let Some(file) = Output::file_of(&intake.text) else { return fault("it names no proof") };
+        let worker = choice.member.worker;
+        let Some(price) = choice.offer.price(proving.positions, 0).filter(|price| *price <= cap) else {
+            return fault("its proof costs more than was agreed");
+        };
+        let client = self.gateway.clients.of(&choice.member);
+        let client = client.map_err(|error| Broken::Unchecked(error.to_string()))?;
+        let limits = self.gateway.config.workers;
+        let pause = Duration::from_millis(limits.between_tokens_ms);
+        let deadline = Instant::now() + Duration::from_millis(limits.answer_ms);
+        let proofs = &self.gateway.proofs;
+        let fetched = proofs.fetch(&client, &self.nonce, file, pause, deadline).await;
+        let path = fetched.map_err(Broken::Call)?;
+        let members = Arc::clone(&self.gateway.members.borrow());
+        match proofs.check(proving, &members, &path).await {
+            FoundProof::Holds => {}
+            FoundProof::Wrong(why) => {
+                proving.wrong.store(true, Ordering::Release);
+                let name = proofs.keep_false(&path, &self.nonce);
+                proofs::answer_is_wrong(&self.gateway, &proving.subject, &why).await;
+                return Err(Broken::Unchecked(format!("the answer is not its model's: {why}; see {name}")));
+            }
+            FoundProof::False(why) => {
+                let name = proofs.keep_false(&path, &self.nonce);
+                let (id, link) = (&self.request_id, chunk.link);
+                audit::caught_with_proof(&self.gateway, id, worker, link, price).await;
+                return Err(Broken::Fault(format!(
+                    "it signed a proof that is false: {why}; it is kept as {name}"
+                )));
+            }
+            FoundProof::Unchecked(why) => {
+                let _ = std::fs::remove_file(&path); // else it is removed at the next start
+                return Err(Broken::Unchecked(why));
+            }
+        }
+        let nonce = proving.subject.nonce;
+        let unkept = |error: &dyn std::fmt::Display| Broken::Unchecked(format!("it cannot be kept: {error}"));
+        proofs.keep(&path, &nonce).map_err(|error| unkept(&error))?;
+        let kept = Kept {
+            request_id: self.request_id.clone(),
+            key: proving.key.id(),
+            worker,
+            sha256: file.0,
+            bytes: file.1,
+            positions: proving.positions,
+            price,
+        };
+        // On disk before it is paid for, so that no crash leads to a second payment.
+        self.gateway.store.proved(nonce, kept).await.map_err(|error| unkept(&error))?;
+        proving.kept.store(true, Ordering::Release);
+        let call = self.call(worker, cap, Vec::new());
+        let voucher =
+            self.gateway.payer.as_ref().map(|payer| {
+                payer.voucher(&call, self.commitment, Bytes32::ZERO, &choice.member, &choice.offer)
+            });
+        match timeout_at(Instant::now() + pause, client.accept(&self.nonce, voucher.as_ref())).await {
+            Ok(accepted) => accepted.map_err(Broken::Call),
+            Err(_) => Err(Broken::Silent("it took no payment in time")),
+        }
+    }
+
     /// Reads an answer to its end, checks it and passes the pieces on.
     async fn follow(&mut self, opened: Opened) -> Result<(Bundle, Duration), (Vec<SignedChunk>, Broken)> {
         let Opened { choice, cap, sent, first, mut frames, resumed, _in_flight } = opened;
@@ -526,8 +632,10 @@ impl Drive {
             // Its answer is its own; nothing that was received elsewhere binds it, and it binds nobody.
             self.forget();
         }
-        self.gateway.records.first_token(choice.member.worker, sent.elapsed());
-        self.gateway.metrics.first_token.observe(sent.elapsed().as_secs_f64());
+        if self.job.proof.is_none() {
+            self.gateway.records.first_token(choice.member.worker, sent.elapsed());
+            self.gateway.metrics.first_token.observe(sent.elapsed().as_secs_f64());
+        }
         let began = Instant::now();
         let limits = self.gateway.config.workers;
         let pause = Duration::from_millis(limits.between_tokens_ms);
@@ -571,7 +679,10 @@ impl Drive {
                 Frame::Chunk(signed) => {
                     let arrived = Instant::now();
                     let shown = match intake.accept(signed) {
-                        Ok(()) => self.show(&intake).await,
+                        Ok(()) => match self.job.proof.clone() {
+                            Some(proving) => self.collect(&proving, &choice, cap, &intake).await,
+                            None => self.show(&intake).await,
+                        },
                         Err(fault) => Err(Broken::Fault(fault)),
                     };
                     // The time that the caller took is not the worker's.
@@ -611,7 +722,9 @@ impl Drive {
             Err((bundle, fault, caught)) => {
                 self.keep_answer(&bundle, &fault).await;
                 if caught {
-                    audit::caught_with_proof(&self.gateway, &self.request_id, &bundle).await;
+                    let (receipt, hash) = (&bundle.receipt.statement, bundle.receipt.hash(&self.domain()));
+                    let id = &self.request_id;
+                    audit::caught_with_proof(&self.gateway, id, receipt.worker, hash, receipt.price).await;
                 }
                 Err((bundle.chunks, Broken::Fault(fault)))
             }
@@ -823,6 +936,11 @@ impl Drive {
                 self.forget();
                 *last = Some(failed());
             }
+            Broken::Unchecked(why) => {
+                tracing::error!(%worker, request_id = self.request_id, why, "a proof could not be used");
+                self.forget();
+                *last = Some(ApiError::internal("The proof could not be used; see the gateway's log"));
+            }
             Broken::Contradicts => {
                 self.contradicted(worker);
                 *last = Some(contradicted());
@@ -941,8 +1059,31 @@ impl Drive {
             counted: false,
         };
         let (mut state, mut level, mut audit) = ("signed", Level::Signed, None);
-        let mut due = false;
-        if policy.level == Level::Replayed && policy.moment != Moment::Sampled {
+        let mut due = Due::Nothing;
+        let is_text = self.job.inference.is_none() && self.job.proof.is_none();
+        if policy.level == Level::Proved && is_text && policy.moment == Moment::Sampled {
+            (due, state) = (Due::Proof, "pending");
+        } else if policy.level == Level::Proved && is_text {
+            let (name, key) = (&self.job.model_name, &self.job.key);
+            match proofs::prove(&self.gateway, &subject, name, key).await {
+                Ok(_) => (state, level) = ("proved", Level::Proved),
+                Err(Unproved { error, wrong }) => {
+                    let (why, error) = match wrong {
+                        true => {
+                            let error = ApiError::verification("A proof shows that what was shown is wrong");
+                            ("a proof shows that it is not the model's".to_owned(), error)
+                        }
+                        false => {
+                            let message = format!("The answer could not be proved: {}", error.message);
+                            let mut unproved = ApiError::unavailable(message);
+                            unproved.retry_after_s = error.retry_after_s;
+                            (format!("nobody could prove it: {}", error.message), unproved)
+                        }
+                    };
+                    return self.unused(&subject, &why, error, last).await;
+                }
+            }
+        } else if policy.level == Level::Replayed && policy.moment != Moment::Sampled {
             let found =
                 audit::examine(&self.gateway, &subject).await.map_err(|error| End::Error(error.into()))?;
             let (why, error) = match found {
@@ -972,17 +1113,7 @@ impl Drive {
                 }
             };
             if let (Some(why), Some(error)) = (why, error) {
-                let (chunks, worker) = (subject.bundle.chunks.clone(), member.worker);
-                self.keep_answer(&subject.bundle, why).await;
-                self.keep(Evidence::Chunks { worker, at_ms: now_ms(), chunks }).await;
-                if self.visible {
-                    // What the caller has seen cannot be taken back; it must not look finished either.
-                    return Err(End::Error(error));
-                }
-                self.forget();
-                self.gateway.metrics.failovers.inc();
-                *last = Some(error);
-                return Ok(None);
+                return self.unused(&subject, why, error, last).await;
             }
         } else if policy.level == Level::Proved {
             // The proof was checked with the receipt.
@@ -990,9 +1121,8 @@ impl Drive {
         } else if receipt.arithmetic > 0 {
             let sampling = &self.gateway.config.sampling;
             let share = self.gateway.records.sampling_ppm(&member.worker, sampling, self.job.sample_ppm);
-            due = dice() % 1_000_000 < u64::from(share) && audit::is_possible(&self.gateway, &subject);
-            if due {
-                state = "pending";
+            if dice() % 1_000_000 < u64::from(share) && audit::is_possible(&self.gateway, &subject) {
+                (due, state) = (Due::Replay, "pending");
             }
         }
         let stored = self.gateway.store.answered(&subject.bundle, receipt_hash, now_ms(), due).await;
@@ -1018,10 +1148,37 @@ impl Drive {
                 audit,
             },
         };
-        if due {
-            audit::later(&self.gateway, Subject { counted: true, ..subject });
+        let subject = Subject { counted: true, ..subject };
+        match due {
+            Due::Nothing => {}
+            Due::Replay => audit::later(&self.gateway, subject),
+            Due::Proof => {
+                let (name, key) = (self.job.model_name.clone(), self.job.key.clone());
+                proofs::later(&self.gateway, subject, name, key);
+            }
         }
         Ok(Some(answer))
+    }
+
+    /// Keeps an answer that is not used, and has another worker asked unless the caller has seen a part of it.
+    async fn unused(
+        &mut self,
+        subject: &Subject,
+        why: &str,
+        error: ApiError,
+        last: &mut Option<ApiError>,
+    ) -> Result<Option<Answer>, End> {
+        let (chunks, worker) = (subject.bundle.chunks.clone(), subject.member.worker);
+        self.keep_answer(&subject.bundle, why).await;
+        self.keep(Evidence::Chunks { worker, at_ms: now_ms(), chunks }).await;
+        if self.visible {
+            // What the caller has seen cannot be taken back; it must not look finished either.
+            return Err(End::Error(error));
+        }
+        self.forget();
+        self.gateway.metrics.failovers.inc();
+        *last = Some(error);
+        Ok(None)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, random};
 use crate::metrics::Metrics;
 use crate::payer::Payer;
+use crate::proofs::Proofs;
 use crate::record::Records;
 use crate::store::Store;
 use crate::{embeddings, inference, members, openai, own, page, recovery, responses};
@@ -37,6 +38,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     config.check()?;
     let (store, closed) = Store::open(&config.state_dir)?;
+    let proofs = Proofs::open(&config)?;
     let payer = Payer::open(&mut config)?.map(Arc::new);
     if let Some(payer) = &payer
         && let Err(error) = payer.renew(&config).await
@@ -64,6 +66,7 @@ pub async fn run(
         request_slots: Arc::new(Semaphore::new(config.requests_in_flight_max as usize)),
         tasks: Mutex::default(),
         graphs: inference::Graphs::new(config.graphs_dir.clone()),
+        proofs,
         store,
         config,
     });
@@ -132,6 +135,8 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v2/models/{model}/infer", post(inference::infer))
         .route("/assay/receipts", get(own::receipts))
         .route("/assay/receipts/{request_id}", get(own::bundle))
+        .route("/assay/receipts/{request_id}/proof", get(own::proof))
+        .route("/assay/proofs/{request_id}", post(own::prove))
         .route("/assay/audit/{request_id}", post(own::audit))
         .route("/assay/incident/{request_id}", get(own::incident))
         .route("/assay/workers", get(own::workers))

@@ -7,6 +7,7 @@
 
 use crate::config::Policy;
 use crate::error::Error;
+use crate::proofs::Kept;
 use assay_receipt::{
     Address, Audit, Bundle, Bytes32, Failure, Output, Receipt, Request, Signed, SignedChunk, limits,
 };
@@ -29,6 +30,8 @@ const BY_ID: TableDefinition<'_, [u8; 16], [u8; 32]> = TableDefinition::new("by_
 const PENDING: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("pending");
 /// Answers that are still to be replayed in the background.
 const DUE: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("due");
+/// Answers that are still to be proved in the background.
+const PROOFS_DUE: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("proofs_due");
 /// The accepted answer of a request, as JSON of [`Bundle`] without audits.
 const BUNDLES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("bundles");
 /// Audits of a request in order, as JSON of [`AuditRow`].
@@ -91,7 +94,33 @@ pub(crate) struct Entry {
     pub(crate) bill: Option<Bill>,
     /// Why it failed, in a sentence.
     pub(crate) error: Option<String>,
+    /// The proof of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proof: Option<Kept>,
+    /// Whether the answer is to be proved in the background.
+    #[serde(default)]
+    pub(crate) proof_due: bool,
     pub(crate) request: Request,
+}
+
+impl Entry {
+    /// Whether an integer graph was asked, whose answer is a proof.
+    pub(crate) fn is_inference(&self) -> bool {
+        self.request_id.starts_with(crate::inference::PREFIX)
+    }
+
+    /// Whether a model that writes text was asked.
+    pub(crate) fn is_text(&self) -> bool {
+        !self.is_inference() && !self.request_id.starts_with(crate::proofs::PREFIX)
+    }
+}
+
+/// What is to be done with an answer in the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    Replay,
+    Proof,
 }
 
 /// What a receipt bills.
@@ -196,6 +225,7 @@ impl Store {
         transaction.open_table(BY_ID).map_err(failed)?;
         transaction.open_table(PENDING).map_err(failed)?;
         transaction.open_table(DUE).map_err(failed)?;
+        transaction.open_table(PROOFS_DUE).map_err(failed)?;
         transaction.open_table(BUNDLES).map_err(failed)?;
         transaction.open_table(AUDITS).map_err(failed)?;
         transaction.open_table(EVIDENCE).map_err(failed)?;
@@ -269,14 +299,14 @@ impl Store {
         self.write(move |transaction| update(transaction, &nonce, |entry| entry.attempts.push(attempt))).await
     }
 
-    /// Stores an accepted answer and counts it. `audit_due`: it is to be replayed in the background, after a restart
+    /// Stores an accepted answer and counts it. `due`: it is to be replayed or proved in the background, after a restart
     /// if need be.
     pub(crate) async fn answered(
         &self,
         bundle: &Bundle,
         receipt_hash: Bytes32,
         at_ms: u64,
-        audit_due: bool,
+        due: Due,
     ) -> Result<(), Error> {
         let receipt = bundle.receipt.statement.clone();
         let bytes = encode(bundle)?;
@@ -284,8 +314,13 @@ impl Store {
             let nonce = receipt.nonce;
             transaction.open_table(BUNDLES).map_err(failed)?.insert(nonce.0, &*bytes).map_err(failed)?;
             transaction.open_table(PENDING).map_err(failed)?.remove(nonce.0).map_err(failed)?;
-            if audit_due {
-                transaction.open_table(DUE).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
+            let table = match due {
+                Due::Nothing => None,
+                Due::Replay => Some(DUE),
+                Due::Proof => Some(PROOFS_DUE),
+            };
+            if let Some(table) = table {
+                transaction.open_table(table).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
             }
             let (mut key, mut model) = (String::new(), String::new());
             update(transaction, &nonce, |entry| {
@@ -299,6 +334,7 @@ impl Store {
                     price: receipt.price,
                 });
                 entry.error = None;
+                entry.proof_due = due == Due::Proof;
                 key.clone_from(&entry.key);
                 model.clone_from(&entry.model_name);
             })?;
@@ -352,14 +388,45 @@ impl Store {
         .await
     }
 
-    /// Answers whose background replay was not made before the gateway stopped.
-    pub(crate) async fn due(&self) -> Result<Vec<Bytes32>, Error> {
-        self.read(|transaction| {
-            let table = transaction.open_table(DUE).map_err(failed)?;
-            let rows = table.iter().map_err(failed)?;
-            rows.map(|row| Ok(Bytes32(row.map_err(failed)?.0.value()))).collect()
+    /// Stores the proof of an answer, which nobody is asked for any more.
+    pub(crate) async fn proved(&self, nonce: Bytes32, proof: Kept) -> Result<(), Error> {
+        self.write(move |transaction| {
+            transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
+            update(transaction, &nonce, |entry| {
+                entry.proof = Some(proof);
+                entry.proof_due = false;
+            })
         })
         .await
+    }
+
+    /// The proof of an answer.
+    pub(crate) async fn proof(&self, nonce: Bytes32) -> Result<Option<Kept>, Error> {
+        self.read(move |transaction| {
+            let requests = transaction.open_table(REQUESTS).map_err(failed)?;
+            let Some(bytes) = requests.get(nonce.0).map_err(failed)? else { return Ok(None) };
+            Ok(decode::<Entry>(bytes.value())?.proof)
+        })
+        .await
+    }
+
+    /// Notes that an answer is not to be proved in the background any more.
+    pub(crate) async fn proof_done(&self, nonce: Bytes32) -> Result<(), Error> {
+        self.write(move |transaction| {
+            transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
+            update(transaction, &nonce, |entry| entry.proof_due = false)
+        })
+        .await
+    }
+
+    /// Answers that were not proved in the background before the gateway stopped.
+    pub(crate) async fn proofs_due(&self) -> Result<Vec<Bytes32>, Error> {
+        self.read(|transaction| nonces_of(transaction, PROOFS_DUE)).await
+    }
+
+    /// Answers whose background replay was not made before the gateway stopped.
+    pub(crate) async fn due(&self) -> Result<Vec<Bytes32>, Error> {
+        self.read(|transaction| nonces_of(transaction, DUE)).await
     }
 
     /// Stores an audit, unless it is stored or a bundle could not hold more; `false` then.
@@ -634,6 +701,15 @@ fn rows_of<T: DeserializeOwned>(
         rows.push(decode(row.map_err(failed)?.1.value())?);
     }
     Ok(rows)
+}
+
+fn nonces_of(
+    transaction: &redb::ReadTransaction,
+    definition: TableDefinition<'_, [u8; 32], ()>,
+) -> Result<Vec<Bytes32>, Error> {
+    let table = transaction.open_table(definition).map_err(failed)?;
+    let rows = table.iter().map_err(failed)?;
+    rows.map(|row| Ok(Bytes32(row.map_err(failed)?.0.value()))).collect()
 }
 
 /// Only the owner may read the database: it holds prompts and answers in the clear.

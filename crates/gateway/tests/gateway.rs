@@ -819,7 +819,7 @@ async fn keys_rates_and_hosts_are_enforced() {
     let digest = sha2::Sha256::digest(b"sk-test");
     let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let net = Net::start(&[Fault::None], |config| {
-        config.api_keys = vec![ApiKey { name: "tester".into(), sha256, admin: false }];
+        config.api_keys = vec![ApiKey { name: "tester".into(), sha256, admin: false, policy: None }];
         config.requests_per_minute = 1;
         config.requests_burst = 2;
     })
@@ -842,7 +842,7 @@ fn key(name: &str, secret: &str, admin: bool) -> ApiKey {
     use sha2::Digest as _;
     let digest = sha2::Sha256::digest(secret.as_bytes());
     let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    ApiKey { name: name.into(), sha256, admin }
+    ApiKey { name: name.into(), sha256, admin, policy: None }
 }
 
 /// A key sees its own requests and no others; what others asked is as unknown to it as what nobody asked.

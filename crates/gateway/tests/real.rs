@@ -4,6 +4,8 @@
 
 #[path = "real/mod.rs"]
 mod network;
+#[path = "real/proofs.rs"]
+mod proofs;
 
 use assay_proof::{Key, Model};
 use assay_receipt::{AnyStatement, Bytes32, Domain, Verdict};

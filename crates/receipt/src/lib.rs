@@ -45,7 +45,7 @@ pub use bytes::{Address, Bytes32};
 pub use chunk::{Chain, Chunk, SignedChunk};
 pub use eip712::{Domain, Statement, Typed, encode_data, keccak256, type_definitions, typed_data};
 pub use error::Error;
-pub use members::{GRAPH_ARITHMETIC, Member, Members, Offer};
+pub use members::{GRAPH_ARITHMETIC, Member, Members, Offer, TRACE_PROOF_ARITHMETIC};
 pub use output::{FinishReason, Output, TokenLogprob, output_commitment};
 pub use request::{Constraint, Message, Prompt, Request, Sampling, request_commitment};
 pub use sign::{Key, Signature, Signed, signed_all};

@@ -44,23 +44,29 @@ pub struct Member {
 /// The arithmetic of integer graphs (models from ONNX), whose answers are proofs: 2^31 and the version of the proof's file.
 pub const GRAPH_ARITHMETIC: u32 = (1 << 31) + 3;
 
+/// Stands where an arithmetic does in offers and receipts of proofs of answers in text (`docs/trace-proof.md`): 2^30 and the version
+/// of the proof's file. The model is then the key that the proof is checked with.
+pub const TRACE_PROOF_ARITHMETIC: u32 = (1 << 30) + 1;
+
 /// One model that a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Offer {
-    /// Model id.
+    /// Model id; for proofs of answers in text, the id of the model's key.
     pub model: Bytes32,
     /// Name by which callers ask for it.
     pub name: String,
-    /// Price of a prompt token in 10^-18 OPG; of an integer graph, of an example with its proof.
+    /// Price of a prompt token in 10^-18 OPG; of an integer graph, of an example with its proof; for a proof of an
+    /// answer in text, of a position of the text.
     #[serde(with = "decimal")]
     pub prompt_price: u128,
     /// Price of a sampled token in 10^-18 OPG.
     #[serde(with = "decimal")]
     pub completion_price: u128,
-    /// Version of the arithmetic; 0 for a forwarder, [`GRAPH_ARITHMETIC`] for an integer graph.
+    /// Version of the arithmetic; 0 for a forwarder, [`GRAPH_ARITHMETIC`] for an integer graph, [`TRACE_PROOF_ARITHMETIC`] for
+    /// proofs of answers in text.
     pub arithmetic: u32,
-    /// Longest context in tokens; of an integer graph, the most examples in a request.
+    /// Longest context in tokens; of an integer graph, the most examples in a request; for proofs, the longest text.
     pub context: u32,
 }
 

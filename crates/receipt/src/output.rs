@@ -71,6 +71,26 @@ impl Output {
         (*self == Output::of_text(self.text.clone(), self.prompt_tokens)).then_some(file)
     }
 
+    /// An answer that names a file which goes beside it, the proof of an answer in text: its SHA-256 and its length in bytes are the text,
+    /// and the prompt counts one token a position.
+    pub fn file(sha256: &Bytes32, bytes: u64, positions: u32) -> Output {
+        Output::of_text(format!("{sha256} {bytes}"), positions)
+    }
+
+    /// SHA-256 and length of the file that a text names as [`Output::file`] writes it.
+    pub fn file_of(text: &str) -> Option<(Bytes32, u64)> {
+        let (sha256, bytes) = text.split_once(' ')?;
+        let (sha256, bytes) = (sha256.parse().ok()?, bytes.parse().ok()?);
+        // One spelling only.
+        (Output::file(&sha256, bytes, 0).text == text).then_some((sha256, bytes))
+    }
+
+    /// SHA-256 and length of the file that an answer names; `None` for an answer that names none.
+    pub fn named_file(&self) -> Option<(Bytes32, u64)> {
+        let file = Output::file_of(&self.text)?;
+        (*self == Output::of_text(self.text.clone(), self.prompt_tokens)).then_some(file)
+    }
+
     /// An answer that is a text and no tokens.
     fn of_text(text: String, prompt_tokens: u32) -> Output {
         Output {

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::decimal;
 use crate::eip712::{Fields, Typed, keccak256, sealed};
-use crate::{Bytes32, Error, limits};
+use crate::{Bundle, Bytes32, Error, limits};
 
 /// What the caller wants. All of it is covered by [`request_commitment`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +154,22 @@ impl Request {
         let inputs = from_integers(text)?;
         // One spelling only, and nothing else asked for.
         (*self == Request::inference(self.model, &inputs)).then_some(inputs)
+    }
+
+    /// The request for a proof of an answer in text, to be checked with the model's key that has this id: the answer's bundle as
+    /// JSON, without chunks and audits, is the text.
+    pub fn proof(key: Bytes32, answer: &Bundle) -> Request {
+        let subject = Bundle { chunks: Vec::new(), audits: Vec::new(), ..answer.clone() };
+        // Every bundle can be written; one that could not would be refused as a request.
+        Request::from_text(key, &serde_json::to_string(&subject).unwrap_or_default(), 1)
+    }
+
+    /// The answer that [`Request::proof`] asks to prove; `None` for a request that is none. No signature is checked.
+    pub fn proof_subject(&self) -> Option<Bundle> {
+        let Prompt::Text(text) = &self.prompt else { return None };
+        let subject = Bundle::from_json(text.as_bytes()).ok()?;
+        // One spelling only, and nothing else asked for.
+        (*self == Request::proof(self.model, &subject)).then_some(subject)
     }
 
     /// Checks every length and range that this type documents.

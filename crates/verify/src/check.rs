@@ -1,6 +1,7 @@
 use assay_receipt::{
     Address, Audit, Bundle, Bytes32, Chain, Domain, GRAPH_ARITHMETIC, Level, Member, Members, Offer, Signed,
-    SignedChunk, Statement, Verdict, output_commitment, request_commitment, signed_all,
+    SignedChunk, Statement, TRACE_PROOF_ARITHMETIC, Verdict, output_commitment, request_commitment,
+    signed_all,
 };
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +154,9 @@ pub fn check(bundle: &Bundle, expected: &Expected) -> Report {
         State::Signed => {
             trusted.push(match receipt.arithmetic {
                 GRAPH_ARITHMETIC => format!("The {who}, as long as the proof in the answer is not checked."),
+                TRACE_PROOF_ARITHMETIC => {
+                    format!("The {who}, as long as the file is not checked with the model's key.")
+                }
                 _ => format!("The {who}: nothing here shows that the model really gave this answer."),
             });
             Some(Level::Signed)
@@ -327,6 +331,10 @@ fn arithmetic(bundle: &Bundle, offer: Option<&Offer>) -> Result<String, String> 
                 "the answer of an integer graph is no proof".into()
             })
         }
+        (TRACE_PROOF_ARITHMETIC, _) => {
+            let names = bundle.output.named_file().is_some();
+            ensure(names, "the answer names the file of a proof", || "the answer names no file".into())
+        }
         (version, _) => Ok(format!("arithmetic version {version}: the answer can be replayed")),
     }
 }
@@ -349,6 +357,12 @@ fn usage(bundle: &Bundle) -> Result<String, String> {
     let (receipt, output) = (&bundle.receipt.statement, &bundle.output);
     compare("number of prompt tokens", &receipt.prompt_tokens, &output.prompt_tokens)?;
     compare("number of completion tokens", &receipt.completion_tokens, &output.completion_tokens)?;
+    if receipt.arithmetic == TRACE_PROOF_ARITHMETIC {
+        let subject = bundle.request.proof_subject().ok_or("the request names no answer to prove")?;
+        let subject = subject.receipt.statement;
+        let tokens = u64::from(subject.prompt_tokens) + u64::from(subject.completion_tokens);
+        compare("number of positions", &u64::from(receipt.prompt_tokens), &tokens.saturating_sub(1))?;
+    }
     if receipt.arithmetic != 0 {
         let count = output.tokens.len();
         compare("number of completion tokens", &(receipt.completion_tokens as usize), &count)?;

@@ -134,6 +134,11 @@ impl Answer {
         (answer, lines)
     }
 
+    /// The commitment to the request.
+    pub(crate) fn commitment(&self) -> Bytes32 {
+        self.commitment
+    }
+
     /// Runs `work` until it ends, the caller goes away, the time is over, or the worker stops.
     pub(crate) async fn within_limits<T>(
         &self,

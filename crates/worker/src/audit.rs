@@ -97,7 +97,7 @@ pub(crate) async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Re
 }
 
 /// Checks that the bundle is what its worker signed, so that a verdict on it is a verdict on the worker.
-fn check(domain: &Domain, bundle: &Bundle) -> Result<(), &'static str> {
+pub(crate) fn check(domain: &Domain, bundle: &Bundle) -> Result<(), &'static str> {
     let receipt = &bundle.receipt.statement;
     if bundle.domain != *domain {
         return Err("The bundle is for another domain than this worker's.");
@@ -139,7 +139,8 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
     let receipt = bundle.receipt.statement.clone();
     let unable = |field: &str| Finding { field: field.to_owned(), ..Finding::new(Verdict::Unable) };
     let host = shared.hosts.iter().find(|host| host.offer.model == bundle.request.model);
-    let Some(host) = host.filter(|host| !matches!(host.backend, Backend::Upstream(_))) else {
+    let Some(host) = host.filter(|host| !matches!(host.backend, Backend::Upstream(_) | Backend::Proofs(_)))
+    else {
         return Ok((unable("model"), receipt, 0));
     };
     let arithmetic = host.offer.arithmetic;
@@ -158,7 +159,7 @@ async fn find(shared: &Arc<Shared>, bundle: Bundle) -> Result<Found, Trouble> {
         Backend::Local(local) => local.replay(bundle.request, bundle.output).await,
         Backend::Encoder(embedder) => embedder.replay(bundle.request, bundle.output).await,
         Backend::Graph(prover) => prover.replay(bundle.request, bundle.output).await,
-        Backend::Upstream(_) => Replayed::Unable { field: "model" },
+        Backend::Upstream(_) | Backend::Proofs(_) => Replayed::Unable { field: "model" },
     };
     tracing::debug!(waited = ?started.elapsed(), "audit replayed");
     let finding = match replayed {

@@ -196,6 +196,13 @@ pub struct Model {
     /// Price of a generated token, in 10^-18 OPG. Default 0.
     #[serde(default, with = "decimal")]
     pub completion_price: u128,
+    /// For a model that writes text: the key that `assay model commit` made. The worker then proves answers of the model to whoever
+    /// pays `proof_price`. Default: no proofs at a price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_key: Option<PathBuf>,
+    /// Price of a proof for each position of the text (tokens of prompt and answer, less one), in 10^-18 OPG. Default 0.
+    #[serde(default, with = "decimal")]
+    pub proof_price: u128,
     /// For demonstrations and tests only: offers the artifact under this other model's id, which is a lie that a
     /// replay exposes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use assay_engine::request::Prepared;
 use assay_receipt::{
-    Address, AnyStatement, Bytes32, Chain, Failure, FailureCode, GRAPH_ARITHMETIC, GenerateCall, Receipt,
-    prompt_commitment,
+    Address, AnyStatement, Bundle, Bytes32, Chain, Failure, FailureCode, GRAPH_ARITHMETIC, GenerateCall,
+    Receipt, TRACE_PROOF_ARITHMETIC, prompt_commitment,
 };
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -36,6 +36,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/audit", post(crate::audit::audit))
         .route("/v1/trace", post(crate::light::trace))
         .route("/v1/proof", post(crate::light::proof))
+        .route("/v1/proofs/{nonce}", get(crate::proofs::file).post(crate::proofs::accept))
         .route("/v1/receipts/{nonce}", get(receipt))
         .route("/v1/lines/{root}", get(line))
         .route("/v1/models/{model}/manifest", get(manifest))
@@ -242,12 +243,15 @@ async fn generate(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
                         embedder.answer(answer, tokens).await;
                     }
                     (Backend::Graph(prover), Work::Prove(inputs)) => prover.answer(answer, inputs).await,
+                    (Backend::Proofs(proofs), Work::ProveText(subject)) => {
+                        proofs.answer(answer, *subject).await;
+                    }
                     (Backend::Upstream(upstream), _) => {
                         host.metrics.running.inc();
                         upstream.answer(answer).await;
                         host.metrics.running.dec();
                     }
-                    (Backend::Local(_) | Backend::Encoder(_) | Backend::Graph(_), _) => {
+                    (Backend::Local(_) | Backend::Encoder(_) | Backend::Graph(_) | Backend::Proofs(_), _) => {
                         answer
                             .fail(Trouble::new(FailureCode::Internal, "The request was not prepared."))
                             .await;
@@ -268,6 +272,7 @@ enum Work {
     Generate(Box<(Prepared, Lease)>),
     Embed(Vec<u32>),
     Prove(Vec<i32>),
+    ProveText(Box<Bundle>),
     /// The model is not this worker's own.
     Forward,
 }
@@ -316,7 +321,10 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
     if shared.log.is_spent(&call.nonce, &commitment)? {
         return Err(duplicate());
     }
-    if let Some(settlement) = &shared.settlement {
+    // A proof is paid when it was found to hold.
+    if let Some(settlement) = &shared.settlement
+        && !matches!(host.backend, Backend::Proofs(_))
+    {
         settlement.check(shared, call, commitment, &host.offer).await?;
     }
     let prepared = match &host.backend {
@@ -326,6 +334,9 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
         }
         Backend::Encoder(embedder) => Work::Embed(embedder.prepare(call, &host.offer).await?),
         Backend::Graph(prover) => Work::Prove(prover.prepare(call, &host.offer)?),
+        Backend::Proofs(proofs) => {
+            Work::ProveText(Box::new(proofs.prepare(shared, call, &host.offer).await?))
+        }
         Backend::Upstream(_) if call.resume.is_empty() => Work::Forward,
         Backend::Upstream(_) => {
             return Err(bad("A forwarded model cannot continue another worker's answer.".to_owned()));
@@ -335,7 +346,7 @@ async fn admit(shared: &Arc<Shared>, call: &GenerateCall, commitment: Bytes32) -
         let tokens = match &prepared {
             Work::Generate(work) => work.0.generation.prompt.as_slice(),
             Work::Embed(tokens) => tokens,
-            Work::Prove(_) | Work::Forward => &[],
+            Work::Prove(_) | Work::ProveText(_) | Work::Forward => &[],
         };
         let fixed = voucher.statement.prompt;
         // A dispute would go by the voucher's tokens.
@@ -411,7 +422,7 @@ async fn manifest(State(shared): State<Arc<Shared>>, Path(model): Path<String>) 
     match opened(&shared, &model) {
         Some(opened) => {
             let kind = match opened.arithmetic {
-                GRAPH_ARITHMETIC => "application/octet-stream",
+                GRAPH_ARITHMETIC | TRACE_PROOF_ARITHMETIC => "application/octet-stream",
                 _ => "application/json",
             };
             ([(header::CONTENT_TYPE, kind)], opened.manifest.clone()).into_response()

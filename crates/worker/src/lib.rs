@@ -17,6 +17,8 @@
 //!     completion_price: 0,
 //!     key: None,
 //!     draft: None,
+//!     proof_key: None,
+//!     proof_price: 0,
 //!     impersonate: None,
 //! });
 //! let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
@@ -41,6 +43,7 @@ mod local;
 mod log;
 mod memory;
 mod metrics;
+mod proofs;
 mod prove;
 mod server;
 mod settle;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use assay_engine::Config;
 use assay_engine::light::{prove, record};
-use assay_receipt::Bytes32;
+use assay_receipt::{Bytes32, FailureCode};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::audit;
 use crate::http::{plain, retry_after};
 use crate::local::Recording;
-use crate::server::{Backend, Phase, Shared};
+use crate::server::{Backend, Host, Phase, Shared};
 
 /// Bytes that are sent at once.
 const PIECE: usize = 256 << 10;
@@ -69,14 +69,30 @@ async fn show(shared: &Arc<Shared>, headers: &HeaderMap, body: Body, key: Option
         let message = "The worker is shutting down: ask again later.";
         return retry_after(plain(StatusCode::SERVICE_UNAVAILABLE, "draining", message), 30_000);
     }
+    let priced = |host: &&Arc<Host>| Some(host.offer.model) == key && host.offer.prompt_price > 0;
+    if shared.hosts.iter().any(|host| priced(&host)) {
+        let message = "Proofs with this key have a price here: ask through a gateway.";
+        return plain(StatusCode::PAYMENT_REQUIRED, "price", message);
+    }
     let host = shared.hosts.iter().find(|host| host.offer.model == bundle.receipt.statement.model);
     let Some(Backend::Local(local)) = host.map(|host| &host.backend) else {
         let message = "No traces are made of this model's answers: have them replayed.";
         return plain(StatusCode::NOT_FOUND, "no_traces", message);
     };
-    match local.recording(bundle.request, bundle.output).await {
+    let Ok(turn) = local.traces.clone().try_acquire_owned() else {
+        let message = "Another trace is being recorded: ask again later.";
+        return retry_after(plain(StatusCode::TOO_MANY_REQUESTS, "busy", message), 5_000);
+    };
+    match local.recording(bundle.request, bundle.output, turn).await {
         Ok(recording) => stream_of(recording, key, shared.config.request_deadline_ms),
-        Err(response) => response,
+        Err(trouble) => {
+            let (status, code, wait) = match trouble.code {
+                FailureCode::BadRequest => (StatusCode::CONFLICT, "differs", 0),
+                FailureCode::ContextExceeded => (StatusCode::UNPROCESSABLE_ENTITY, "length", 0),
+                _ => (StatusCode::SERVICE_UNAVAILABLE, "busy", 5_000),
+            };
+            retry_after(plain(status, code, &trouble.message), wait)
+        }
     }
 }
 

@@ -11,12 +11,9 @@ use assay_engine::request::{OutputVerdict, Prepared, Processor, RequestError, ju
 use assay_engine::{Engine, Event, Priority, SequenceId, Service, Stats, Tenant};
 use assay_model::Artifact;
 use assay_receipt::{Bytes32, FailureCode, GenerateCall, Offer, Output, Request, TokenLogprob};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::answer::{Answer, Trouble, slow_reader};
-use crate::http::{plain, retry_after};
 use crate::memory::{File, Lease, Memory, Slot};
 use crate::metrics::ModelMetrics;
 use crate::{Config, Error, Model};
@@ -27,7 +24,7 @@ const UNREAD_TOKENS: usize = 1024;
 const CHUNK_TOKENS: usize = 64;
 
 /// The part of the cache, one in so many, that audits may claim from requests. Anybody may ask for audits.
-const AUDIT_CACHE: usize = 2;
+pub(crate) const AUDIT_CACHE: usize = 2;
 
 /// A model that can be asked. Its engine runs while [`Memory`] has it loaded.
 pub(crate) struct Local {
@@ -40,7 +37,7 @@ pub(crate) struct Local {
     /// Longest time of an audit, waiting included.
     audit_limit: Duration,
     /// One trace at a time is recorded.
-    traces: Arc<Semaphore>,
+    pub(crate) traces: Arc<Semaphore>,
 }
 
 /// What is to be recorded for a light check, and the right to do so.
@@ -381,38 +378,32 @@ impl Local {
 
 impl Local {
     /// Prepares the recording of an answer, or says why there is none. Keys and values of a recording are beside those of the
-    /// engine, and take no more memory than audits may.
-    pub(crate) async fn recording(&self, request: Request, output: Output) -> Result<Recording, Response> {
-        let Ok(turn) = self.traces.clone().try_acquire_owned() else {
-            let message = "Another trace is being recorded: ask again later.";
-            return Err(retry_after(plain(StatusCode::TOO_MANY_REQUESTS, "busy", message), 5_000));
-        };
-        let failed = |trouble: Trouble| {
-            let response = plain(StatusCode::SERVICE_UNAVAILABLE, "busy", &trouble.message);
-            retry_after(response, 5_000)
-        };
+    /// engine, and take no more memory than audits may. `turn` is of `traces`.
+    pub(crate) async fn recording(
+        &self,
+        request: Request,
+        output: Output,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<Recording, Trouble> {
         let examined = self.beside(move |processor| {
             let prepared = processor.examine(&request, &output);
             prepared.map(|prepared| (prepared.generation, output.tokens))
         });
-        let Ok((generation, tokens)) = examined.await.map_err(failed)? else {
+        let Ok((generation, tokens)) = examined.await? else {
             let message = "The answer is not this model's, and no trace can show that it is.";
-            return Err(plain(StatusCode::CONFLICT, "differs", message));
+            return Err(Trouble::new(FailureCode::BadRequest, message));
         };
         let (needed, most) = (generation.prompt.len() + tokens.len(), self.context / AUDIT_CACHE);
         if tokens.is_empty() || needed > most {
             let message =
                 format!("The text has {needed} tokens, and traces are made of answers with up to {most}.");
-            return Err(plain(StatusCode::UNPROCESSABLE_ENTITY, "length", &message));
+            return Err(Trouble::new(FailureCode::ContextExceeded, message));
         }
-        let lease = self.lease().await.map_err(failed)?;
+        let lease = self.lease().await?;
         let (memory, slot) = (self.memory.clone(), self.slot);
         let opened = tokio::task::spawn_blocking(move || memory.open(slot)).await;
-        match opened {
-            Ok(Ok(artifact)) => Ok(Recording { artifact, generation, tokens, _turn: turn, _lease: lease }),
-            Ok(Err(error)) => Err(error.into_response()),
-            Err(fault) => Err(Error::Start { fault: fault.to_string() }.into_response()),
-        }
+        let opened = opened.map_err(|fault| Error::Start { fault: fault.to_string() })?;
+        Ok(Recording { artifact: opened?, generation, tokens, _turn: turn, _lease: lease })
     }
 }
 

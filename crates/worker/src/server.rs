@@ -1,14 +1,14 @@
 //! What all requests share, and the worker's life from start to drained end.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use assay_model::Artifact;
 use assay_proof::Graph;
-use assay_receipt::{Address, Bytes32, Key, Member, Offer};
+use assay_receipt::{Address, Bytes32, Key, Member, Offer, TRACE_PROOF_ARITHMETIC};
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -17,10 +17,11 @@ use crate::connections::Bounded;
 use crate::embed::Embedder;
 use crate::forward::Upstream;
 use crate::identity::{Identity, write_new};
-use crate::local::{Local, ModelFile};
+use crate::local::{AUDIT_CACHE, Local, ModelFile};
 use crate::log::{Log, Opened};
 use crate::memory::Memory;
 use crate::metrics::{Metrics, ModelMetrics};
+use crate::proofs::{self, Proofs, Waiting};
 use crate::prove::Prover;
 use crate::settle::{self, Settlement};
 use crate::{Config, Error, Model, dispute, files, http};
@@ -53,6 +54,8 @@ pub(crate) enum Backend {
     Encoder(Embedder),
     /// An integer graph of this worker.
     Graph(Prover),
+    /// Proofs of what an engine of this worker answers.
+    Proofs(Proofs),
     /// Another server.
     Upstream(Upstream),
 }
@@ -81,7 +84,7 @@ impl Host {
     pub(crate) fn is_alive(&self) -> bool {
         match &self.backend {
             Backend::Local(local) => local.is_alive(),
-            Backend::Encoder(_) | Backend::Graph(_) | Backend::Upstream(_) => true,
+            Backend::Encoder(_) | Backend::Graph(_) | Backend::Proofs(_) | Backend::Upstream(_) => true,
         }
     }
 
@@ -109,6 +112,8 @@ pub(crate) struct Shared {
     pub(crate) bodies: Arc<Semaphore>,
     /// Nonces and commitments of requests that have not ended.
     running: Mutex<HashSet<(Bytes32, Bytes32)>>,
+    /// Proofs that wait to be fetched and accepted, by nonce.
+    proofs: Mutex<HashMap<Bytes32, Arc<Waiting>>>,
     /// Cloned by each request; shutdown waits until all clones are gone.
     pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
 }
@@ -150,6 +155,11 @@ impl Shared {
         Ok(Held { shared: self.clone(), host: host.clone(), key, _alive: alive })
     }
 
+    /// Proofs that wait to be fetched and accepted.
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, HashMap<Bytes32, Arc<Waiting>>> {
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The least nonce of the requests that have not ended.
     pub(crate) fn earliest_running(&self) -> Option<Bytes32> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +190,9 @@ impl Drop for Held {
         self.shared.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
+
+/// Proofs of a model's answers that wait to be made or fetched, beside the one at work: each is a file on disk.
+const PROOFS_WAITING: usize = 3;
 
 /// How long the end waits for a last batch.
 const LAST_ROUND: Duration = Duration::from_secs(5);
@@ -219,6 +232,7 @@ pub async fn run(
         return Err(io("remove the old worker.json", source));
     }
 
+    proofs::clear(&folder)?;
     let settlement = Settlement::new(&config)?;
     let asked = config.listen;
     let listen = |source| Error::Listen { address: asked, source };
@@ -257,6 +271,7 @@ pub async fn run(
         phase: watch::Sender::new(Phase::Serving),
         bodies: Arc::new(Semaphore::new(http::BODY_MEMORY_MIB)),
         running: Mutex::default(),
+        proofs: Mutex::default(),
         alive: Mutex::new(Some(alive)),
         config,
     });
@@ -328,12 +343,17 @@ fn open(
     let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
     let file = files::map(&model.artifact)?;
     if Graph::is_graph((*file).as_ref()) {
+        if model.proof_key.is_some() {
+            return Err(refused("its answers are proofs already; take `proof_key` away".to_owned()));
+        }
         let (prover, opened) = Prover::open(model, config)?;
         let most = prover.examples_max();
         return Ok((Backend::Graph(prover), opened, most));
     }
     if model.key.is_some() {
-        return Err(refused("only integer graphs are offered under a key".to_owned()));
+        return Err(refused(
+            "only integer graphs are offered under a key; `proof_key` is that of a text model".to_owned(),
+        ));
     }
     let artifact = Artifact::parse(file).map_err(|fault| refused(fault.to_string()))?;
     if artifact.encoder().is_none() {
@@ -341,6 +361,9 @@ fn open(
         let (local, opened) = Local::open(model, config, memory, metrics)?;
         let context = local.context();
         return Ok((Backend::Local(local), opened, context));
+    }
+    if model.proof_key.is_some() {
+        return Err(refused("proofs are made for models that write text; take `proof_key` away".to_owned()));
     }
     // An encoder is small next to a model that writes text, and stays.
     artifact.verify(&mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
@@ -352,14 +375,14 @@ fn open(
 /// Opens all models.
 async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Error> {
     let mut hosts: Vec<Arc<Host>> = Vec::new();
-    let host = |offer: Offer, backend, opened, parallel: usize| {
+    let host = |offer: Offer, backend, opened, parallel: usize, queue: usize| {
         Arc::new(Host {
             metrics: metrics.model(&offer.name),
             offer,
             backend,
             opened,
             held: AtomicUsize::new(0),
-            places: config.queue + parallel,
+            places: queue + parallel,
             parallel,
             mean_ms: AtomicU64::new(0),
             audits: AtomicUsize::new(0),
@@ -393,7 +416,23 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             arithmetic: opened.arithmetic,
             context: u32::try_from(context).unwrap_or(u32::MAX),
         };
-        hosts.push(host(offer, backend, Some(opened), config.max_batch));
+        let offered = offer.model;
+        hosts.push(host(offer, backend, Some(opened), config.max_batch, config.queue));
+        if let Some(path) = model.proof_key.clone() {
+            let data_dir = config.data_dir.clone();
+            let opening = tokio::task::spawn_blocking(move || proofs::open(&path, offered, &data_dir));
+            let (proofs, opened) =
+                opening.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
+            let offer = Offer {
+                model: opened.id,
+                name: model.name.clone(),
+                prompt_price: model.proof_price,
+                completion_price: 0,
+                arithmetic: TRACE_PROOF_ARITHMETIC,
+                context: u32::try_from(context / AUDIT_CACHE).unwrap_or(u32::MAX),
+            };
+            hosts.push(host(offer, Backend::Proofs(proofs), Some(opened), 1, PROOFS_WAITING));
+        }
     }
     for forward in &config.forward {
         let offer = Offer {
@@ -405,7 +444,7 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
             context: forward.context,
         };
         let upstream = Backend::Upstream(Upstream::new(forward)?);
-        hosts.push(host(offer, upstream, None, config.max_batch));
+        hosts.push(host(offer, upstream, None, config.max_batch, config.queue));
     }
     for (index, host) in hosts.iter().enumerate() {
         if hosts[..index].iter().any(|other| other.offer.model == host.offer.model) {

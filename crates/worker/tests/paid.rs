@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use assay_engine::request::Processor;
 use assay_model::Artifact;
 use assay_receipt::{
-    Address, Bytes32, Domain, GenerateCall, Key, Signed, Voucher, prompt_commitment, request_commitment,
+    Address, Bundle, Bytes32, Domain, GenerateCall, Key, Request, Signed, TRACE_PROOF_ARITHMETIC, Voucher,
+    prompt_commitment, request_commitment,
 };
 use assay_wallet::system::{System, contract};
 use assay_worker::Chain;
-use common::{End, Worker, call, endless};
+use common::{End, Worker, call, client, endless};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// What the stand-in says of every payer and signer.
 #[derive(Default)]
@@ -166,4 +168,120 @@ async fn a_chain_with_another_contract_is_refused_at_the_start() {
     let (ready, _) = tokio::sync::oneshot::channel();
     let error = Box::pin(assay_worker::run(config, ready, async {})).await.unwrap_err();
     assert!(error.to_string().contains("domain.contract"), "{error}");
+}
+
+/// A key for the tiny model, and the changes of a configuration that offer proofs with it.
+fn with_proofs(rpc: String) -> impl FnOnce(&mut assay_worker::Config) {
+    move |config| {
+        config.domain = domain();
+        config.chain = Some(Chain { rpc, settle_every_s: 3_600 });
+        let artifact = Artifact::parse(Arc::new(common::tiny(7))).unwrap();
+        let key = assay_engine::light::Commitment::make(&artifact, &mut |_, _| {}).unwrap();
+        let path = config.data_dir.join("tiny.key");
+        std::fs::write(&path, key.to_bytes()).unwrap();
+        (config.models[0].proof_key, config.models[0].proof_price) = (Some(path), 5);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_is_made_first_and_its_receipt_signed_for_a_voucher_that_pays_it() {
+    let (rpc, known) = node().await;
+    known.deposit.store(u64::MAX, Ordering::Relaxed);
+    let worker = Worker::tiny(with_proofs(rpc)).await;
+    let payer = Key::from_bytes([6; 32]).unwrap();
+    let asked = paid(&worker, &payer, &payer, |_| {});
+    let bundle = worker.generate(&asked).await.unwrap().bundle(&asked);
+    let offer = worker.ready.member.models[1].clone();
+    assert_eq!((offer.prompt_price, offer.arithmetic), (5, TRACE_PROOF_ARITHMETIC));
+    let proof_call = |bundle: &Bundle| {
+        let mut asked = call(Request::proof(offer.model, bundle));
+        (asked.domain, asked.payer) = (domain(), payer.address());
+        asked
+    };
+    // What is no signed answer of the model, or costs too much, is refused before anything is made.
+    let refused = async |call: &GenerateCall, word: &str| {
+        let refusal = worker.generate(call).await.unwrap_err();
+        let message = refusal.body["failure"]["statement"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(word), "{message}");
+        refusal.status
+    };
+    let mut other = proof_call(&bundle);
+    other.request = Request::from_text(offer.model, "prove it", 1);
+    assert_eq!(refused(&other, "answer's bundle").await, 400);
+    let mut changed = bundle.clone();
+    changed.output.text.push('!');
+    assert_eq!(refused(&proof_call(&changed), "commits to").await, 400);
+    let mut forged = bundle.clone();
+    forged.receipt.statement.completion_tokens += 1;
+    assert_eq!(refused(&proof_call(&forged), "not signed").await, 400);
+    let poor = GenerateCall { cap: 1, ..proof_call(&bundle) };
+    assert_eq!(refused(&poor, "cap").await, 402);
+
+    let free = client().post(worker.url(&format!("/v1/proof?key={}", offer.model))).json(&bundle);
+    assert_eq!(free.send().await.unwrap().status().as_u16(), 402, "what has a price is not given away");
+
+    let asked = proof_call(&bundle);
+    let url = worker.url(&format!("/v1/proofs/{}", asked.nonce));
+    assert_eq!(client().get(&url).send().await.unwrap().status().as_u16(), 404);
+    let member = worker.ready.member.clone();
+    let running = tokio::spawn({
+        let (url, asked) = (member.url.clone(), asked.clone());
+        async move { common::generate(&url, &asked).await }
+    });
+    let file = loop {
+        let found = client().get(&url).send().await.unwrap();
+        if found.status().as_u16() == 200 {
+            break found.bytes().await.unwrap();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    let commitment = request_commitment(&asked.request, &asked.salt);
+    let voucher = |change: fn(&mut Voucher)| {
+        let mut voucher =
+            Voucher::new(&asked, commitment, Bytes32::ZERO, member.worker, &offer, u64::MAX >> 1);
+        change(&mut voucher);
+        json!({ "voucher": Signed::sign(&payer, &domain(), voucher) })
+    };
+    let accept = async |body: Value| client().post(&url).json(&body).send().await.unwrap().status().as_u16();
+    assert_eq!(accept(json!({ "voucher": null })).await, 402);
+    assert_eq!(accept(voucher(|v| v.prompt_price -= 1)).await, 402);
+    assert_eq!(accept(voucher(|v| v.nonce = Bytes32([1; 32]))).await, 402);
+    assert_eq!(accept(json!({ "vouchers": 2 })).await, 400);
+    assert!(!running.is_finished(), "nothing is signed before it is paid");
+    assert_eq!(accept(voucher(|_| {})).await, 200);
+    let proof = running.await.unwrap().unwrap().bundle(&asked);
+    let receipt = &proof.receipt.statement;
+    let positions = bundle.output.prompt_tokens + bundle.output.completion_tokens - 1;
+    assert_eq!((receipt.price, receipt.prompt_tokens), (u128::from(5 * positions), positions));
+    let hash = Bytes32(Sha256::digest(&file).into());
+    assert_eq!(proof.output.named_file(), Some((hash, file.len() as u64)));
+    assert_ne!(accept(voucher(|_| {})).await, 200, "it is accepted once");
+
+    // Whoever goes away instead of paying gets no receipt, and no file stays.
+    let given_up = proof_call(&bundle);
+    let body = serde_json::to_vec(&given_up).unwrap();
+    let mut response = client().post(worker.url("/v1/generate")).body(body).send().await.unwrap();
+    assert!(response.chunk().await.unwrap().is_some());
+    drop(response);
+    let statement = loop {
+        let (status, said) = worker.get(&format!("/v1/receipts/{}", given_up.nonce)).await;
+        if status == 200 {
+            break said;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    assert_eq!(statement["failure"]["statement"]["code"], "cancelled");
+    let left = std::fs::read_dir(worker.folder.path().join("proofs")).unwrap().count();
+    assert_eq!(left, 0);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_for_proofs_of_another_model_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = assay_worker::Config::new(folder.path());
+    config.models.push(common::model(&common::artifact(&config, 8), 2, 3));
+    with_proofs("http://127.0.0.1:1".to_owned())(&mut config);
+    let error = common::refused(config).await;
+    assert!(error.to_string().contains("key of the model"), "{error}");
 }

@@ -247,6 +247,8 @@ impl Network {
             draft: None,
             prompt_price: 0,
             completion_price: 0,
+            proof_key: None,
+            proof_price: 0,
             impersonate: None,
         }];
         let (ready, is_ready) = oneshot::channel();

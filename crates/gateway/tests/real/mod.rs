@@ -39,7 +39,7 @@ pub fn child() {
 }
 
 /// Writes a file so that a reader sees all of it or nothing.
-fn write(path: &Path, bytes: &[u8]) {
+pub fn write(path: &Path, bytes: &[u8]) {
     let part = path.with_extension("part");
     std::fs::write(&part, bytes).unwrap();
     std::fs::rename(part, path).unwrap();
@@ -181,6 +181,9 @@ pub fn encoder_artifact() -> Vec<u8> {
     assay_model::import_safetensors(&files, &mut |_, _| {}).unwrap()
 }
 
+/// The file with the key that proofs of answers in text are checked with.
+pub const PROOF_KEY: &str = "tiny.key";
+
 /// The name of the integer graph that every worker proves, and of one that the first worker proves without showing its weights.
 pub const SCORES: &str = "scores";
 pub const PRIVATE: &str = "private";
@@ -212,7 +215,11 @@ impl Network {
         let bytes = artifact();
         write(&strong, &bytes);
         write(&weak, &assay_model::weaken(&bytes).unwrap());
-        let id = assay_model::Artifact::parse(std::sync::Arc::new(bytes)).unwrap().id();
+        let opened = assay_model::Artifact::parse(std::sync::Arc::new(bytes)).unwrap();
+        let proof_key = folder.path().join(PROOF_KEY);
+        let commitment = assay_engine::light::Commitment::make(&opened, &mut |_, _| {}).unwrap();
+        write(&proof_key, &commitment.to_bytes());
+        let id = opened.id();
         let (scores, false_scores) = (folder.path().join("scores.graph"), folder.path().join("false.graph"));
         let (private, key) = (folder.path().join("private.graph"), folder.path().join("private.key"));
         write(&scores, &graph(1).encode());
@@ -226,6 +233,8 @@ impl Network {
             draft: None,
             prompt_price: price,
             completion_price: price,
+            proof_key: None,
+            proof_price: 0,
             impersonate,
         };
         let mut workers = Vec::new();
@@ -234,8 +243,16 @@ impl Network {
             let worker = Worker::new(place, |config| {
                 config.operator = format!("operator {number}");
                 config.models.push(match number < honest {
-                    true => model(&strong, 20, None),
-                    false => model(&weak, 10, Some(id)),
+                    true => assay_worker::Model {
+                        proof_key: Some(proof_key.clone()),
+                        proof_price: 7,
+                        ..model(&strong, 20, None)
+                    },
+                    false => assay_worker::Model {
+                        proof_key: Some(proof_key.clone()),
+                        proof_price: 3,
+                        ..model(&weak, 10, Some(id))
+                    },
                 });
                 config.models.push(assay_worker::Model { name: VECTORS.into(), ..model(&encoder, 20, None) });
                 let proved = match number < honest {
@@ -265,6 +282,7 @@ impl Network {
             members_file,
             members_signer: authority.address(),
             state_dir: folder.path().join("gateway"),
+            proof_keys: vec![proof_key],
             payer: Address([5; 20]),
             ..Default::default()
         };

@@ -224,6 +224,8 @@ pub fn model(artifact: &Path, prompt_price: u128, completion_price: u128) -> Mod
         draft: None,
         prompt_price,
         completion_price,
+        proof_key: None,
+        proof_price: 0,
         impersonate: None,
     }
 }
