@@ -17,6 +17,7 @@
 mod error;
 mod fold;
 mod lower;
+mod needed;
 mod proto;
 mod quantise;
 mod real;
@@ -74,26 +75,31 @@ pub fn import(bytes: impl AsRef<[u8]>, samples: &[f64]) -> Result<Imported, Erro
     }
     let parsed = proto::parse(bytes.as_ref())?;
     drop(bytes);
-    let model = lower::lower(parsed)?;
+    let (model, body) = lower::lower(parsed)?;
     let width = model.width;
     if !samples.len().is_multiple_of(width) || samples.iter().any(|x| !x.is_finite()) {
         return Err(Error::Samples(format!("the model takes {width} finite numbers an example")));
     }
     // As many as keep the values of all of them together below a bound.
-    let each = if let lower::Body::Network(network) = &model.body { network.values() } else { width };
+    let each = if let lower::Body::Network(network) = &body { network.values() } else { width };
     let count = SAMPLES_MAX.min(SAMPLE_VALUES_MAX / each).max(SAMPLES_LEAST);
     let samples = &samples[..samples.len().min(count * width)];
-    let (graph, reals) = match &model.body {
+    let (graph, reals) = match body {
         lower::Body::Network(network) => {
             if samples.is_empty() {
                 return Err(Error::Samples("ranges of inputs and activations are needed".into()));
             }
-            let values = real::run(network, samples);
-            let graph = quantise::quantise(&model, network, &values)?;
-            (graph, values.output(network).to_vec())
+            let all = real::run(&network, samples);
+            let widths = network.widths.clone();
+            let (network, origins) = needed::only_needed(network);
+            let values = match origins {
+                None => all,
+                Some(origins) => all.kept(&widths, &origins),
+            };
+            (quantise::quantise(&model, &network, &values)?, values.output(&network).to_vec())
         }
         lower::Body::Trees(forest) => (
-            trees::quantise(&model, forest)?,
+            trees::quantise(&model, &forest)?,
             samples.chunks_exact(width).flat_map(|x| forest.run(x)).collect(),
         ),
     };

@@ -20,7 +20,6 @@ pub(crate) struct Lowered {
     pub(crate) image: bool,
     pub(crate) task: Task,
     pub(crate) labels: Vec<String>,
-    pub(crate) body: Body,
 }
 
 pub(crate) enum Body {
@@ -72,7 +71,7 @@ struct Lowering<'a> {
 ///
 /// # Errors
 /// [`Error`].
-pub(crate) fn lower(mut model: Model) -> Result<Lowered, Error> {
+pub(crate) fn lower(mut model: Model) -> Result<(Lowered, Body), Error> {
     let constants = std::mem::take(&mut model.constants);
     let model = &model;
     let [(name, dims)] = model.inputs.as_slice() else {
@@ -131,7 +130,7 @@ pub(crate) fn lower(mut model: Model) -> Result<Lowered, Error> {
         Some(forest) => Body::Trees(forest),
         None => Body::Network(Network { ops, widths, output }),
     };
-    Ok(Lowered { width, image, task, labels, body })
+    Ok((Lowered { width, image, task, labels }, body))
 }
 
 fn invalid(node: &NodeProto, reason: impl Into<String>) -> Error {

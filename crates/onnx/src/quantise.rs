@@ -483,7 +483,8 @@ impl<'a> Quantiser<'a> {
 
     /// The largest absolute value on the samples.
     fn reach(&self, id: Id) -> f64 {
-        self.values.of(id).iter().fold(0.0f64, |max, value| max.max(value.abs())).max(1e-9)
+        let (low, high) = self.values.range(id);
+        high.max(-low).max(1e-9)
     }
 
     /// Whether a value is a linear map that nobody else reads and that is not rounded yet.
@@ -685,7 +686,7 @@ impl<'a> Quantiser<'a> {
     /// rounded.
     fn map(&mut self, id: Id, x: Id, function: &Function) -> Result<Quantised, Error> {
         let mut scale = self.common_step(self.reach(id) / f64::from(self.precision.levels));
-        let low_real = self.values.of(id).iter().fold(0.0f64, |min, value| min.min(*value));
+        let low_real = self.values.range(id).0;
         let (low, high) = (if low_real < 0.0 { -self.precision.levels } else { 0 }, self.precision.levels);
         let linear = matches!(self.network.ops[x], Op::Affine { .. } | Op::Conv { .. } | Op::Add { .. });
         // What somebody else reads as well is rounded on its own first.

@@ -234,11 +234,31 @@ impl Network {
 }
 
 /// The values of a network on sample data: of each id, example by example.
-pub(crate) struct Values(Vec<Vec<f64>>);
+pub(crate) struct Values {
+    values: Vec<Vec<f64>>,
+    /// The smallest and the largest of each, and 0.
+    ranges: Vec<(f64, f64)>,
+}
 
 impl Values {
     pub(crate) fn of(&self, id: Id) -> &[f64] {
-        &self.0[id]
+        &self.values[id]
+    }
+
+    /// The smallest and the largest value, and 0, also of what was left out since.
+    pub(crate) fn range(&self, id: Id) -> (f64, f64) {
+        self.ranges[id]
+    }
+
+    /// Those of a network of which only this is left, with the ranges of the whole: they say more about other inputs.
+    pub(crate) fn kept(&self, widths: &[usize], origins: &[(Id, Vec<bool>)]) -> Values {
+        let chosen = |(id, kept): &(Id, Vec<bool>)| {
+            let examples = self.of(*id).chunks_exact(widths[*id]);
+            let all = examples.flat_map(|example| example.iter().zip(kept));
+            all.filter(|(_, kept)| **kept).map(|(x, _)| *x).collect()
+        };
+        let ranges = origins.iter().map(|(id, _)| self.range(*id)).collect();
+        Values { values: origins.iter().map(chosen).collect(), ranges }
     }
 
     pub(crate) fn output(&self, network: &Network) -> &[f64] {
@@ -377,5 +397,8 @@ pub(crate) fn run(network: &Network, samples: &[f64]) -> Values {
         }
         values.push(out);
     }
-    Values(values)
+    let range = |values: &Vec<f64>| {
+        values.iter().fold((0.0f64, 0.0f64), |(low, high), x| (low.min(*x), high.max(*x)))
+    };
+    Values { ranges: values.iter().map(range).collect(), values }
 }
