@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {Addresses, System} from "./System.sol";
-import {Case, IReferee, Sampling, Subject} from "./Referee.sol";
+import {Case, FORCED_CALL, IReferee, Sampling, Subject} from "./Referee.sol";
 import {Key, Registry} from "./Registry.sol";
 import {Batch, Line, Opening, Settlement} from "./Settlement.sol";
 import {Audit, Receipt, Statements} from "./Statements.sol";
@@ -266,9 +266,15 @@ contract Disputes is System {
             prompt: o.leaf.voucher.prompt,
             salt: salt,
             outputTokens: output.tokens,
-            constraintKind: request.constraintKind,
+            constraintKind: _constraint(request),
             sampling: request.sampling
         });
+    }
+
+    /// What kind of constraint a request has; a call of a tool that must be made is one as well.
+    function _constraint(RequestParts calldata r) private pure returns (uint8) {
+        bool free = r.toolChoice == keccak256("auto") || r.toolChoice == keccak256("none") || r.toolChoice == keccak256("");
+        return r.constraintKind != 0 || free ? r.constraintKind : FORCED_CALL;
     }
 
     function _hold(uint256 batch, Line[] calldata lines, Opening calldata o) private returns (bytes32 receipt) {

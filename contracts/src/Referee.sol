@@ -18,6 +18,9 @@ struct Sampling {
     uint64 seed;
 }
 
+// The constraint of a request that has none but must call a tool.
+uint8 constant FORCED_CALL = 255;
+
 /// What a trace is the trace of, opened from a receipt's commitments.
 /// @param model Model id.
 /// @param promptTokens Tokens of the prompt.
@@ -25,7 +28,7 @@ struct Sampling {
 /// @param prompt The voucher's commitment to the prompt's tokens; zero when there is none.
 /// @param salt The request's salt.
 /// @param outputTokens EIP-712 hash of the output's tokens: keccak256 of them as 32-byte words.
-/// @param constraintKind 0 when nothing but the model limits the output.
+/// @param constraintKind 0 when nothing but the model limits the output; else the request's, or `FORCED_CALL`.
 /// @param sampling The sampling parameters.
 struct Subject {
     bytes32 model;

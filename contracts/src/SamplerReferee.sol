@@ -22,7 +22,14 @@ contract SamplerReferee is Referee {
         if (k.claim.cell == IS_PADDING) return _paddingClaim(h, k);
         if (k.claim.cell == IS_LENGTH) return _lengthClaim(k.subject, k.claim.tokens);
         if (k.claim.cell != IS_OUTPUT && k.claim.cell != IS_TOKEN) revert NoSuchEntry();
+        // The trace has what would be chosen if nothing were banned.
+        if (k.claim.cell == IS_OUTPUT) _unconstrained(k.subject);
         return _tokenClaim(h, k);
+    }
+
+    /// What a constraint bans is unknown here, so nothing that depends on it is judged: neither side could be held to it.
+    function _unconstrained(Subject calldata s) private pure {
+        if (s.constraintKind != 0) revert Unsupported("constraint");
     }
 
     /// Whether the number of tokens of the committed prompt or output is not the claimed one.
@@ -64,9 +71,9 @@ contract SamplerReferee is Referee {
     function _compute(Shape memory h, Case calldata k) internal pure override returns (bytes memory) {
         if (k.claim.cell < 53) revert NoSuchEntry();
         Sampling calldata p = k.subject.sampling;
-        if (k.subject.constraintKind != 0) revert Unsupported("constraint");
         if (k.claim.cell == 53) return _count(h, k);
         if (k.claim.cell == 54) return _adjusted(h, k);
+        _unconstrained(k.subject);
         uint256 logits = _penalised(p) || _biased(p) ? 54 : 52;
         if (k.claim.cell == 55) return _bestPart(h, k, logits);
         if (k.claim.cell == 56) return _best(h, k);

@@ -136,9 +136,17 @@ test("claims about tokens, size and padding", { timeout: 120_000 }, async () => 
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: behind } }), "NoSuchEntry");
   assert.equal(await c.failure(judge, "refutes", tree.root, bytes.length, { ...dirty, claim: { ...dirty.claim, a: first - 1 } }), "NoSuchEntry");
   // What no contract judges yet says so.
-  const k = { ...honestCase(model, trace, base.subject, [63, 0, 0, 0, 0]), subject: { ...base.subject, constraintKind: 1 } };
+  // That is what depends on what a constraint bans, the claim that the output is another one included, and no more than that.
   const t = trace;
-  assert.equal(await c.failure(judge, "refutes", t.tree.root, t.bytes.length, k), "Unsupported");
+  for (const constraintKind of [1, 4, 255]) {
+    const bound = { ...base, subject: { ...base.subject, constraintKind } };
+    const k = honestCase(model, trace, bound.subject, [63, 0, 0, 0, 0]);
+    assert.equal(await c.failure(judge, "refutes", t.tree.root, t.bytes.length, k), "Unsupported");
+    const said = claim(bound, { cell: 64, a: 0, tokens: output }, [t.place(63, 0, 0)]);
+    assert.equal(await c.failure(judge, "refutes", t.tree.root, t.bytes.length, said), "Unsupported");
+    assert.equal(await refutes(claim(bound, { cell: 65, a: 0, tokens: prompt }, [t.place(0, 0, 0)])), false);
+    assert.equal(await refutes(claim(bound, { cell: 66, a: 0 }, [])), false);
+  }
   // Biases are those of the request.
   const biased = { ...GREEDY, logitBias, biases: BIASES };
   const own = run(model, prompt, output, biased);

@@ -81,7 +81,7 @@ pub(crate) async fn play(
     patience: Duration,
     show: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Value> {
-    if let Some(why) = unsupported(&bundle.request.constraint) {
+    if let Some(why) = unsupported(&bundle.request) {
         return Err(Error::Rejected(format!("no contract can judge this answer: {why}; nothing was spent")));
     }
     let said = |error: &dyn std::fmt::Display| Error::said(error.to_string());

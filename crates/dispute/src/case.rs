@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use assay_engine::trace::{Entry, Found, Trace, reads};
 use assay_ledger::types::hex;
 use assay_model::{Artifact, merkle};
-use assay_receipt::{Bundle, Bytes32, Constraint, Domain, Typed, keccak256, typed_data};
+use assay_receipt::{Bundle, Bytes32, Constraint, Domain, Prompt, Request, Typed, keccak256, typed_data};
 use assay_wallet::abi;
 use serde_json::{Map, Value, json};
 
@@ -17,10 +17,26 @@ const IS_INPUT: usize = 65;
 const IS_SIZE: usize = 66;
 const IS_PADDING: usize = 67;
 const IS_LENGTH: usize = 68;
+/// The array of logits after penalties and biases; those after it depend on what a constraint bans.
+const LAST_BEFORE_CONSTRAINT: usize = 54;
 
-/// Why no contract judges an answer that was asked for like this, if so; docs/disputes.md has the list.
-pub fn unsupported(constraint: &Constraint) -> Option<&'static str> {
-    (*constraint != Constraint::None).then_some("the answer had to follow a constraint")
+/// `constraintKind` of a subject whose request has no constraint, but must call a tool.
+const FORCED_CALL: u8 = 255;
+
+/// Why no contract judges which tokens were chosen in an answer that was asked for like this, if so; docs/disputes.md has the list.
+pub fn unsupported(request: &Request) -> Option<&'static str> {
+    if request.constraint != Constraint::None {
+        return Some("the answer had to follow a constraint");
+    }
+    forced(request).then_some("the answer had to call a tool")
+}
+
+/// Whether a grammar follows from the choice of tools.
+fn forced(request: &Request) -> bool {
+    match &request.prompt {
+        Prompt::Chat { tool_choice, .. } => !matches!(tool_choice.as_str(), "auto" | "none" | ""),
+        Prompt::Text(_) | Prompt::Tokens(_) => false,
+    }
 }
 
 /// A word of EIP-712's `encodeData` for a JSON value of a type; none for what is no such value.
@@ -119,10 +135,13 @@ impl Opened {
     /// Of a bundle whose voucher commits to its prompt's tokens by `prompt`, or zero.
     pub fn new(bundle: &Bundle, prompt: Bytes32) -> Opened {
         let (request, output) = (parts_of(&bundle.request), parts_of(&bundle.output));
+        let kind = &request["constraintKind"];
+        let forced = *kind == json!(0) && forced(&bundle.request);
+        let kind = if forced { json!(FORCED_CALL) } else { kind.clone() };
         let subject = json!({
             "model": request["model"], "promptTokens": output["promptTokens"],
             "completionTokens": output["completionTokens"], "prompt": prompt, "salt": bundle.salt,
-            "outputTokens": output["tokens"], "constraintKind": request["constraintKind"],
+            "outputTokens": output["tokens"], "constraintKind": kind,
             "sampling": request["sampling"],
         });
         Opened { request, output, subject }
@@ -163,6 +182,17 @@ impl Fault {
             Found::Entry(entry) => Fault::Entry(entry),
             Found::Padding { array, layer } => Fault::Padding { place, array, layer },
         })
+    }
+
+    /// Whether it is judged where the answer had to follow a constraint: what comes before any token is banned.
+    pub(crate) fn before_constraint(&self) -> bool {
+        match self {
+            Fault::Entry(Entry { array, .. }) => *array <= LAST_BEFORE_CONSTRAINT,
+            Fault::Output(_) => false,
+            Fault::Input(_) | Fault::Size | Fault::Padding { .. } | Fault::Length | Fault::PromptLength => {
+                true
+            }
+        }
     }
 
     /// The number of the referee that judges it.
@@ -304,7 +334,7 @@ pub(crate) fn tile(index: u64, data: &[u8], siblings: &[Bytes32]) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use assay_receipt::{FinishReason, Output, Request, output_commitment, request_commitment};
+    use assay_receipt::{FinishReason, Output, output_commitment, request_commitment};
 
     use super::*;
 

@@ -11,7 +11,7 @@ use assay_wallet::system::contract;
 use serde_json::{Value, json};
 
 use crate::DisputeError;
-use crate::case::{Fault, Opened, case};
+use crate::case::{Fault, Opened, case, unsupported};
 use crate::game::{Action, Game, State, Turn, time};
 use crate::knowledge::{Knowledge, STEP};
 use assay_wallet::chain::{Chain, topic};
@@ -119,6 +119,8 @@ pub struct Challenger<'a> {
     completion_tokens: usize,
     /// Whether the voucher says which tokens the prompt has.
     prompt_fixed: bool,
+    /// Whether the answer had to follow a constraint, which the trace knows nothing of.
+    constrained: bool,
 }
 
 impl<'a> Challenger<'a> {
@@ -141,11 +143,12 @@ impl<'a> Challenger<'a> {
             prompt_tokens: bundle.output.prompt_tokens as usize,
             completion_tokens: bundle.output.completion_tokens as usize,
             prompt_fixed: prompt != Bytes32::ZERO,
+            constrained: unsupported(&bundle.request).is_some(),
         }
     }
 
-    /// What can be seen to be wrong without the worker's trace: its length, or the first token that the model does not give. `None` for
-    /// a right answer, which nobody should dispute.
+    /// What can be seen to be wrong without the worker's trace: its length, or the first token that the model does not give, if nothing
+    /// limits what it may give. `None` for a right answer, which nobody should dispute.
     pub fn fault(&self) -> Option<Fault> {
         if self.trace.output().len() != self.completion_tokens {
             return Some(Fault::Length);
@@ -153,6 +156,9 @@ impl<'a> Challenger<'a> {
         // The contract counts the voucher's tokens; without them nobody can show how many there are.
         if self.prompt_fixed && self.trace.prompt().len() != self.prompt_tokens {
             return Some(Fault::PromptLength);
+        }
+        if self.constrained {
+            return None;
         }
         let differs = |(given, claimed)| given != claimed;
         self.trace.tokens().iter().zip(self.trace.output()).position(differs).map(Fault::Output)
@@ -270,6 +276,9 @@ impl<'a> Challenger<'a> {
             return self.accuse(id, &known, Fault::Size).await;
         }
         if state.root == tree.root() {
+            if self.constrained {
+                return Err(DisputeError::Constrained);
+            }
             let fault = self.fault().ok_or(DisputeError::NothingWrong)?;
             return self.accuse(id, &known, fault).await;
         }
@@ -306,6 +315,9 @@ impl<'a> Challenger<'a> {
                 let own = |token: usize| token < self.trace.prompt().len();
                 if matches!(fault, Fault::Input(token) if own(token) && !self.prompt_fixed) {
                     return Err(DisputeError::Prompt);
+                }
+                if self.constrained && !fault.before_constraint() {
+                    return Err(DisputeError::Constrained);
                 }
                 return self.accuse(id, &known, fault).await;
             }

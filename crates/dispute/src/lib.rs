@@ -8,11 +8,13 @@
 //!
 //! ```
 //! use assay_dispute::unsupported;
-//! use assay_receipt::Constraint;
+//! use assay_receipt::{Bytes32, Constraint, Request};
 //!
 //! // Before anything is spent: no contract judges what a grammar has banned.
-//! assert_eq!(unsupported(&Constraint::None), None);
-//! assert_eq!(unsupported(&Constraint::Json), Some("the answer had to follow a constraint"));
+//! let mut request = Request::from_text(Bytes32([7; 32]), "a text", 9);
+//! assert_eq!(unsupported(&request), None);
+//! request.constraint = Constraint::Json;
+//! assert_eq!(unsupported(&request), Some("the answer had to follow a constraint"));
 //! ```
 
 mod case;
@@ -49,6 +51,11 @@ pub enum DisputeError {
         "the worker's trace is of another prompt, and the payer's voucher does not say which tokens the prompt has: no contract can judge that"
     )]
     Prompt,
+    /// The first difference depends on what a constraint bans.
+    #[error(
+        "up to its tokens the worker's trace is right, and what a constraint leaves to choose from is not judged: no contract can say who is wrong"
+    )]
+    Constrained,
     /// What the chain says about the dispute makes no sense.
     #[error("the chain's record of dispute {0} cannot be read: {1}")]
     Record(u64, &'static str),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use assay_dispute::{
-    Action, Challenger, Defender, DisputeError, Fault, Game, Settled, State, Turn, batch_of,
+    Action, Challenger, Defender, DisputeError, Fault, Game, Settled, State, Turn, batch_of, unsupported,
 };
 use assay_engine::trace::{Entry, Lie, Part, Trace, part};
 use assay_ledger::Genesis;
@@ -16,8 +16,8 @@ use assay_ledger::types::{Address, U256};
 use assay_model::testing::tiny_gguf;
 use assay_model::{Architecture, Artifact, import_gguf};
 use assay_receipt::{
-    BUNDLE_VERSION, Bundle, Bytes32, Domain, FinishReason, Key, Level, Output, Prompt, Receipt, Request,
-    Sampling, Signed, Voucher, output_commitment, prompt_commitment, request_commitment,
+    BUNDLE_VERSION, Bundle, Bytes32, Constraint, Domain, FinishReason, Key, Level, Message, Output, Prompt,
+    Receipt, Request, Sampling, Signed, Voucher, output_commitment, prompt_commitment, request_commitment,
 };
 use assay_wallet::abi::text;
 use assay_wallet::chain::Chain;
@@ -134,14 +134,28 @@ impl World {
         model: Bytes32,
         output: &[u32],
         sampling: &Sampling,
+        usage: [u32; 2],
+        fix: impl Fn(&Bytes32) -> Bytes32,
+    ) -> Case {
+        self.settle_asked(model, output, sampling, usage, fix, |_| ()).await
+    }
+
+    /// The same for a request that `ask` has changed.
+    async fn settle_asked(
+        &self,
+        model: Bytes32,
+        output: &[u32],
+        sampling: &Sampling,
         [prompt_tokens, completion_tokens]: [u32; 2],
         fix: impl Fn(&Bytes32) -> Bytes32,
+        ask: impl Fn(&mut Request),
     ) -> Case {
         let now_ms = self.node.time() * 1000;
         let salt = Bytes32([5; 32]);
         let mut request = Request::from_text(model, "", 64);
         request.prompt = Prompt::Tokens(PROMPT.to_vec());
         request.sampling = sampling.clone();
+        ask(&mut request);
         let output = Output {
             text: "an answer".to_owned(),
             tool_calls: None,
@@ -592,6 +606,101 @@ async fn false_outputs_sizes_and_silence_lose() {
     let ended = world.play(&case, &ours, &elsewhere, usize::MAX).await;
     assert!(matches!(ended.error, Some(DisputeError::Prompt)));
     assert_eq!((ended.worker_won, ended.how.as_str()), (true, "silence"));
+}
+
+/// Requests whose answers follow a grammar, by their constraint or by the call that they must make.
+fn constrained() -> [fn(&mut Request); 4] {
+    fn chat(request: &mut Request, choice: &str) {
+        let message = Message { role: "user".to_owned(), content: "so".to_owned(), ..Message::default() };
+        request.prompt = Prompt::Chat {
+            messages: vec![message],
+            tools: Some("[]".to_owned()),
+            tool_choice: choice.to_owned(),
+            parallel_tool_calls: true,
+        };
+    }
+    [
+        |request| request.constraint = Constraint::Json,
+        |request| request.constraint = Constraint::Regex("a+".to_owned()),
+        |request| chat(request, "required"),
+        |request| {
+            chat(request, "weather");
+            request.constraint = Constraint::Json;
+        },
+    ]
+}
+
+/// What a grammar bans is known to no contract. So nobody is convicted by what follows from it, and everything before it is judged as always.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_hides_what_is_chosen_and_nothing_else() {
+    let world = World::new().await;
+    let model_ = model(Architecture::Llama, 1);
+    let (free, _) = answer(&model_, &ranked());
+    // What the grammar left to choose from was something else: an honest worker's trace names the token that would have come without it.
+    let said = vec![free[0], (free[1] + 1) % 267, free[2]];
+    let honest = trace(&model_, &said, &ranked());
+    assert_ne!(honest.tokens(), said);
+    let entry = |array, b| Entry { array, layer: usize::from(array < 48), a: 1, b, c: 0 };
+    let lying = |entry| {
+        Arc::new(Trace::lying(model_.clone(), &PROMPT, &said, &ranked(), Lie { entry, bit: 1 }).unwrap())
+    };
+    let longer = trace(&model_, &[&said[..], &[1]].concat(), &ranked());
+    for (i, ask) in constrained().into_iter().enumerate() {
+        let settle =
+            async || world.settle_asked(model_.id(), &said, &ranked(), [3, 3], |_| Bytes32::ZERO, ask).await;
+        // The tokens are nobody's fault, and a challenger that goes on has nothing to say.
+        let case = settle().await;
+        assert!(unsupported(&case.bundle.request).is_some());
+        assert_eq!(world.challenger(&case, &honest).fault(), None);
+        let ended = world.play(&case, &honest, &honest, usize::MAX).await;
+        assert!(matches!(ended.error, Some(DisputeError::Constrained)), "{:?}", ended.error);
+        assert!(ended.worker_won && ended.how == "silence");
+        // A challenger that believes in a free choice does not even get its case read.
+        let case = settle().await;
+        let mut bundle = case.bundle.clone();
+        bundle.request.constraint = Constraint::None;
+        bundle.request.prompt = Prompt::Tokens(PROMPT.to_vec());
+        let mut game = world.challenger(&case, &honest).open(&case.settled).await.unwrap();
+        let free = Challenger::new(&world.chain, &world.challenger, &bundle, Bytes32::ZERO, honest.clone());
+        assert_eq!(free.fault(), Some(Fault::Output(1)));
+        let mut defender = Defender::new(world.chain.clone(), world.worker.clone());
+        defender.round(|_| async { Some(honest.clone()) }).await.unwrap();
+        let refused = free.step(&mut game).await.unwrap_err().to_string();
+        assert!(refused.contains("WrongSubject"), "{refused}");
+        // Lies up to the adjusted logits are refuted; the size is, and silence.
+        for fault in [entry(16, 0), entry(33, 1), entry(52, 7), entry(53, 7), entry(54, 7)] {
+            if i > 0 && fault.array != 33 && fault.array != 54 {
+                continue;
+            }
+            let ended = world.play(&settle().await, &honest, &lying(fault), usize::MAX).await;
+            assert_eq!(ended.fault, Some(Fault::Entry(fault)), "{:?}", ended.error);
+            assert!(!ended.worker_won && ended.how == "refuted");
+        }
+        let ended = world.play(&settle().await, &honest, &longer, usize::MAX).await;
+        assert_eq!((ended.worker_won, ended.fault), (false, Some(Fault::Size)));
+        // What comes after, it is not.
+        for fault in [entry(57, 7), entry(60, 7)] {
+            let ended = world.play(&settle().await, &honest, &lying(fault), usize::MAX).await;
+            assert!(matches!(ended.error, Some(DisputeError::Constrained)), "{:?}", ended.error);
+            assert!(ended.worker_won);
+        }
+    }
+    // A model with other weights is found out, whatever it had to follow.
+    let weak = trace(&model(Architecture::Llama, 9), &said, &ranked());
+    let case =
+        world.settle_asked(model_.id(), &said, &ranked(), [3, 3], |_| Bytes32::ZERO, constrained()[0]).await;
+    let ended = world.play(&case, &honest, &weak, usize::MAX).await;
+    assert!(!ended.worker_won && ended.how == "refuted", "{:?}", ended.error);
+    // A choice of tools that is free constrains nothing.
+    let ask = |request: &mut Request| {
+        constrained()[2](request);
+        let Prompt::Chat { tool_choice, .. } = &mut request.prompt else { panic!() };
+        *tool_choice = "auto".to_owned();
+    };
+    let case = world.settle_asked(model_.id(), &said, &ranked(), [3, 3], |_| Bytes32::ZERO, ask).await;
+    assert_eq!(unsupported(&case.bundle.request), None);
+    let ended = world.play(&case, &honest, &honest, usize::MAX).await;
+    assert_eq!((ended.worker_won, ended.fault), (false, Some(Fault::Output(1))), "{:?}", ended.error);
 }
 
 #[tokio::test(flavor = "multi_thread")]
