@@ -159,10 +159,10 @@ impl Records {
         self.store.put_record(worker, &live.record);
     }
 
-    /// The best worker for a request, or `None`.
+    /// The worker for a request, or `None`.
     ///
-    /// The score is what the answer may cost, multiplied for load, slowness and faults; the lowest wins. A worker
-    /// without history counts as fast and sound, so that new ones get a chance; sampling watches them.
+    /// The score is what the answer may cost, multiplied for load, slowness and faults; the lowest wins, but for the few requests that
+    /// [`pick`] gives to others. A worker without history counts as fast and sound, so that new ones get a chance; sampling watches them.
     pub(crate) fn choose(&self, members: &Members, need: &Need<'_>, random: u64) -> Option<Choice> {
         let workers = self.lock();
         let now = Instant::now();
@@ -201,14 +201,17 @@ impl Records {
             let soundness = 1.0 + 8.0 * record.failures as f64 / (total + 4.0);
             price * load * speed * soundness
         };
-        // Ties, which are the rule between equal workers, go to a random one of them.
-        let start = if candidates.is_empty() { 0 } else { (random % candidates.len() as u64) as usize };
-        let (tail, head) = candidates.split_at(start);
-        head.iter()
-            .chain(tail)
-            .map(|(member, offer, live)| (member, offer, score(offer, live)))
-            .min_by(|left, right| left.2.total_cmp(&right.2))
-            .map(|(member, offer, _)| Choice { member: (*member).clone(), offer: (*offer).clone() })
+        let scored: Vec<_> = candidates
+            .iter()
+            .map(|(_, offer, live)| Scored {
+                score: score(offer, live),
+                cost: cost(offer),
+                in_flight: live.in_flight,
+            })
+            .collect();
+        // Who asks again wants an answer, not news of a worker.
+        let (member, offer, _) = candidates[pick(&scored, need.tried.is_empty(), random)?];
+        Some(Choice { member: member.clone(), offer: offer.clone() })
     }
 
     /// An auditor for an answer of `worker`: of another operator than all of `not_operators`, offering the same model
@@ -421,7 +424,80 @@ impl Records {
     }
 }
 
+/// One request of so many goes to another worker than the best.
+const EXPLORE: u64 = 16;
+
+/// What decides between workers.
+#[derive(Debug, Clone, Copy)]
+struct Scored {
+    score: f64,
+    cost: f64,
+    in_flight: usize,
+}
+
+/// Which of the workers gets a request: the one with the lowest score, and of equals a random one. One request of [`EXPLORE`] goes to any
+/// other that costs no more and has no more to do: the best would else get all requests that come one after the other, nobody would watch
+/// the others, and who was slow or failed once would never be seen to be well again.
+fn pick(workers: &[Scored], explore: bool, random: u64) -> Option<usize> {
+    let count = workers.len() as u64;
+    let start = random.checked_rem(count)? as usize;
+    // Ties are the rule between equal workers.
+    let best = (start..workers.len())
+        .chain(0..start)
+        .min_by(|left, right| workers[*left].score.total_cmp(&workers[*right].score))?;
+    let dice = random / count;
+    if !explore || !dice.is_multiple_of(EXPLORE) {
+        return Some(best);
+    }
+    let others: Vec<_> = (0..workers.len())
+        .filter(|other| {
+            let (other_, best_) = (&workers[*other], &workers[best]);
+            *other != best && other_.cost <= best_.cost && other_.in_flight <= best_.in_flight
+        })
+        .collect();
+    match (dice / EXPLORE).checked_rem(others.len() as u64) {
+        Some(index) => Some(others[index as usize]),
+        None => Some(best),
+    }
+}
+
 /// Folds a value into a running mean that forgets slowly.
 fn mean(mean: &mut Option<f64>, value: f64) {
     *mean = Some(mean.map_or(value, |mean| mean * 0.8 + value * 0.2));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often each gets one of so many requests, whose dice are all numbers up to that.
+    fn shares(workers: &[Scored], explore: bool, requests: u64) -> Vec<u64> {
+        let mut shares = vec![0; workers.len()];
+        for random in 0..requests {
+            shares[pick(workers, explore, random).unwrap()] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn the_best_gets_most_requests_and_the_others_some() {
+        let worker = |score| Scored { score, cost: 5.0, in_flight: 1 };
+        let workers = [worker(9.0), worker(1.0), worker(2.0), worker(10.0)];
+        // 15 of 16, and the rest in equal parts.
+        assert_eq!(shares(&workers, true, 3 * 4 * 16 * 10), [40, 1800, 40, 40]);
+        // Who asks again gets the best.
+        assert_eq!(shares(&workers, false, 1920), [0, 1920, 0, 0]);
+        // Nobody is asked who costs more, or has more to do.
+        let dear = Scored { cost: 5.1, ..worker(9.0) };
+        let busy = Scored { in_flight: 2, ..worker(9.0) };
+        assert_eq!(shares(&[worker(1.0), dear, busy], true, 480), [480, 0, 0]);
+        assert_eq!(shares(&[worker(1.0), dear, busy, worker(2.0)], true, 640), [600, 0, 0, 40]);
+        // A worker that is cheaper, but slower than it is cheap.
+        let cheap = Scored { cost: 4.0, ..worker(3.0) };
+        assert_eq!(shares(&[worker(1.0), cheap], true, 320), [300, 20]);
+        // Equals share alike.
+        assert_eq!(shares(&[worker(1.0); 3], true, 480), [160; 3]);
+        assert_eq!(shares(&[worker(1.0)], true, 32), [32]);
+        assert_eq!(pick(&[], true, 7), None);
+    }
 }
