@@ -12,8 +12,8 @@ use alloy_rlp::{Decodable, Encodable, Header as Rlp};
 use assay_ledger::types::{Address, B256, Bytes, U256, keccak256};
 use assay_ledger::{Block, Committee, Executed, Header, Part, Piece, Receipt, State, Transaction};
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction,
-    backends::InMemoryBackend,
+    Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError,
+    WriteTransaction, backends::InMemoryBackend,
 };
 use thiserror::Error;
 
@@ -40,6 +40,8 @@ const SLOTS: Slots = TableDefinition::new("hashed_slots");
 /// A state that is not yet whole.
 const ARRIVED_ACCOUNTS: Accounts = TableDefinition::new("arrived_accounts");
 const ARRIVED_SLOTS: Slots = TableDefinition::new("arrived_slots");
+/// Pieces of states that were not whole, by the hash of the part that they proved to be: what a newer state has as well comes from here.
+const PIECES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pieces");
 
 /// What the tables are like; another number is another program's.
 const FORMAT: u8 = 1;
@@ -404,7 +406,7 @@ impl History {
         read().map(Some).map_err(damaged::<alloy_rlp::Error>("a state on its way"))
     }
 
-    /// Begins with a state that will come from other nodes: of any other nothing stays.
+    /// Begins with a state that will come from other nodes. Of another that was not whole the pieces stay.
     pub fn expect_state(&self, header: &Header) -> Result<Arriving, HistoryError> {
         let arriving =
             Arriving { header: header.clone(), missing: vec![Part::whole(header.state_root)], bytes: 0 };
@@ -416,6 +418,18 @@ impl History {
         note(&write, &arriving)?;
         write.commit()?;
         Ok(arriving)
+    }
+
+    /// A piece of some state that came before, if it is of this very part.
+    pub fn piece(&self, part: &Part) -> Result<Option<Piece>, HistoryError> {
+        let read = self.database.begin_read()?;
+        let pieces = match read.open_table(PIECES) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            pieces => pieces?,
+        };
+        let found = pieces.get(&part_hash(part))?;
+        // What cannot be read is asked for again.
+        Ok(found.and_then(|bytes| Piece::decode(bytes.value()).ok()))
     }
 
     /// Keeps a piece that was checked, with what is then missing. On disk when this returns.
@@ -444,16 +458,18 @@ impl History {
                 }
             }
         }
+        write.open_table(PIECES)?.insert(&part_hash(part), alloy_rlp::encode(piece).as_slice())?;
         note(&write, then)?;
         write.commit()?;
         Ok(())
     }
 
-    /// Drops a state on its way.
+    /// Drops a state on its way, and all pieces.
     pub fn forget_state(&self) -> Result<(), HistoryError> {
         let write = self.database.begin_write()?;
         write.delete_table(ARRIVED_ACCOUNTS)?;
         write.delete_table(ARRIVED_SLOTS)?;
+        write.delete_table(PIECES)?;
         write.open_table(META)?.remove("arriving")?;
         write.commit()?;
         Ok(())
@@ -466,6 +482,7 @@ impl History {
         write.delete_table(SLOTS)?;
         write.rename_table(ARRIVED_ACCOUNTS, ACCOUNTS)?;
         write.rename_table(ARRIVED_SLOTS, SLOTS)?;
+        write.delete_table(PIECES)?;
         write.delete_table(PLACES)?;
         write.open_table(PLACES)?;
         write.open_table(BODIES)?.retain(|number, _| number == 0)?;
@@ -561,6 +578,11 @@ fn drop_header(
 
 fn number_from(bytes: &[u8]) -> Result<u64, HistoryError> {
     Ok(u64::from_be_bytes(bytes.try_into().map_err(damaged("a block's number"))?))
+}
+
+/// What a part is, and what it must hash to.
+fn part_hash(part: &Part) -> [u8; 32] {
+    keccak256(alloy_rlp::encode(part)).0
 }
 
 fn note(write: &WriteTransaction, arriving: &Arriving) -> Result<(), HistoryError> {

@@ -221,7 +221,9 @@ pub async fn catch_up<S: Source, G: CryptoRng>(
         if best.as_ref().is_none_or(|best| best.number <= begun.header.number) && begun.header.number > head {
             return Ok(true);
         }
-        chain.history().forget_state()?;
+        if best.is_none() {
+            chain.history().forget_state()?;
+        }
     }
     let Some(best) = best else { return Ok(false) };
     info!(block = best.number, "the state comes from other nodes");
@@ -240,8 +242,10 @@ async fn fetch<S: Source>(
     let mut turn = 0;
     while let Some(part) = arriving.missing.pop() {
         chain.report(Some(Progress { block: number, done: position(&part), bytes: arriving.bytes }));
-        let mut found = None;
-        for _ in 0..sources.len() {
+        // Of a state that was offered before, unless something was different there; what it leaves to be asked for follows from it as well.
+        let kept = chain.history().piece(&part)?;
+        let mut found = kept.and_then(|piece| Some((part.check(&piece).ok()?, piece)));
+        for _ in 0..if found.is_some() { 0 } else { sources.len() } {
             let at = turn % sources.len();
             turn += 1;
             if bad[at] {
