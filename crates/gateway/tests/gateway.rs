@@ -1052,6 +1052,27 @@ async fn models_from_onnx_answer_in_the_open_inference_protocol() {
     }
 }
 
+/// A model whose inputs are rows of a table is asked with their numbers.
+#[tokio::test]
+async fn words_are_sent_as_numbers() {
+    use assay_graph::{Encoding, Graph, Interface, Node, Range, Tensor};
+    let (net, folder) = with_models().await;
+    let encoding = Encoding::Rows { len: 2, values: vec![1, 2, 3, 4, -5, 6] };
+    let interface = Interface { encoding, ..Interface::plain(1) };
+    let sum = Node::Linear { input: Tensor::INPUT, rows: 1, weights: vec![1, 10, 100, 1000], bias: vec![0] };
+    let inputs = vec![Range { low: -5, high: 6 }; 4];
+    let graph = Graph::new(inputs, vec![], vec![sum], Tensor(1), interface).unwrap();
+    std::fs::write(folder.path().join("words.graph"), graph.encode()).unwrap();
+    let (_, about) = net.get("/v2/models/words").await;
+    assert_eq!(about["inputs"][0]["shape"], json!([-1, 2]));
+    let ask = |words: [i32; 2]| json!({"inputs": [{"name": "input", "shape": [1, 2], "datatype": "INT64", "data": words}]});
+    let (status, answer) = net.post("/v2/models/words/infer", &ask([2, 0])).await;
+    assert_eq!((status, &answer["outputs"][0]["data"]), (200, &json!([2155.0])), "{answer}");
+    let (status, answer) = net.post("/v2/models/words/infer", &ask([0, 3])).await;
+    assert_eq!(status, 400);
+    assert!(answer.to_string().contains("the words 0 to 2"), "{answer}");
+}
+
 #[tokio::test]
 async fn a_proof_comes_with_the_answer_that_asks_for_it() {
     use base64::Engine as _;

@@ -37,6 +37,9 @@ pub const SAMPLES_MAX: usize = 1 << 12;
 /// The most values of a network that are kept for all examples together, unless fewer than [`SAMPLES_LEAST`] would be left.
 const SAMPLE_VALUES_MAX: usize = 1 << 26;
 
+/// The most values that a network may compute for one example: more than those of any valid graph.
+const NETWORK_VALUES_MAX: usize = 1 << 27;
+
 /// The examples that are looked at however large the network is: ranges need more than one.
 const SAMPLES_LEAST: usize = 4;
 
@@ -82,6 +85,9 @@ pub fn import(bytes: impl AsRef<[u8]>, samples: &[f64]) -> Result<Imported, Erro
     }
     // As many as keep the values of all of them together below a bound.
     let each = if let lower::Body::Network(network) = &body { network.values() } else { width };
+    if each > NETWORK_VALUES_MAX {
+        return Err(Error::Unsupported(format!("{each} values for one example")));
+    }
     let count = SAMPLES_MAX.min(SAMPLE_VALUES_MAX / each).max(SAMPLES_LEAST);
     let samples = &samples[..samples.len().min(count * width)];
     let (graph, reals) = match body {

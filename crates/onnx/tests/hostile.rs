@@ -35,6 +35,37 @@ fn what_is_not_supported_is_refused_by_name() {
     assert!(import(&other, &[]).unwrap_err().to_string().contains("BRANCH_NEQ"));
 }
 
+/// A few bytes for each node, and 32 MB of memory for each of its examples.
+#[test]
+fn a_small_file_does_not_take_much_memory() {
+    // A field of a protocol buffer: bytes, which are short here, or a number.
+    let bytes = |number: u8, value: &[u8]| {
+        let mut len = vec![(value.len() & 0x7f) as u8 | 0x80, (value.len() >> 7 & 0x7f) as u8 | 0x80];
+        len.push((value.len() >> 14) as u8);
+        [&[number << 3 | 2][..], &len, value].concat()
+    };
+    let size = |size: u32| {
+        let varint: Vec<u8> =
+            (0..4).map(|i| (size >> (7 * i) & 0x7f) as u8 | if i < 3 { 0x80 } else { 0 }).collect();
+        bytes(1, &[&[1 << 3][..], &varint].concat())
+    };
+    let shape = bytes(2, &[size(1), size(1 << 22)].concat());
+    let info = |name: &str| [bytes(1, name.as_bytes()), bytes(2, &bytes(1, &shape))].concat();
+    let node = |i: u32| {
+        let names = [bytes(1, format!("v{i}").as_bytes()), bytes(2, format!("v{}", i + 1).as_bytes())];
+        bytes(1, &[&names.concat()[..], &bytes(4, b"Relu")].concat())
+    };
+    let model = |nodes: u32| {
+        let nodes_of: Vec<u8> = (0..nodes).flat_map(node).collect();
+        let graph = [nodes_of, bytes(11, &info("v0")), bytes(12, &info(&format!("v{nodes}")))].concat();
+        bytes(7, &graph)
+    };
+    let error = import(model(64), &[]).unwrap_err().to_string();
+    assert!(error.contains("272629760 values for one example"), "{error}");
+    // A few of them are only without samples.
+    assert!(matches!(import(model(2), &[]), Err(Error::Samples(_))));
+}
+
 #[test]
 fn every_prefix_is_refused() {
     for (model, width) in MODELS.iter().zip(WIDTHS) {
