@@ -1,5 +1,6 @@
 // Calls to the gateway that serves this page.
 
+import { PROOF_BYTES_MAX } from "./answer";
 import type { Level } from "./conversation";
 import type { Bundle, Member, Model, Roster, Standing, Suspension, WireMessage } from "./wire";
 
@@ -107,6 +108,33 @@ export class Gateway {
   /** Has an answer replayed now. */
   async audit(requestId: string): Promise<void> {
     await this.#fetch(`/assay/audit/${encodeURIComponent(requestId)}`, { method: "POST" });
+  }
+
+  /** Has an answer proved, unless it is, and says with which key it is checked and how many bytes the proof has. */
+  async prove(requestId: string): Promise<{ key: string; bytes: number }> {
+    const path = `/assay/proofs/${encodeURIComponent(requestId)}`;
+    const headers = { "content-type": "application/json" };
+    const { proof } = (await this.#json(path, { method: "POST", headers })) as { proof: { key: string; bytes: number } };
+    return proof;
+  }
+
+  /** The proof of an answer; `progress` hears the bytes so far. */
+  async proof(requestId: string, progress: (bytes: number) => void): Promise<ArrayBuffer> {
+    const response = await this.#fetch(`/assay/receipts/${encodeURIComponent(requestId)}/proof`);
+    const pieces: Uint8Array<ArrayBuffer>[] = [];
+    let bytes = 0;
+    for await (const piece of response.body ?? []) {
+      bytes += piece.length;
+      if (bytes > PROOF_BYTES_MAX) throw new Failure("The proof is too large for a page: check it with assay verify --proof.");
+      pieces.push(piece as Uint8Array<ArrayBuffer>);
+      progress(bytes);
+    }
+    return new Blob(pieces).arrayBuffer();
+  }
+
+  /** The key with this id that the gateway checks proofs with. */
+  async proofKey(key: string): Promise<ArrayBuffer> {
+    return (await this.#fetch(`/assay/proof-keys/${encodeURIComponent(key)}`)).arrayBuffer();
   }
 
   /** The signed list of workers. */

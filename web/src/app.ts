@@ -1,5 +1,6 @@
 // The state of the page and everything that changes it. Components only read it and call its methods.
 
+import { checkAnswer } from "./answer";
 import { Failure, Gateway, modelsOf } from "./api";
 import {
   type Asked,
@@ -30,6 +31,14 @@ export interface Evidence {
   /** Time that checking took in this page, in milliseconds. */
   checkMs: number;
 }
+
+/** Where the check of an answer's proof is. */
+export type Proving =
+  | { step: "asked" }
+  | { step: "fetching"; bytes: number; of: number }
+  | { step: "checking"; of: number }
+  | { step: "done"; report: Report; key: string; of: number; checkMs: number }
+  | { step: "failed"; why: string };
 
 /** What is open at the side. */
 export type Panel = { kind: "receipt"; turn: string } | { kind: "workers" } | null;
@@ -80,6 +89,8 @@ export class App {
   toast: Toast | null = null;
   /** Turn that is being written, and how to stop it; one a conversation. */
   readonly running = new Map<string, { turn: string; abort: AbortController }>();
+  /** Answers whose proof was asked for, by turn. */
+  readonly proving = new Map<string, Proving>();
   /** Turns that are being replayed on request. */
   readonly replaying = new Set<string>();
   readonly evidence = new Map<string, Evidence>();
@@ -523,6 +534,35 @@ export class App {
     } finally {
       this.replaying.delete(id);
       this.#changed();
+    }
+  }
+
+  /** Has an answer proved, fetches the proof and the model's key, and checks them here. */
+  async prove(id: string): Promise<void> {
+    const requestId = this.turn(id)?.turn.requestId;
+    const evidence = this.evidence.get(id);
+    const before = this.proving.get(id);
+    if (!requestId || !evidence || (before && before.step !== "failed")) return;
+    const set = (proving: Proving) => {
+      this.proving.set(id, proving);
+      this.#changed();
+    };
+    set({ step: "asked" });
+    try {
+      const { key: keyId, bytes: of } = await this.#gateway.prove(requestId);
+      set({ step: "fetching", bytes: 0, of });
+      const key = await this.#gateway.proofKey(keyId);
+      const proof = await this.#gateway.proof(requestId, (bytes) => set({ step: "fetching", bytes, of }));
+      set({ step: "checking", of });
+      const { roster } = this;
+      if (!roster) throw new Failure("The list of workers is not known yet: try again.");
+      const expected = { domain: roster.domain, workers: roster.members.statement.members };
+      const started = performance.now();
+      const report = await checkAnswer({ key, proof, about: { bundle: evidence.bundle, expected } });
+      set({ step: "done", report, key: report.key, of, checkMs: performance.now() - started });
+      this.announcement = report.state === "proved" ? "The proof holds." : "The proof does not hold.";
+    } catch (error) {
+      set({ step: "failed", why: say(error) });
     }
   }
 

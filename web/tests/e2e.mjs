@@ -20,6 +20,29 @@ async function scene(name, run, { mock = {}, ...options } = {}) {
   }
 }
 
+await scene("a proof is asked for, fetched and checked in the page", async ({ page, shot }) => {
+  await ask(page, "Prove it.");
+  await done(page);
+  await badge(page, "mismatch").waitFor(); // the vector's receipt is for another question, and its proof holds
+  await page.locator(".foot .badge").last().click();
+  await page.getByRole("button", { name: "Check a proof" }).click();
+  await page.locator('[data-proof="proved"]', { hasText: "a proof shows the matrix products" }).waitFor();
+  await page.locator('[data-proof="proved"]', { hasText: "whoever has the model makes the same one" }).waitFor();
+  await page.locator("#proof").scrollIntoViewIfNeeded();
+  await shot("05-proof");
+  await accessible(page);
+}, { mock: { proved: true } });
+
+await scene("a proof of another model's answer is refused in words", async ({ page }) => {
+  await ask(page, "Prove it.");
+  await done(page);
+  await badge(page, "signed").waitFor();
+  await page.locator(".foot .badge").last().click();
+  await page.getByRole("button", { name: "Check a proof" }).click();
+  await page.getByText("the receipt is for model", { exact: false }).or(page.getByText("model 0x", { exact: false })).first().waitFor();
+  await page.getByRole("button", { name: "Check a proof" }).waitFor();
+});
+
 await scene("ask, verify, look at the receipt, by mouse", async ({ page, shot, context }) => {
   await shot("01-empty-light");
   await accessible(page);

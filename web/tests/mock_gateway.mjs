@@ -49,7 +49,9 @@ const HOSTILE = `<img src=x onerror="document.title='owned'"><script>document.ti
 <form action="/steal"><input name=a><button>go</button></form> <div style="position:fixed;inset:0">over</div> <iframe src="/"></iframe> plain **end**`;
 
 /** Starts the mock on a free port (or `port`) and returns its address and how to close it. */
-export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
+export async function start({ port = 0, tokenMs = 12, keyRequired = "", proved = false } = {}) {
+  // With `proved`, every answer has the receipt of docs/vectors, whose proof is there as well.
+  const vector = proved ? JSON.parse(await readFile(new URL("answer.json", VECTORS), "utf8")) : null;
   const root = key("root");
   const workers = ["north", "harbour", "meadow"].map((operator, index) => ({
     operator,
@@ -74,7 +76,12 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
       tls_sha256: `0x${"22".repeat(32)}`, models: index === 0 ? offers : offers.slice(0, 1),
     })),
   };
-  const roster = { domain: DOMAIN, signer: root.address, members: { statement: members, signature: root.sign(digest(DOMAIN, "Members", hashedMembers(members))) } };
+  if (vector) {
+    members.members = vector.expected.workers;
+    for (const { models } of members.members) models[0].name = offers[0].name;
+  }
+  const domain = vector ? vector.expected.domain : DOMAIN;
+  const roster = { domain, signer: root.address, members: { statement: members, signature: root.sign(digest(domain, "Members", hashedMembers(members))) } };
   const bundles = new Map();
   const seen = [];
   const graphId = hex(keccak(await readFile(new URL("perceptron.graph", VECTORS))));
@@ -166,7 +173,7 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
     }, "Receipt", hashedReceipt);
     if (has("tampered")) signed.statement.price = "1";
     const bundle = { version: 1, domain: DOMAIN, salt, request: wire, output, chunks: chained.chunks, receipt: signed, audits: [] };
-    const entry = { id, bundle, hash, lies };
+    const entry = { id, bundle: vector ? vector.bundle : bundle, hash, lies };
     if (has("late")) setTimeout(() => bundles.set(id, entry), 700);
     else bundles.set(id, entry);
     worker.record.served += 1;
@@ -199,7 +206,15 @@ export async function start({ port = 0, tokenMs = 12, keyRequired = "" } = {}) {
         return await chat(request, response, JSON.parse(text));
       }
       if (pathname === "/assay/members") return json(response, roster);
-      if (pathname === "/assay/workers") return json(response, { workers: workers.map((worker, index) => ({ ...members.members[index], ...worker.record })) });
+      const vectorFile = (name) => readFile(new URL(name, VECTORS));
+      if (pathname.startsWith("/assay/proofs/") && request.method === "POST") {
+        await sleep(300);
+        if (!bundles.has(id)) return fail(response, 404, "No such request");
+        return json(response, { request_id: id, state: "proved", proof: { key: `0x${"7".repeat(64)}`, bytes: (await vectorFile("answer.proof")).length } });
+      }
+      if (pathname.startsWith("/assay/receipts/") && pathname.endsWith("/proof")) return response.end(await vectorFile("answer.proof"));
+      if (pathname.startsWith("/assay/proof-keys/")) return response.end(await vectorFile("answer.key"));
+      if (pathname === "/assay/workers") return json(response, { workers: members.members.map((member, index) => ({ ...member, ...workers[index].record })) });
       if (pathname.startsWith("/assay/receipts/")) {
         const entry = bundles.get(id);
         return entry ? json(response, entry.bundle) : fail(response, 404, "No such receipt");

@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["arithmetic", "receipt"]),
     ("engine", &["arithmetic", "model", "receipt"]),
     ("verify", &["engine", "model", "proof", "receipt"]),
-    ("verify_wasm", &["proof", "receipt", "verify"]),
+    ("verify_wasm", &["engine", "proof", "receipt", "verify"]),
     ("dispute", &["engine", "ledger", "model", "receipt", "wallet"]),
     ("worker", &["dispute", "engine", "model", "proof", "receipt", "verify", "wallet"]),
     ("gateway", &["engine", "model", "proof", "receipt", "verify", "wallet"]),

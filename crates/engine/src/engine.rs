@@ -305,7 +305,8 @@ impl Engine {
         }
         let draft_bytes = draft.as_ref().map_or(0, |draft| token_bytes(draft.config()));
         let page_bytes = config.page_tokens * (token_bytes(artifact.config()) + draft_bytes);
-        within("kv_bytes", config.kv_bytes, page_bytes, 1 << 48)?;
+        // On a machine with fewer addresses, all of them.
+        within("kv_bytes", config.kv_bytes, page_bytes, 1_usize.checked_shl(48).unwrap_or(usize::MAX))?;
         let pages = config.pages(&artifact, draft.as_deref());
         let new =
             |model, light| Core::new(model, config.kernel, config.threads, pages, config.page_tokens, light);

@@ -155,6 +155,16 @@ pub(crate) async fn proof(
     Ok((headers, Body::from_stream(pieces)).into_response())
 }
 
+/// `GET /assay/proof-keys/{key}`: the file of a key that this gateway checks proofs with. Its id is its hash.
+pub(crate) async fn proof_key(
+    State(gateway): State<Arc<Gateway>>,
+    Path(key): Path<String>,
+) -> Result<Response, ApiError> {
+    let missing = || ApiError::not_found("This gateway checks no proofs with that key; see /assay/models");
+    let key = gateway.proofs.file_of(&key.parse().map_err(|_| missing())?).ok_or_else(missing)?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], key).into_response())
+}
+
 /// `POST /assay/proofs/{request_id}`: has an answer proved now, at a worker's price, unless its proof is kept already. Who stops waiting finds it
 /// later.
 pub(crate) async fn prove(

@@ -166,6 +166,12 @@ impl Proofs {
         self.keys.get(model)
     }
 
+    /// The file of the key with this id.
+    pub(crate) fn file_of(&self, id: &Bytes32) -> Option<Vec<u8>> {
+        let key = self.keys.values().find(|key| key.id() == *id)?;
+        Some(key.commitment.to_bytes())
+    }
+
     /// Where the proof of the answer with this nonce is kept.
     pub(crate) fn path(&self, nonce: &Bytes32) -> PathBuf {
         self.folder.join(format!("{nonce}.proof"))

@@ -137,6 +137,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/assay/receipts/{request_id}", get(own::bundle))
         .route("/assay/receipts/{request_id}/proof", get(own::proof))
         .route("/assay/proofs/{request_id}", post(own::prove))
+        .route("/assay/proof-keys/{key}", get(own::proof_key))
         .route("/assay/audit/{request_id}", post(own::audit))
         .route("/assay/incident/{request_id}", get(own::incident))
         .route("/assay/workers", get(own::workers))

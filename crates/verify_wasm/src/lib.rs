@@ -10,11 +10,16 @@
 //! - `check_proof` (feature `proof`, the module `assay_proof.wasm`) takes the length of a model's file or of its key in
 //!   four bytes, little-endian, that file and the proof's, and answers as `assay verify --json` does: `valid`, and then what
 //!   was proved, or else the `reason`. The module needs about 4 MB of memory more than the two files.
+//! - `check_answer` (feature `answer`, the module `assay_answer.wasm`) takes the length of a model's key in four bytes, little-endian, that
+//!   file, the proof of an answer in text likewise, and JSON with the `bundle` and what is `expected` of it. It answers with the
+//!   report of `assay verify --json` and the id of the `key`, or with an `error`.
 //! - `check_finality` (feature `finality`, the module `assay_finality.wasm`) takes JSON: the `genesis`'s hash, block 0's `header`
 //!   and `committee`, for each epoch to follow its last block's `headers` and `finalization` and the next `committee`, in
 //!   `epochs`, and then the `headers` and the `finalization` of the block in question, all as `0x…`, as a node's
 //!   `assay_getFinalization` and `assay_getCommittee` have them. It answers with `final`, and then the block, or else the `reason`.
 
+#[cfg(feature = "answer")]
+mod answer;
 #[cfg(feature = "finality")]
 mod finality;
 #[cfg(feature = "proof")]
@@ -77,6 +82,29 @@ mod exports {
     unsafe extern "C" fn check_proof(pointer: *mut u8, len: usize) -> u64 {
         // SAFETY: the caller keeps to the interface.
         unsafe { call(pointer, len, |request| crate::proof::answer(request).into_bytes()) }
+    }
+
+    /// Checks the proof of an answer in text.
+    // SAFETY: the name is exported by no other item of this module.
+    #[cfg(feature = "answer")]
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn check_answer(pointer: *mut u8, len: usize) -> u64 {
+        // SAFETY: the caller keeps to the interface.
+        unsafe { call(pointer, len, |request| crate::answer::answer(request).into_bytes()) }
+    }
+
+    /// What hash tables get as their seed, and nothing else asks: zeros, since a module without imports has no randomness. Whoever writes
+    /// a key for whose tokenizer the tables are slow only slows the check of that key.
+    ///
+    /// # Safety
+    /// `getrandom` gives `len` bytes at `out` that it owns.
+    // SAFETY: the name and the type are those that `getrandom` 0.3 declares for its backend "custom".
+    #[cfg(feature = "answer")]
+    #[unsafe(no_mangle)]
+    unsafe extern "Rust" fn __getrandom_v03_custom(out: *mut u8, len: usize) -> Result<(), getrandom::Error> {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(out, 0, len) };
+        Ok(())
     }
 
     /// Follows a chain and checks that a block is final.

@@ -196,6 +196,7 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
           </tbody>
         </table>
       </section>
+      <ProofOf app={app} turn={turn} arithmetic={receipt.arithmetic} />
       <section aria-labelledby="facts">
         <h3 id="facts">{proven ? "What was signed" : "What the receipt says"}</h3>
         <table class="facts">
@@ -302,6 +303,73 @@ function Body({ app, evidence, turn }: { app: App; evidence: Evidence; turn: Tur
         </details>
       </section>
     </>
+  );
+}
+
+/** The proof of an answer: asked for, fetched and checked here. */
+function ProofOf({ app, turn, arithmetic }: { app: App; turn: Turn; arithmetic: number }): JSX.Element | null {
+  const proving = app.proving.get(turn.id);
+  if (arithmetic === 0 || !turn.requestId) return null;
+  const waiting = (text: string) => (
+    <p class="quiet" role="status">
+      <span class="spinner" aria-hidden="true" /> {text}
+    </p>
+  );
+  const again = proving === undefined || proving.step === "failed";
+  const holds = proving?.step === "done" && proving.report.state === "proved";
+  return (
+    <section aria-labelledby="proof">
+      <h3 id="proof">Proof</h3>
+      {proving?.step === "asked" && waiting("A worker makes the proof…")}
+      {proving?.step === "fetching" && (
+        <>
+          {waiting(`Fetching the proof: ${size(proving.bytes)} of ${size(proving.of)}…`)}
+          <progress class="wide" max={proving.of} value={proving.bytes} aria-label="Fetching the proof" />
+        </>
+      )}
+      {proving?.step === "checking" && waiting(`Checking ${size(proving.of)} in this page: every step of the model between its products…`)}
+      {proving?.step === "failed" && (
+        <p>
+          <Icon name="warning" size={16} /> {tidy(proving.why)}
+        </p>
+      )}
+      {proving?.step === "done" && (
+        <>
+          <ul class={`plain-list ${holds ? "ticks" : "crosses"}`} data-proof={proving.report.state}>
+            {(holds ? proving.report.proves : proving.report.checks.filter((check) => check.outcome === "failed").map((check) => check.detail)).map(
+              (line) => (
+                <li key={line}>
+                  <Icon name={holds ? "check" : "cross"} size={16} />
+                  <span>{tidy(line)}</span>
+                </li>
+              ),
+            )}
+            {holds &&
+              proving.report.trusted.map((line) => (
+                <li key={line}>
+                  <Icon name="people" size={16} />
+                  <span>{tidy(line)}</span>
+                </li>
+              ))}
+          </ul>
+          <p class="quiet">
+            {size(proving.of)}, checked in this page in {duration(proving.checkMs)} with the key <code title={proving.key}>{short(proving.key)}</code>.
+            {(turn.state === "mismatch" || turn.state === "failed") && " It is about the answer in the receipt, which is not what this page shows."}
+          </p>
+        </>
+      )}
+      {again && (
+        <>
+          <p class="quiet">
+            A worker proves, at its price, that the answer is the model's. The proof is checked here, without the model and without trust in
+            any worker.
+          </p>
+          <button type="button" class="button" onClick={() => void app.prove(turn.id)}>
+            <Icon name="checks" /> Check a proof
+          </button>
+        </>
+      )}
+    </section>
   );
 }
 

@@ -142,6 +142,14 @@ async fn an_answer_is_proved_by_policy_paid_once_and_kept() {
     let offers = network.get("/assay/models").await;
     let tiny = offers["models"].as_array().unwrap().iter().find(|row| row["name"] == NAME).unwrap().clone();
     assert_eq!(tiny["provers"][0]["position_price"], "7");
+    let key = async |id: &str| {
+        network.http.get(format!("{}/assay/proof-keys/{id}", network.url)).send().await.unwrap()
+    };
+    let file = key(tiny["proof_key"].as_str().unwrap()).await.bytes().await.unwrap();
+    assert!(file == key_of(&network).to_bytes()[..]);
+    for id in [json!(Bytes32::ZERO).as_str().unwrap(), "x"] {
+        assert_eq!(key(id).await.status().as_u16(), 404);
+    }
     assert_eq!(paid(&network).len(), 4);
 }
 

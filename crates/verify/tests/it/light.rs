@@ -178,3 +178,21 @@ fn a_proof_of_another_answer_proves_nothing_about_this_one() {
     bundle.receipt.statement.price += 1;
     assert_eq!(proved(&commitment, honest, &bundle, &expected).unwrap().state, State::Rejected);
 }
+
+/// What `crates/verify_wasm/tests/answer.mjs` checks in a browser's engine. With `ASSAY_VECTORS=write` the files are made anew.
+#[test]
+fn the_vectors_are_what_this_code_makes() {
+    let (bundle, expected) = serve(&mut engine(1), |_| {});
+    let about = serde_json::json!({ "bundle": bundle, "expected": expected });
+    for (name, bytes) in [
+        ("answer.key", commitment(&engine(1)).to_bytes()),
+        ("answer.proof", proof()),
+        ("answer.json", about.to_string().into_bytes()),
+    ] {
+        let path = format!("{}/../../docs/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var("ASSAY_VECTORS").is_ok_and(|what| what == "write") {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(std::fs::read(path).unwrap() == bytes, "{name}");
+    }
+}
