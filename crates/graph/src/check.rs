@@ -250,6 +250,35 @@ fn alike(x: &[Interval], plane: usize) -> Option<(Vec<Vec<Interval>>, Vec<usize>
     Some((classes, class_of))
 }
 
+/// The smallest and the largest value of each block of a table, so that those of any part are found without reading all of it.
+struct Extremes(Vec<Interval>);
+
+impl Extremes {
+    const BLOCK: usize = 256;
+
+    fn new(values: &[i32]) -> Extremes {
+        Extremes(values.chunks(Self::BLOCK).map(Self::plain).collect())
+    }
+
+    fn plain(values: &[i32]) -> Interval {
+        values.iter().fold((i32::MAX, i32::MIN), |(low, high), value| (low.min(*value), high.max(*value)))
+    }
+
+    /// Those of the values from `first` to before `end`, which are at least one.
+    fn of(&self, values: &[i32], first: usize, end: usize) -> Interval {
+        let (from, to) = (first.div_ceil(Self::BLOCK), end / Self::BLOCK);
+        if from >= to {
+            return Self::plain(&values[first..end]);
+        }
+        let ends =
+            [Self::plain(&values[first..from * Self::BLOCK]), Self::plain(&values[to * Self::BLOCK..end])];
+        self.0[from..to]
+            .iter()
+            .chain(&ends)
+            .fold((i32::MAX, i32::MIN), |(low, high), part| (low.min(part.0), high.max(part.1)))
+    }
+}
+
 /// The range of each value of a node's result. Partial sums are bounded with it: the ranges that are added contain 0 or
 /// are one sided, so the bound used is the sum of the largest magnitudes.
 fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Vec<Interval>, Error> {
@@ -365,6 +394,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             if reach.0 < -2 * VALUE_MAX || reach.1 > 2 * VALUE_MAX {
                 return Err(Error::invalid("a table is too wide for the shift of a look-up"));
             }
+            let extremes = Extremes::new(&table.values);
             let mut out = Vec::with_capacity(tensors[input.index()].len());
             let mut last = None;
             for range in &tensors[input.index()] {
@@ -383,9 +413,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
                     continue;
                 }
                 let first = (key.0 - keys.low) as usize;
-                let values = &table.values[first..=first + (key.1 - key.0) as usize];
-                let low = values.iter().min().copied().unwrap_or(0);
-                let high = values.iter().max().copied().unwrap_or(0);
+                let (low, high) = extremes.of(&table.values, first, first + (key.1 - key.0) as usize + 1);
                 last = Some((key, (low, high)));
                 out.push((low, high));
             }
@@ -429,6 +457,19 @@ mod tests {
             };
             prop_assert!(window.is_pointwise() && !wide.is_pointwise());
             prop_assert_eq!(of(window, weights), of(wide, padded));
+        }
+    }
+
+    #[test]
+    fn extremes_of_a_part_are_those_of_its_values() {
+        let values: Vec<i32> = (0..2000).map(|i| i * 7919 % 4001 - 2000).collect();
+        let extremes = Extremes::new(&values);
+        for first in (0..2000).step_by(37).chain([255, 256, 257, 511, 512, 1999]) {
+            for end in (first + 1..=2000).step_by(41).chain([2000]) {
+                let part = || values[first..end].iter().copied();
+                let expected = (part().min().unwrap_or(0), part().max().unwrap_or(0));
+                assert_eq!(extremes.of(&values, first, end), expected, "{first} to {end}");
+            }
         }
     }
 
