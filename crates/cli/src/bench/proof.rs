@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// Examples in one batch
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: u16,
-    /// The models; gpt2 takes minutes to make and import, and 5 GB
+    /// The models; gpt2 takes a minute to make and import, and 4 GB
     #[arg(long, value_delimiter = ',', default_value = "mlp,lenet,forest,gpt", value_parser = ["mlp", "lenet", "forest", "gpt", "gpt2"])]
     models: Vec<String>,
     /// The models that EZKL proves as well: LeNet takes it minutes and 11 GB
