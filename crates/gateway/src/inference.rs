@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use crate::access::Caller;
 use crate::config::{Level, Moment, Policy};
 use crate::error::ApiError;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, random};
 use crate::openai::collect;
 use crate::serve::{self, Assay, Inference, Job};
 
@@ -324,6 +324,14 @@ pub(crate) async fn infer(
         Some(Some("proved")) => true,
         Some(_) => return Err(bad("the parameter assay_level is \"proved\" or left out")),
     };
+    let hides = match request.parameters.get("assay_hide").map(Value::as_str) {
+        None => false,
+        Some(Some("inputs")) if proved => true,
+        Some(_) => {
+            let why = "the parameter assay_hide is \"inputs\", beside assay_level \"proved\", or left out";
+            return Err(bad(why));
+        }
+    };
     let [input] = request.inputs.as_slice() else {
         return Err(bad(format!(
             "{} inputs are sent, where the model has one, \"input\"",
@@ -348,8 +356,13 @@ pub(crate) async fn infer(
     let inputs = graph.encode_inputs(&numbers).map_err(|error| bad(error.to_string()))?;
     let Done { outputs, proof, assay } = match proved {
         false => run(&model, inputs).await?,
+        // What is hidden from others is not told to a worker either.
+        true if hides => {
+            let seed = random().map_err(ApiError::from)?;
+            prove(&gateway, &model, inputs, Some(seed)).await?
+        }
         true if is_offered(&gateway, &model)? => ask(&gateway, &caller, &name, &model, &inputs).await?,
-        true => prove(&gateway, &model, inputs).await?,
+        true => prove(&gateway, &model, inputs, None).await?,
     };
 
     let examples = || outputs.chunks_exact(outputs.len() / rows);
@@ -370,6 +383,9 @@ pub(crate) async fn infer(
     let mut parameters = json!({ "assay_model": hex(&model.id()) });
     if let Some(proof) = proof {
         parameters["assay_level"] = json!("proved");
+        if hides {
+            parameters["assay_hide"] = json!("inputs");
+        }
         parameters["assay_proof_sha256"] = json!(hex(&Sha256::digest(&proof)));
         parameters["assay_proof"] = json!(base64::engine::general_purpose::STANDARD.encode(&proof));
     }
@@ -461,8 +477,13 @@ async fn run(model: &Arc<Model>, inputs: Vec<i32>) -> Result<Done, Refusal> {
     .await
 }
 
-/// Proves the outputs here.
-async fn prove(gateway: &Gateway, model: &Arc<Model>, inputs: Vec<i32>) -> Result<Done, Refusal> {
+/// Proves the outputs here; with a seed, so that the proof tells nothing about the inputs but them.
+async fn prove(
+    gateway: &Gateway,
+    model: &Arc<Model>,
+    inputs: Vec<i32>,
+    seed: Option<[u8; 32]>,
+) -> Result<Done, Refusal> {
     let busy = || Refusal(StatusCode::TOO_MANY_REQUESTS, "the gateway is busy; try again later".into());
     let _turn = gateway.graphs.proving.acquire().await.map_err(|_| busy())?;
     let model = Arc::clone(model);
@@ -470,9 +491,21 @@ async fn prove(gateway: &Gateway, model: &Arc<Model>, inputs: Vec<i32>) -> Resul
         let Model::Graph(graph) = &*model else {
             return Err("the weights of this model are with its workers only, and none is there".into());
         };
-        let proof = assay_proof::prove(graph, &inputs).map_err(|error| error.to_string())?;
-        let bytes = proof.to_bytes().map_err(|error| error.to_string())?;
-        Ok(Done { outputs: proof.outputs, proof: Some(bytes), assay: None })
+        let said = |error: assay_proof::Error| error.to_string();
+        let (outputs, bytes) = match seed {
+            None => {
+                let proof = assay_proof::prove(graph, &inputs).map_err(said)?;
+                let bytes = proof.to_bytes().map_err(said)?;
+                (proof.outputs, bytes)
+            }
+            Some(seed) => {
+                let proof =
+                    assay_proof::prove_hiding(graph, None, &inputs, seed, &mut |_| ()).map_err(said)?;
+                let bytes = proof.to_bytes().map_err(said)?;
+                (proof.outputs, bytes)
+            }
+        };
+        Ok(Done { outputs, proof: Some(bytes), assay: None })
     })
     .await
 }

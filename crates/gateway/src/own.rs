@@ -173,7 +173,7 @@ pub(crate) async fn prove(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let dossier = dossier(&gateway, &caller, &id).await?;
-    if dossier.entry.proof.is_none() {
+    if dossier.entry.proof.is_none() || !gateway.proofs.path(&dossier.entry.nonce).is_file() {
         if !dossier.entry.is_text() {
             return Err(ApiError::bad_body("Only answers in text are proved afterwards").about(&id));
         }

@@ -304,7 +304,9 @@ async fn ask(
 ) -> Result<Kept, Unproved> {
     let turn = gateway.proofs.turn(subject.nonce);
     let _turn = turn.lock().await;
-    if let Some(kept) = gateway.store.proof(subject.nonce).await? {
+    // One whose file somebody has removed is made, and paid, again.
+    let kept = gateway.store.proof(subject.nonce).await?;
+    if let Some(kept) = kept.filter(|_| gateway.proofs.path(&subject.nonce).is_file()) {
         return Ok(kept);
     }
     let receipt = &subject.bundle.receipt.statement;
@@ -339,7 +341,8 @@ async fn ask(
     let running = serve::start(gateway, job).await?;
     let answered = collect(vec![running]).await;
     // The proof counts, also where its worker signed no receipt and so is not paid.
-    if let Some(kept) = gateway.store.proof(subject.nonce).await? {
+    let kept = gateway.store.proof(subject.nonce).await?;
+    if let Some(kept) = kept.filter(|_| proving.kept.load(Ordering::Acquire)) {
         return Ok(kept);
     }
     let wrong = proving.wrong.load(Ordering::Acquire);

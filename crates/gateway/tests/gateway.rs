@@ -1095,6 +1095,43 @@ async fn a_proof_comes_with_the_answer_that_asks_for_it() {
 }
 
 #[tokio::test]
+async fn a_proof_for_others_hides_the_inputs() {
+    use base64::Engine as _;
+    let (net, folder) = with_models().await;
+    let ask = |parameters: Value, data: [f64; 2]| {
+        json!({
+            "parameters": parameters,
+            "inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP64", "data": data}],
+        })
+    };
+    let hiding = json!({"assay_level": "proved", "assay_hide": "inputs"});
+    let (status, answer) = net.post("/v2/models/scores/infer", &ask(hiding.clone(), [1.0, 3.0])).await;
+    assert_eq!((status, &answer["parameters"]["assay_hide"]), (200, &json!("inputs")), "{answer}");
+    let proof_of = |answer: &Value| {
+        let encoded = answer["parameters"]["assay_proof"].as_str().unwrap();
+        base64::engine::general_purpose::STANDARD.decode(encoded).unwrap()
+    };
+    let bytes = proof_of(&answer);
+    let proof = assay_proof::HidingProof::from_bytes(&bytes).unwrap();
+    let model = std::fs::read(folder.path().join("scores.graph")).unwrap();
+    let model = assay_proof::Model::from_bytes(&model).unwrap();
+    model.verify_hiding(&proof).unwrap();
+    assert_eq!(json!(model.graph().decode_outputs(&proof.outputs)), answer["outputs"][0]["data"]);
+    // Two proofs of the same have nothing to recognise them by.
+    let (_, again) = net.post("/v2/models/scores/infer", &ask(hiding, [1.0, 3.0])).await;
+    let again = assay_proof::HidingProof::from_bytes(&proof_of(&again)).unwrap();
+    assert_ne!(again.commitment(), proof.commitment());
+    for parameters in [
+        json!({"assay_hide": "inputs"}),
+        json!({"assay_level": "proved", "assay_hide": "weights"}),
+        json!({"assay_level": "proved", "assay_hide": true}),
+    ] {
+        let (status, answer) = net.post("/v2/models/scores/infer", &ask(parameters, [1.0, 3.0])).await;
+        assert!(status == 400 && answer.to_string().contains("assay_hide"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_protocol_does_not_have_is_refused_in_its_words() {
     let (net, _folder) = with_models().await;
     for name in ["nothing", "..%2fsecret", "secret", ".scores", "a%2fb"] {

@@ -130,6 +130,13 @@ async fn an_answer_is_proved_by_policy_paid_once_and_kept() {
     // Two at once are one.
     assert_eq!(tokio::join!(post(), post()), (200, 200));
     check(&network, id).await;
+    // One whose file was removed is made again.
+    let nonce = network.bundle(id).await.receipt.statement.nonce;
+    let kept = network.folder.path().join(format!("gateway/proofs/{nonce}.proof"));
+    std::fs::remove_file(&kept).unwrap();
+    assert_eq!(post().await, 200);
+    assert!(kept.is_file());
+    check(&network, id).await;
     // Neither an integer graph's answer nor a proof is proved again.
     let proof = row(&network, id).await["proof"]["request_id"].as_str().unwrap().to_owned();
     let request = network.http.post(format!("{}/assay/proofs/{proof}", network.url));
@@ -138,7 +145,7 @@ async fn an_answer_is_proved_by_policy_paid_once_and_kept() {
     let usage = network.get("/assay/usage").await;
     let usage = usage["usage"].as_array().unwrap().clone();
     let of_proofs = usage.iter().find(|row| row["model"] == json!(format!("{NAME} (proof)"))).unwrap();
-    assert_eq!(of_proofs["requests"], json!(4));
+    assert_eq!(of_proofs["requests"], json!(5));
     let offers = network.get("/assay/models").await;
     let tiny = offers["models"].as_array().unwrap().iter().find(|row| row["name"] == NAME).unwrap().clone();
     assert_eq!(tiny["provers"][0]["position_price"], "7");
@@ -150,7 +157,7 @@ async fn an_answer_is_proved_by_policy_paid_once_and_kept() {
     for id in [json!(Bytes32::ZERO).as_str().unwrap(), "x"] {
         assert_eq!(key(id).await.status().as_u16(), 404);
     }
-    assert_eq!(paid(&network).len(), 4);
+    assert_eq!(paid(&network).len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
