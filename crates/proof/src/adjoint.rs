@@ -4,7 +4,7 @@
 //! the weight of every slot, of every input and the constant such that the weighted sum of keys, values and those tensors equals
 //! the weighted sum of slots and inputs plus the constant, in every example. It is reverse-mode differentiation: nodes are
 //! visited from the last to the first, and everything but look-ups and products is linear; a look-up ends at its slots, a product
-//! at its results, whose weights [`products`](crate::products) go on with. Where weights are
+//! (also of weights that several places share) at its results, whose weights [`products`](crate::products) go on with. Where other weights are
 //! committed, the walk ends too: what is left there is a bilinear form of the weights and of what the map reads, which
 //! [`forward`] finds.
 
@@ -24,7 +24,7 @@ pub(crate) struct Linear {
     pub(crate) inputs: Vec<E>,
     /// The constant.
     pub(crate) constant: E,
-    /// For each map with committed weights, in their order, the weights of its results without the biases.
+    /// For each map with committed weights that is no product, in their order, the weights of its results without the biases.
     pub(crate) committed: Vec<Vec<E>>,
     /// For each product, in their order, the weights of its results.
     pub(crate) products: Vec<Vec<E>>,
@@ -65,24 +65,20 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(
                     }
                 }
             }
-            Node::Product { .. } => {
+            Node::Product { .. } | Node::Committed { .. } | Node::Conv { .. }
+                if circuit.products.chosen[number] || matches!(node, Node::Committed { .. }) =>
+            {
                 let mut out = out;
                 out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
-                products.push(out);
-            }
-            Node::Committed { map, .. } => {
-                let bias = match &**map {
-                    Node::Linear { bias, .. } | Node::Conv { bias, .. } => bias.as_slice(),
-                    _ => &[],
-                };
-                let mut out = out;
-                out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
+                let bias = bias(node);
                 let plane = out.len() / bias.len().max(1);
                 for (bias, plane) in bias.iter().zip(out.chunks_exact(plane.max(1))) {
                     constant += plane.iter().copied().sum::<E>() * int(*bias);
                 }
-                committed.push(out);
+                if circuit.products.chosen[number] { products.push(out) } else { committed.push(out) }
             }
+            // Above.
+            Node::Product { .. } | Node::Committed { .. } => {}
             _ if out.is_empty() => {}
             Node::Linear { input, weights: matrix, bias, .. } => {
                 constant += inner(bias, &out);
@@ -150,7 +146,16 @@ pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(
     Linear { slots, inputs, constant, committed, products }
 }
 
-/// What each map with committed weights reads, in their order, when the slots and inputs have these values and every constant
+/// The biases of a linear map.
+fn bias(node: &Node) -> &[i32] {
+    match node {
+        Node::Linear { bias, .. } | Node::Conv { bias, .. } => bias,
+        Node::Committed { map, .. } => bias(map),
+        _ => &[],
+    }
+}
+
+/// What each map with committed weights that is no product reads, in their order, when the slots and inputs have these values and every constant
 /// of the graph counts `one` times. No such map reads what depends on another one or on a product except through a look-up, as the
 /// layout of the weights has found.
 pub(crate) fn forward(circuit: &Circuit<'_>, slots: &[E], inputs: &[E], one: E) -> Vec<Vec<E>> {
@@ -159,12 +164,13 @@ pub(crate) fn forward(circuit: &Circuit<'_>, slots: &[E], inputs: &[E], one: E) 
     let mut tensors: Vec<Vec<E>> = vec![inputs.to_vec()];
     let mut lookups = circuit.lookups.iter();
     let mut out = Vec::new();
-    for node in graph.nodes() {
+    for (number, node) in graph.nodes().iter().enumerate() {
         let unknown = node.operands().iter().any(|operand| tensors[operand.index()].is_empty());
         let value = match node {
             Node::Lookup { .. } => {
                 lookups.next().map_or(Vec::new(), |lookup| slots[lookup.results.0..][..lookup.width].to_vec())
             }
+            _ if circuit.products.chosen[number] => Vec::new(),
             Node::Committed { map, .. } => {
                 if let Some(operand) = map.operands().first() {
                     out.push(tensors[operand.index()].clone());

@@ -59,6 +59,7 @@ pub(crate) struct Circuit<'a> {
     /// When inputs are hidden: which of the ranges each is in. They are the first slots and the first rows, whose keys they are.
     pub(crate) inputs: Vec<usize>,
     /// The ranges that hidden inputs are in, and where the entries of each start.
+    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover counts with it"))]
     pub(crate) ranges: Vec<(Range, usize)>,
 }
 

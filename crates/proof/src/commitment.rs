@@ -73,7 +73,7 @@ pub(crate) fn degrees(log_rows: usize, log: usize, weights: bool) -> f64 {
     // point; rounds of degree 2; rounds of degree 2 and 3 over products, and two more claims.
     let (rows, levels) = ((1u64 << log_rows) as f64, log_rows as f64);
     let products = 5.0 * LOG_MAX as f64 + 2.0;
-    let weights = if weights { 1.0 + 2.0 * LOG_MAX as f64 } else { 0.0 };
+    let weights = if weights { 2.0 + 2.0 * LOG_MAX as f64 } else { 0.0 };
     2.0 * rows + 1.5 * levels * levels + 3.0 * levels + 2.0 + 22.0 + 2.0 * log as f64 + products + weights
 }
 
@@ -134,6 +134,24 @@ pub(crate) mod prover {
     use super::*;
     use p3_matrix::dense::RowMajorMatrix;
     use p3_sumcheck::layout::{Layout as _, Table};
+
+    /// The codewords of a commitment to 2^`log` values and of its opening: each the base-two logarithms of how many values it stands for,
+    /// of its length, and of how many of its elements one leaf of its tree has.
+    ///
+    /// # Errors
+    /// [`Error::Prover`] when there is no commitment to vectors of this length.
+    pub(crate) fn codewords(log: usize) -> Result<Vec<(usize, usize, usize)>, Error> {
+        let config = config(log)?;
+        let folding = config.folding_schedule();
+        let (mut values, mut domain) = (log, log + config.params().starting_log_inv_rate);
+        let mut out = vec![(values, domain, folding[0])];
+        for (round, folding) in folding[1..].iter().enumerate().take(config.round_parameters().len()) {
+            values -= config.folding_schedule()[round];
+            domain -= 1;
+            out.push((values, domain, *folding));
+        }
+        Ok(out)
+    }
 
     /// A commitment that can be opened.
     pub(crate) struct Committed {

@@ -89,6 +89,14 @@ pub(crate) fn eq_table(point: &[E]) -> Vec<E> {
     table.push(E::ONE);
     for coordinate in point.iter().rev() {
         let half = table.len();
+        #[cfg(feature = "prover")]
+        if half >= 1 << 14 {
+            use rayon::prelude::*;
+            let high: Vec<E> = table.par_iter().map(|value| *value * *coordinate).collect();
+            table.par_iter_mut().zip(&high).for_each(|(low, high)| *low -= *high);
+            table.extend(high);
+            continue;
+        }
         for i in 0..half {
             let high = table[i] * *coordinate;
             table[i] -= high;
@@ -172,6 +180,13 @@ mod tests {
                     .collect();
                 prop_assert_eq!(*value, eq(&point, &corner));
             }
+        }
+
+        /// Tables that are made on several threads.
+        #[test]
+        fn a_large_table_holds_eq(seed in any::<u64>(), index in 0usize..1 << 16) {
+            let point: Vec<E> = (0..16).map(|i| element(seed ^ i)).collect();
+            prop_assert_eq!(eq_table(&point)[index], select(&point, index));
         }
 
         #[test]

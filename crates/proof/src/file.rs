@@ -13,7 +13,7 @@ use crate::fractions::Level;
 use crate::products::ProductsProof;
 
 /// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
-const MAGIC: &[u8; 8] = b"ASSAYPF3";
+const MAGIC: &[u8; 8] = b"ASSAYPF4";
 
 /// The largest proof file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
@@ -95,14 +95,18 @@ impl Proof {
         match &self.products {
             None => w.push(0),
             Some(products) => {
-                w.push(1);
+                w.push(if products.matrices.is_some() { 2 } else { 1 });
                 put_element(&mut w, products.value);
                 w.push(products.rounds.len() as u8);
                 products.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
                 put_element(&mut w, products.result);
                 w.push(products.operand_rounds.len() as u8);
                 products.operand_rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
-                products.operands.iter().for_each(|element| put_element(&mut w, *element));
+                products
+                    .operands
+                    .iter()
+                    .chain(&products.matrices)
+                    .for_each(|element| put_element(&mut w, *element));
             }
         }
         w.push(self.rounds.len() as u8);
@@ -147,14 +151,15 @@ impl Proof {
         }
         let products = match r.array()? {
             [0] => None,
-            [1] => {
+            [kind @ (1 | 2)] => {
                 let value = r.element()?;
                 let count = r.log()?;
                 let (rounds, result) = (r.rounds(count)?, r.element()?);
                 let count = r.log()?;
                 let operand_rounds = r.rounds(count)?;
                 let operands = [r.element()?, r.element()?];
-                Some(ProductsProof { value, rounds, result, operand_rounds, operands })
+                let matrices = if kind == 2 { Some(r.element()?) } else { None };
+                Some(ProductsProof { value, rounds, result, operand_rounds, operands, matrices })
             }
             _ => return Err(Error::File("it has an unknown part")),
         };

@@ -8,7 +8,7 @@
 //! the committed vector at a few points; random elements in it make each of them uniform, and the commitment hides the rest.
 
 use assay_graph::Graph;
-use p3_field::{BasedVectorSpace as _, Field as _, PrimeCharacteristicRing as _};
+use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _};
 
 use crate::circuit::{Circuit, LOG_MAX, Sizes};
 use crate::commitment::{self, Root};
@@ -24,7 +24,7 @@ use crate::weights::Layout;
 use crate::{Error, Model};
 
 /// The first bytes of the file of a proof that hides its inputs, and the version of its protocol and format.
-const MAGIC: &[u8; 8] = b"ASSAYZK1";
+const MAGIC: &[u8; 8] = b"ASSAYZK2";
 
 /// The largest opening that is read; real ones stay below 900 kB.
 const OPENING_BYTES_MAX: usize = 1 << 21;
@@ -113,7 +113,10 @@ impl Plan {
         let products = if circuit.products.is_empty() {
             0
         } else {
-            4 + 2 * circuit.products.log_results + 3 * (circuit.products.log_operands + sizes.log_batch)
+            let matrices = log_weights.is_some() && circuit.products.has_matrices();
+            4 + usize::from(matrices)
+                + 2 * circuit.products.log_results
+                + 3 * (circuit.products.log_operands + sizes.log_batch)
         };
         let weights = log_weights.map_or(0, |log| 2 + 2 * log);
         // A multiple of the block's size, so that the block is one face of the cube.
@@ -193,7 +196,14 @@ fn read<V: Value>(
         let results = rounds(rest, circuit.products.log_results)?;
         let [result] = take(rest)?;
         let operand_rounds = rounds(rest, circuit.products.log_operands + sizes.log_batch)?;
-        Some(ProductsProof { value, rounds: results, result, operand_rounds, operands: take(rest)? })
+        let operands = take(rest)?;
+        let matrices = if log_weights.is_some() && circuit.products.has_matrices() {
+            let [matrices] = take(rest)?;
+            Some(matrices)
+        } else {
+            None
+        };
+        Some(ProductsProof { value, rounds: results, result, operand_rounds, operands, matrices })
     };
     let main = rounds(rest, sizes.log_committed)?;
     let weights = match (known, log_weights) {
@@ -378,7 +388,7 @@ pub(crate) fn balances(sums: [E; 3], said: [E; 2], pad: E, gamma: E) -> bool {
 /// The transcript of a statement: protocol, model and outputs.
 pub(crate) fn statement(model: &[u8; 32], examples: usize, outputs: &[i32]) -> Challenger {
     let mut bytes = b"assay hiding proof".to_vec();
-    bytes.extend_from_slice(&1u32.to_le_bytes());
+    bytes.extend_from_slice(&2u32.to_le_bytes());
     bytes.extend_from_slice(model);
     bytes.extend_from_slice(&(examples as u32).to_le_bytes());
     bytes.extend_from_slice(&verify::hash(outputs));
@@ -475,6 +485,7 @@ pub(crate) mod prover {
     use crate::field::{Pads, observe};
     use crate::hiding_commitment::prover::{commit, open};
     use crate::prove::{Argued, Stage, Weights, Witness, argue};
+    use p3_field::Field as _;
     use rand::rngs::StdRng;
     use rand::{RngExt as _, SeedableRng as _};
 

@@ -2,7 +2,7 @@
 //! name the check that refuses it.
 #![allow(clippy::unwrap_used)]
 
-use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, Window};
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
 
 use crate::circuit::{Circuit, Sizes};
@@ -452,6 +452,150 @@ fn every_message_about_products_is_bound() {
     let mut other = prove(&without, &INPUTS).unwrap();
     other.products = Some(honest);
     refused(&without, &other);
+}
+
+/// Three tokens of two values, with maps that all share: two behind each other with a look-up between them, and one that is proved as a linear map
+/// since it follows the second without one.
+fn tokens() -> Graph {
+    let map = |input: u32, channels: u32, filters: u32, seed: i32| Node::Conv {
+        input: Tensor(input),
+        window: Window::pointwise(channels, filters, [1, 3]),
+        weights: (0..(channels * filters) as i32).map(|i| (i * seed) % 13 - 6).collect(),
+        bias: (0..filters as i32).map(|i| 5 - 3 * i).collect(),
+    };
+    let round = |input: u32| Node::Lookup { input: Tensor(input), shift: 2, table: 0 };
+    let nodes = vec![map(0, 2, 3, 5), round(1), map(2, 3, 4, 7), map(3, 4, 2, 3)];
+    let tables = vec![Table::clamp(-40, 40, -9, 30)];
+    Graph::new(vec![Range { low: -9, high: 9 }; 6], tables, nodes, Tensor(4), Interface::plain(6)).unwrap()
+}
+
+const THREE: [i32; 12] = [5, -9, 3, 0, 1, 2, -3, 8, 7, 7, 7, -1];
+
+#[test]
+fn a_map_is_a_product_where_its_operand_is_committed() {
+    assert_eq!(Circuit::new(&tokens()).products.chosen, [true, false, true, false]);
+    // What a product reads without a look-up is linear too, and a map of a single place.
+    let mut nodes = vec![tokens().nodes()[0].clone()];
+    let product = Node::Product { inputs: [Tensor(1); 2], groups: 9, rows: 1, columns: 1, inner: 1 };
+    nodes.push(product);
+    let inputs = vec![Range { low: -9, high: 9 }; 6];
+    let graph = Graph::new(inputs, vec![], nodes, Tensor(2), Interface::plain(9)).unwrap();
+    assert_eq!(Circuit::new(&graph).products.chosen, [false, true]);
+    verify(&graph, &prove(&graph, &THREE).unwrap()).unwrap();
+    assert_eq!(Circuit::new(&self::graph()).products.chosen, [false; 5]);
+}
+
+/// A false result of a map that tokens share, with everything behind it in agreement; and other weights, and other activations.
+#[test]
+fn a_false_map_is_refused() {
+    let graph = tokens();
+    verify(&graph, &forge(&graph, &THREE, |_, _, _, _| ())).unwrap();
+    let forged = |change: &dyn Fn(&mut Witness, &mut [i32])| {
+        refused(&graph, &forge(&graph, &THREE, |witness, outputs, _, _| change(witness, outputs)));
+    };
+    // A result that the last map reads, with and without its outputs.
+    let weights = match &graph.nodes()[3] {
+        Node::Conv { weights, .. } => weights.clone(),
+        _ => unreachable!(),
+    };
+    for told in [false, true] {
+        forged(&|witness, outputs| {
+            witness.products[1].results[0] += 1;
+            if told {
+                outputs[0] += weights[0];
+                outputs[3] += weights[4];
+            }
+        });
+    }
+    // True products of other operands.
+    forged(&|witness, outputs| {
+        let map = &mut witness.products[1];
+        map.operands[0][0] += 1;
+        for token in 0..3 {
+            for example in 0..2 {
+                let change = map.operands[1][example * 9 + token];
+                map.results[example * 12 + token] += change;
+                outputs[example * 6 + token] += weights[0] * change;
+                outputs[example * 6 + 3 + token] += weights[4] * change;
+            }
+        }
+    });
+    forged(&|witness, _| witness.products[0].operands[1][0] += 1);
+    forged(&|witness, _| witness.products[0].operands[1].swap(0, 1));
+    // Two tokens that change places in one map.
+    forged(&|witness, _| {
+        (0..4).for_each(|filter| witness.products[1].results.swap(3 * filter, 3 * filter + 1));
+        (0..3).for_each(|channel| witness.products[1].operands[1].swap(3 * channel, 3 * channel + 1));
+    });
+    forged(&|witness, _| witness.products.swap(0, 1));
+}
+
+#[test]
+fn every_message_about_shared_weights_is_bound() {
+    let graph = tokens();
+    let (_, last) = graph.nodes().split_last().unwrap();
+    let inputs = graph.inputs().to_vec();
+    // Without the last map, which a key cannot have there.
+    let graph =
+        Graph::new(inputs, graph.tables().to_vec(), last.to_vec(), Tensor(3), Interface::plain(12)).unwrap();
+    let key = Key::commit(&graph).unwrap();
+    let proof = prove_with_key(&graph, &key, &THREE, &mut |_| ()).unwrap();
+    verify_with_key(&key, &proof).unwrap();
+    let change = |change: &dyn Fn(&mut Proof)| {
+        let mut other = proof.clone();
+        change(&mut other);
+        refused_with(&key, &other);
+    };
+    let matrices =
+        |proof: &mut Proof, by: E| *proof.products.as_mut().unwrap().matrices.as_mut().unwrap() += by;
+    change(&|p| matrices(p, E::ONE));
+    // What the weights add less, the left operand has more, and the other way around.
+    for by in [E::ONE, -E::ONE] {
+        change(&|p| {
+            matrices(p, by);
+            p.products.as_mut().unwrap().operands[0] += by;
+        });
+        change(&|p| {
+            matrices(p, by);
+            p.weights.as_mut().unwrap().known -= by;
+        });
+        change(&|p| {
+            matrices(p, by);
+            p.weights.as_mut().unwrap().at_point -= by;
+        });
+    }
+    change(&|p| p.products.as_mut().unwrap().matrices = None);
+    // Said to a verifier that computes it.
+    let open = prove(&graph, &THREE).unwrap();
+    let mut other = open.clone();
+    other.products.as_mut().unwrap().matrices = proof.products.as_ref().unwrap().matrices;
+    refused(&graph, &other);
+    let mut other = proof.clone();
+    other.weights = None;
+    other.model = graph.id();
+    refused(&graph, &other);
+    // Other weights of the same range.
+    let mut nodes = graph.nodes().to_vec();
+    let Node::Conv { weights, .. } = &mut nodes[0] else { unreachable!() };
+    weights.swap(0, 1);
+    let inputs = graph.inputs().to_vec();
+    let swapped =
+        Graph::new(inputs, graph.tables().to_vec(), nodes, Tensor(3), Interface::plain(12)).unwrap();
+    let mut forged = Key::commit(&swapped).unwrap();
+    assert_eq!(forged.graph().id(), key.graph().id());
+    forged.id = key.id();
+    refused_with(&key, &prove_with_key(&swapped, &forged, &THREE, &mut |_| ()).unwrap());
+}
+
+/// A graph whose weights are not there is no model: nothing would hold what they add.
+#[test]
+fn a_model_without_weights_needs_its_key() {
+    let graph = graph();
+    let key = Key::commit(&graph).unwrap();
+    let mut proof = prove_with_key(&graph, &key, &INPUTS, &mut |_| ()).unwrap();
+    proof.weights = None;
+    proof.model = key.graph().id();
+    refused(key.graph(), &proof);
 }
 
 /// Messages removed, repeated and in another order.

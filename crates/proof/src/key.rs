@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::weights::Layout;
 
 /// The first bytes of a key: "assay key" and the version of the protocol.
-const MAGIC: &[u8; 8] = b"ASSAYKY3";
+const MAGIC: &[u8; 8] = b"ASSAYKY4";
 
 /// What a verifier keeps instead of a model: the graph without the weights of its linear maps and convolutions, and a commitment
 /// to them. A proof that is checked with a key is about *the weights that were committed to*, whatever they are; that they are those of

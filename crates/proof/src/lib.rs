@@ -41,6 +41,8 @@ mod commitment;
 mod error;
 mod field;
 mod file;
+#[cfg(feature = "prover")]
+mod floor;
 mod fractions;
 mod hash;
 mod hiding;
@@ -64,6 +66,8 @@ mod weights;
 pub use assay_graph::Graph;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};
+#[cfg(feature = "prover")]
+pub use floor::{Operations, operations};
 pub use hiding::HidingProof;
 #[cfg(feature = "prover")]
 pub use hiding::prover::prove_hiding;
@@ -74,7 +78,7 @@ pub use prove::{Stage, prove, prove_reporting, prove_with_key};
 pub use verify::{verify, verify_with_key};
 
 /// The version of the protocol. It is the first thing that a transcript absorbs.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The proven soundness of a proof about this graph and batch, in bits: a false statement is accepted with a probability of
 /// at most 2^-bits a try, 14 bits of which are work that a try costs. It leaves out collisions of BLAKE3 (128 bits).

@@ -1,5 +1,5 @@
-//! Products of two computed operands, by two sum-checks (Thaler, "Time-optimal interactive proofs for circuit evaluation",
-//! CRYPTO 2013).
+//! Products of two computed operands, and of constant matrices with what many places share them for, by two sum-checks (Thaler,
+//! "Time-optimal interactive proofs for circuit evaluation", CRYPTO 2013).
 //!
 //! What the linear claim asks of products is one weighted sum of their results at the point of the batch. All results are laid in one
 //! vector, so a sum-check reduces that sum to the vector's value at a point, whose last coordinates name a group, a row and
@@ -9,10 +9,17 @@
 //!
 //! The results of a product fill a block with the dimensions (groups, rows, columns), its operands one with (groups, inner), each rounded
 //! up to a power of two. Behind the operands' index comes the batch.
+//!
+//! A pointwise convolution is a product too, of its weights and of what it reads: pulled back as a linear map, each place would cost a pass over
+//! the weights, and so all of them cost one. Its left operand at the point is then known to whoever has the weights, and with
+//! a key the prover says it, and shows it with everything else about committed weights.
 
-use assay_graph::{Graph, Node, Tensor};
+use assay_graph::{Graph, Node, Tensor, Window};
 use p3_field::PrimeCharacteristicRing as _;
+#[cfg(feature = "prover")]
+use rayon::prelude::*;
 
+use crate::adjoint::inner;
 use crate::error::Error;
 use crate::field::{Challenger, E, eq, eq_table, select};
 use crate::sumcheck;
@@ -31,11 +38,18 @@ pub(crate) struct ProductsProof<V = E> {
     pub(crate) operand_rounds: Vec<[V; 3]>,
     /// The two vectors of operands at its point.
     pub(crate) operands: [V; 2],
+    /// With committed weights, and when there are any among the left operands: what they add to the left one.
+    pub(crate) matrices: Option<V>,
 }
 
 /// One product.
 struct Block {
-    inputs: [Tensor; 2],
+    /// The number of its node.
+    node: usize,
+    /// The left operand; `None` for the weights of the node.
+    left: Option<Tensor>,
+    /// The right operand: its rows are the columns of the result. Beside weights it is laid out the other way around, inner value by inner value.
+    right: Tensor,
     /// Groups, rows, columns, inner values.
     dims: [usize; 4],
     /// The first place among the results, and among the operands; multiples of the blocks' sizes.
@@ -63,10 +77,56 @@ fn log(n: usize) -> usize {
     n.next_power_of_two().trailing_zeros() as usize
 }
 
+/// The geometry and the operand of a linear map that several places share.
+fn shared(node: &Node) -> Option<(&Window, Tensor)> {
+    match node {
+        Node::Conv { window, input, .. } if window.is_pointwise() && places(window) > 1 => {
+            Some((window, *input))
+        }
+        Node::Committed { map, .. } => shared(map),
+        _ => None,
+    }
+}
+
+fn places(window: &Window) -> usize {
+    window.size[0] as usize * window.size[1] as usize
+}
+
+/// Which nodes are proved as products. A map that several places share is, unless it reads what another product makes, or a product of computed
+/// operands what it makes, without a look-up between them: operands must be linear in what is committed.
+pub(crate) fn chosen(graph: &Graph) -> Vec<bool> {
+    let nodes = graph.nodes();
+    let mut read = vec![false; nodes.len() + 1];
+    for (number, node) in nodes.iter().enumerate().rev() {
+        let carries = match node {
+            Node::Lookup { .. } => false,
+            Node::Product { .. } => true,
+            _ => read[number + 1],
+        };
+        if carries {
+            node.operands().iter().for_each(|operand| read[operand.index()] = true);
+        }
+    }
+    let mut depends = vec![false];
+    let mut chosen = Vec::with_capacity(nodes.len());
+    for (number, node) in nodes.iter().enumerate() {
+        let reads = node.operands().iter().any(|operand| depends[operand.index()]);
+        let product = match node {
+            Node::Product { .. } => true,
+            _ => shared(node).is_some() && !reads && !read[number + 1],
+        };
+        chosen.push(product);
+        depends.push(product || reads && !matches!(node, Node::Lookup { .. }));
+    }
+    chosen
+}
+
 /// Where results and operands of all products lie.
 pub(crate) struct Products {
     /// In the order of the nodes.
     blocks: Vec<Block>,
+    /// Of each node, whether it is one of them.
+    pub(crate) chosen: Vec<bool>,
     /// Base-two logarithm of the vector of results.
     pub(crate) log_results: usize,
     /// Base-two logarithm of a vector of operands, without the batch.
@@ -86,16 +146,24 @@ pub(crate) struct Operands<V = E> {
 
 impl Products {
     pub(crate) fn new(graph: &Graph) -> Products {
+        let chosen = chosen(graph);
         let mut blocks = Vec::new();
-        for node in graph.nodes() {
-            if let Node::Product { inputs, groups, rows, columns, inner } = node {
-                let dims = [*groups, *rows, *columns, *inner].map(|size| size as usize);
-                blocks.push(Block { inputs: *inputs, dims, results: 0, operands: 0 });
-            }
+        for (node, kind) in graph.nodes().iter().enumerate().filter(|(node, _)| chosen[*node]) {
+            let (left, right, dims) = match (kind, shared(kind)) {
+                (Node::Product { inputs: [a, b], groups, rows, columns, inner }, _) => {
+                    (Some(*a), *b, [*groups, *rows, *columns, *inner].map(|size| size as usize))
+                }
+                (_, Some((window, input))) => {
+                    let [filters, channels] = [window.filters, window.channels].map(|size| size as usize);
+                    (None, input, [1, filters, places(window), channels])
+                }
+                _ => continue,
+            };
+            blocks.push(Block { node, left, right, dims, results: 0, operands: 0 });
         }
         let log_results = Products::place(&mut blocks, Block::log_results, |block| &mut block.results);
         let log_operands = Products::place(&mut blocks, Block::log_operands, |block| &mut block.operands);
-        Products { blocks, log_results, log_operands }
+        Products { blocks, chosen, log_results, log_operands }
     }
 
     /// Lays blocks behind each other, large ones first, so that each lies at a multiple of its size. Returns the logarithm of all.
@@ -113,6 +181,11 @@ impl Products {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.blocks.is_empty()
+    }
+
+    /// Whether weights are among the left operands.
+    pub(crate) fn has_matrices(&self) -> bool {
+        self.blocks.iter().any(|block| block.left.is_none())
     }
 
     /// The share of a block in the vector of results at a point, and the point inside of it: group, row, column.
@@ -195,6 +268,27 @@ impl Products {
         Ok(Operands { results, place, batch, values: proof.operands })
     }
 
+    /// What weights among the left operands add to the left one at the point, for each map the vectors whose outer product its weights are summed
+    /// with: one value a row and one a column.
+    pub(crate) fn forms<V>(&self, operands: &Operands<V>) -> Vec<(Vec<E>, Vec<E>)> {
+        let matrices = self.blocks.iter().filter(|block| block.left.is_none());
+        let form = |block: &Block| {
+            let (_, [_, row, _]) = self.at_results(block, &operands.results);
+            let (share, [_, inner]) = self.at_operands(block, &operands.place);
+            let [_, rows, _, inners] = block.dims;
+            let rows = eq_table(row)[..rows].iter().map(|row| *row * share).collect();
+            (rows, eq_table(inner)[..inners].to_vec())
+        };
+        matrices.map(form).collect()
+    }
+
+    /// The sum of what [`forms`](Self::forms) says, for a graph with its weights.
+    pub(crate) fn matrices(&self, graph: &Graph, forms: &[(Vec<E>, Vec<E>)]) -> E {
+        let nodes =
+            self.blocks.iter().filter(|block| block.left.is_none()).map(|block| &graph.nodes()[block.node]);
+        nodes.zip(forms).map(|(node, (rows, columns))| bilinear(weights(node), rows, columns)).sum()
+    }
+
     /// The weights of each operand's values in `left + mu · right` of the values at the point.
     pub(crate) fn seeds<V>(&self, operands: &Operands<V>, mu: E) -> Vec<(Tensor, Vec<E>)> {
         let mut out = Vec::new();
@@ -203,8 +297,18 @@ impl Products {
             let (share, [group, inner]) = self.at_operands(block, &operands.place);
             let [groups, rows, columns, inners] = block.dims;
             let (group, inner) = (&eq_table(group)[..groups], &eq_table(inner)[..inners]);
+            let Some(left) = block.left else {
+                let places = &eq_table(column)[..columns];
+                let factor = share * mu;
+                let weights = inner.iter().flat_map(|inner| {
+                    let inner = *inner * factor;
+                    places.iter().map(move |place| inner * *place)
+                });
+                out.push((block.right, weights.collect()));
+                continue;
+            };
             for (input, rows, point, factor) in
-                [(block.inputs[0], rows, row, E::ONE), (block.inputs[1], columns, column, mu)]
+                [(left, rows, row, E::ONE), (block.right, columns, column, mu)]
             {
                 let table = &eq_table(point)[..rows];
                 let plane: Vec<E> =
@@ -220,35 +324,71 @@ impl Products {
     }
 }
 
+/// The weights of a linear map.
+fn weights(node: &Node) -> &[i32] {
+    match node {
+        Node::Linear { weights, .. } | Node::Conv { weights, .. } => weights,
+        _ => &[],
+    }
+}
+
+/// `Σ_(r, c) rows[r] · matrix[r][c] · columns[c]`.
+fn bilinear(matrix: &[i32], rows: &[E], columns: &[E]) -> E {
+    let term = |(matrix, row): (&[i32], &E)| inner(matrix, columns) * *row;
+    #[cfg(feature = "prover")]
+    return matrix.par_chunks_exact(columns.len()).zip(rows).map(term).sum();
+    #[cfg(not(feature = "prover"))]
+    return matrix.chunks_exact(columns.len()).zip(rows).map(term).sum();
+}
+
 #[cfg(feature = "prover")]
 pub(crate) mod prover {
     use super::*;
     use crate::adjoint::transposed;
-    use crate::field::{int, observe};
+    use crate::circuit::LOG_MIN;
+    use crate::field::{F, int, observe};
     use crate::verify::batched;
     use assay_graph::Trace;
 
-    /// The values of one product, example by example.
+    /// The values of one product, example by example. A matrix is the left operand of all of them.
     pub(crate) struct Values {
         pub(crate) results: Vec<i32>,
         pub(crate) operands: [Vec<i32>; 2],
     }
 
     /// The values of all products, in the order of the nodes.
-    pub(crate) fn values(graph: &Graph, trace: &Trace) -> Vec<Values> {
-        let nodes = graph.nodes().iter().zip(1..);
-        nodes
-            .filter_map(|(node, tensor)| {
-                let Node::Product { inputs, .. } = node else { return None };
-                Some(Values {
-                    results: trace.tensor(Tensor(tensor)).to_vec(),
-                    operands: inputs.map(|input| trace.tensor(input).to_vec()),
-                })
-            })
-            .collect()
+    pub(crate) fn values(products: &Products, graph: &Graph, trace: &Trace) -> Vec<Values> {
+        let of = |block: &Block| {
+            let mut results = trace.tensor(Tensor(block.node as u32 + 1)).to_vec();
+            let node = &graph.nodes()[block.node];
+            if let Node::Conv { bias, .. } = node {
+                let planes = results.chunks_exact_mut(block.dims[2]);
+                planes
+                    .zip(bias.iter().cycle())
+                    .for_each(|(plane, bias)| plane.iter_mut().for_each(|y| *y -= bias));
+            }
+            let left = block.left.map_or(weights(node), |left| trace.tensor(left));
+            Values { results, operands: [left.to_vec(), trace.tensor(block.right).to_vec()] }
+        };
+        products.blocks.iter().map(of).collect()
     }
 
     impl Products {
+        /// The vector in which lists of one number for each result lie.
+        fn laid_out<T: Copy>(&self, lists: &[Vec<T>], zero: T) -> Vec<T> {
+            let mut out = vec![zero; 1 << self.log_results];
+            for (block, list) in self.blocks.iter().zip(lists) {
+                let [_, rows, columns, _] = block.dims;
+                let [_, rows_log, columns_log, _] = block.logs();
+                for (number, list) in list.chunks_exact(columns).enumerate() {
+                    let (group, row) = (number / rows, number % rows);
+                    let first = block.results + (((group << rows_log) + row) << columns_log);
+                    out[first..first + columns].copy_from_slice(list);
+                }
+            }
+            out
+        }
+
         /// Proves the weighted sum of these results, whether or not they are true.
         pub(crate) fn prove(
             &self,
@@ -258,24 +398,25 @@ pub(crate) mod prover {
             challenger: &mut Challenger,
         ) -> (ProductsProof, Operands) {
             let batch_table = eq_table(batch);
-            let mut results = vec![E::ZERO; 1 << self.log_results];
-            let mut functional = results.clone();
-            let mut value = E::ZERO;
-            for ((block, values), weights) in self.blocks.iter().zip(values).zip(weights) {
-                let at_batch = batched(&values.results, weights.len(), &batch_table);
-                value += at_batch.iter().zip(weights).map(|(a, b)| *a * *b).sum::<E>();
-                let [_, rows, columns, _] = block.dims;
-                let [_, rows_log, columns_log, _] = block.logs();
-                for (at, (result, weight)) in at_batch.into_iter().zip(weights).enumerate() {
-                    let (row, column) = (at / columns, at % columns);
-                    let (group, row) = (row / rows, row % rows);
-                    let place = block.results + (((group << rows_log) + row) << columns_log) + column;
-                    (results[place], functional[place]) = (result, *weight);
-                }
-            }
-            observe(challenger, &[value]);
-            let (rounds, point, result) =
-                sumcheck::prover::prove_extension(results, functional, value, challenger);
+            let functional = self.laid_out(weights, E::ZERO);
+            let value;
+            let (rounds, point, result) = if batch.is_empty() && self.log_results >= LOG_MIN {
+                // One example: the results are integers.
+                let lists = values.iter().map(|values| values.results.iter().map(|y| int(*y)).collect());
+                let results = self.laid_out(&lists.collect::<Vec<Vec<F>>>(), F::ZERO);
+                value = results.par_iter().zip(&functional).map(|(result, weight)| *weight * *result).sum();
+                observe(challenger, &[value]);
+                sumcheck::prover::prove(&results, functional, value, challenger)
+            } else {
+                let at_batch = |(values, weights): (&Values, &Vec<E>)| {
+                    batched(&values.results, weights.len(), &batch_table)
+                };
+                let lists: Vec<Vec<E>> = values.iter().zip(weights).map(at_batch).collect();
+                let results = self.laid_out(&lists, E::ZERO);
+                value = results.par_iter().zip(&functional).map(|(result, weight)| *weight * *result).sum();
+                observe(challenger, &[value]);
+                sumcheck::prover::prove_extension(results, functional, value, challenger)
+            };
             observe(challenger, &[result]);
 
             let len = batch_table.len();
@@ -292,16 +433,19 @@ pub(crate) mod prover {
                         weights.iter_mut().zip(&batch_table).for_each(|(out, batch)| *out = eq * *batch);
                     }
                 }
-                let folds = [(&values.operands[0], rows, row), (&values.operands[1], columns, column)];
-                for ((values, rows, point), out) in folds.into_iter().zip(&mut vectors[1..]) {
+                let sides = [(&values.operands[0], rows, row), (&values.operands[1], columns, column)];
+                for (side, ((values, rows, point), out)) in
+                    sides.into_iter().zip(&mut vectors[1..]).enumerate()
+                {
                     let table = &eq_table(point)[..rows];
                     let examples = values.len() / (groups * rows * inner);
                     for (at, matrix) in values.chunks_exact(rows * inner).enumerate() {
                         let (example, group) = (at / groups, at % groups);
-                        let folded = if rows == 1 {
-                            matrix.iter().map(|x| E::from(int(*x))).collect()
-                        } else {
-                            transposed(matrix, table, inner)
+                        let folded: Vec<E> = match (block.left, side) {
+                            (None, 0) => combined(matrix, table, inner),
+                            (None, _) => matrix.chunks_exact(rows).map(|x| super::inner(x, table)).collect(),
+                            _ if rows == 1 => matrix.iter().map(|x| E::from(int(*x))).collect(),
+                            _ => transposed(matrix, table, inner),
                         };
                         // The last example stands for those that are missing.
                         let copies =
@@ -320,7 +464,19 @@ pub(crate) mod prover {
             let (place, batch) = end.split_at(self.log_operands);
             let (place, batch) = (place.to_vec(), batch.to_vec());
             let reduced = Operands { results: point, place, batch, values: operands };
-            (ProductsProof { value, rounds, result, operand_rounds, operands }, reduced)
+            (ProductsProof { value, rounds, result, operand_rounds, operands, matrices: None }, reduced)
         }
+    }
+
+    /// As [`transposed`], on all threads.
+    fn combined(matrix: &[i32], table: &[E], columns: usize) -> Vec<E> {
+        let rows = table.len().div_ceil(4 * rayon::current_num_threads());
+        let parts = matrix.par_chunks(rows * columns).zip(table.par_chunks(rows));
+        let sums = parts.map(|(matrix, table)| transposed(matrix, table, columns));
+        let add = |mut a: Vec<E>, b: Vec<E>| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        };
+        sums.reduce(|| vec![E::ZERO; columns], add)
     }
 }

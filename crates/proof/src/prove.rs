@@ -2,6 +2,7 @@
 
 use assay_graph::{Graph, Node, Tensor, Trace};
 use p3_field::PrimeCharacteristicRing as _;
+use rayon::prelude::*;
 
 use crate::circuit::{Circuit, Sizes};
 use crate::commitment::{self, prover::commit};
@@ -127,7 +128,11 @@ impl Witness {
         let mut counts = vec![0u32; circuit.entries.len()];
         hits.iter().for_each(|entry| counts[*entry as usize] += 1);
         committed[first..].iter_mut().zip(counts).for_each(|(out, count)| *out = F::from_u32(count));
-        Witness { committed, hits, products: products::prover::values(circuit.graph, trace) }
+        Witness {
+            committed,
+            hits,
+            products: products::prover::values(&circuit.products, circuit.graph, trace),
+        }
     }
 }
 
@@ -210,15 +215,12 @@ pub(crate) fn argue(
         .map(|entry| alpha - beta_2 * F::from_u32(entry.tag) - beta * int(entry.value) - int(entry.key))
         .collect();
     let first = circuit.slots << sizes.log_batch;
-    let padding = (1 << sizes.log_rows) - hits.len() - tables.len();
-    let rows = hits.iter().map(|entry| tables[*entry as usize]);
-    let denominators: Vec<E> =
-        rows.chain(tables.iter().copied()).chain(std::iter::repeat_n(E::ONE, padding)).collect();
-    let multiplicities = committed[first..first + tables.len()].iter().map(|count| -E::from(*count));
-    let numerators: Vec<E> = std::iter::repeat_n(E::ONE, hits.len())
-        .chain(multiplicities)
-        .chain(std::iter::repeat_n(E::ZERO, padding))
-        .collect();
+    let mut denominators = vec![E::ONE; 1 << sizes.log_rows];
+    denominators.par_iter_mut().zip(&hits).for_each(|(out, entry)| *out = tables[*entry as usize]);
+    denominators[hits.len()..hits.len() + tables.len()].copy_from_slice(&tables);
+    let mut numerators = vec![E::ONE; hits.len()];
+    numerators.extend(committed[first..first + tables.len()].iter().map(|count| -E::from(*count)));
+    numerators.resize(1 << sizes.log_rows, E::ZERO);
     let (levels, leaves) = fractions::prover::prove(numerators, denominators, challenger)?;
 
     report(Stage::Linear);
@@ -236,13 +238,20 @@ pub(crate) fn argue(
         public = Some((circuit, weights, as_known, known));
     }
     let products = (!circuit.products.is_empty()).then(|| {
-        let (products, operands) = circuit.products.prove(&claim.products, &claim.batch, &values, challenger);
+        let (mut products, operands) =
+            circuit.products.prove(&claim.products, &claim.batch, &values, challenger);
         claim.value -= products.value;
-        claim.join(circuit, &operands, inputs, challenger);
+        let forms = circuit.products.forms(&operands);
+        let matrices = circuit.products.matrices(circuit.graph, &forms);
+        if public.is_some() && !forms.is_empty() {
+            observe(challenger, &[matrices]);
+            products.matrices = Some(matrices);
+        }
+        claim.join(circuit, &operands, forms, matrices, inputs, challenger);
         products
     });
     let functional = claim.weights(circuit);
-    let (rounds, point) = sumcheck::prover::prove(&committed, functional, claim.value, challenger);
+    let (rounds, point, _) = sumcheck::prover::prove(&committed, functional, claim.value, challenger);
 
     report(Stage::Open);
     let weights = match public {
@@ -250,10 +259,13 @@ pub(crate) fn argue(
         Some((public_circuit, weights, mut public, known)) => {
             // What products read does not depend on committed weights.
             public.operands.clone_from(&claim.operands);
+            public.matrices.clone_from(&claim.matrices);
             let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
             let Weights { layout, vector, committed, .. } = weights;
             let circuit = &public_circuit;
-            Some(layout.prove(circuit, &public, &point, &vector, committed, known, at_point, challenger)?)
+            let matrices = products.as_ref().and_then(|products| products.matrices).unwrap_or(E::ZERO);
+            let values = [known, at_point, matrices];
+            Some(layout.prove(circuit, &public, &point, &vector, committed, values, challenger)?)
         }
     };
     Ok(Argued { levels, products, rounds, weights, point })

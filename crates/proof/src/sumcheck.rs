@@ -46,13 +46,13 @@ pub(crate) mod prover {
 
     const PARALLEL_MIN: usize = 1 << 10;
 
-    /// Proves `claim = Σ_x weights(x) · vector(x)`; returns the rounds and the point.
+    /// Proves `claim = Σ_x weights(x) · vector(x)`; returns the rounds, the point, and the vector's value there.
     pub(crate) fn prove(
         vector: &[F],
         weights: Vec<E>,
         mut claim: E,
         challenger: &mut Challenger,
-    ) -> (Vec<[E; 2]>, Vec<E>) {
+    ) -> (Vec<[E; 2]>, Vec<E>, E) {
         // The first round multiplies with the base field, and its fold leaves it. The vector has at least 2^8 values.
         let mut packed = pack(&weights);
         drop(weights);
@@ -68,11 +68,11 @@ pub(crate) mod prover {
             .map(|i| wide * (high[i] - low[i]) + low[i])
             .collect();
         fold(&mut packed, r);
-        let _end = finish(folded, packed, &mut claim, challenger, &mut rounds, &mut point);
-        (rounds, point)
+        let end = finish(folded, packed, &mut claim, challenger, &mut rounds, &mut point);
+        (rounds, point, end)
     }
 
-    /// As [`prove`] for a vector over the extension; also returns its value at the point.
+    /// As [`prove`] for a vector over the extension.
     pub(crate) fn prove_extension(
         vector: Vec<E>,
         mut weights: Vec<E>,

@@ -143,7 +143,22 @@ pub(crate) fn follow<V: Value>(
             let weights = &claim.products;
             let operands = circuit.products.verify(weights, &claim.batch, products, challenger, residuals)?;
             claim.value = claim.value - products.value;
-            claim.join(circuit, &operands, inputs, challenger);
+            let forms = circuit.products.forms(&operands);
+            let matrices = match products.matrices {
+                Some(matrices) if commitments.key.is_some() && !forms.is_empty() => {
+                    V::absorb(&[matrices], challenger);
+                    matrices
+                }
+                None if commitments.key.is_none() || forms.is_empty() => {
+                    V::known(circuit.products.matrices(circuit.graph, &forms))
+                }
+                _ => {
+                    return Err(Error::Rejected(
+                        "it has matrices where the model has none, or the other way around",
+                    ));
+                }
+            };
+            claim.join(circuit, &operands, forms, matrices, inputs, challenger);
         }
         _ => {
             return Err(Error::Rejected("it has products where the model has none, or the other way around"));
@@ -153,9 +168,11 @@ pub(crate) fn follow<V: Value>(
     let point = sumcheck::verify(messages.rounds, &mut value, challenger);
     let mut weight = V::known(claim.weight_at(circuit, &point));
     match (commitments.key, messages.weights) {
-        (None, None) => {}
+        (None, None) if layout.is_empty() => {}
         (Some(key), Some(weights)) => {
-            layout.check(circuit, &claim, &point, key, weights, challenger, residuals)?;
+            let matrices = messages.products.and_then(|products| products.matrices);
+            let matrices = matrices.unwrap_or(V::known(E::ZERO));
+            layout.check(circuit, &claim, &point, key, weights, matrices, challenger, residuals)?;
             weight = weight + weights.at_point;
         }
         _ => return Err(Error::Rejected("it says nothing about the committed weights")),
@@ -191,7 +208,7 @@ pub(crate) struct Claim<V = E> {
     pub(crate) batch: Vec<E>,
     /// The weight of each multiplicity.
     pub(crate) entries: Vec<E>,
-    /// For each map with committed weights, the weights of its results.
+    /// For each map with committed weights that is no product, the weights of its results.
     pub(crate) committed: Vec<Vec<E>>,
     /// The inputs, summed over examples with the weights of the point of the batch; zeros when they are hidden.
     pub(crate) inputs: Vec<E>,
@@ -199,6 +216,8 @@ pub(crate) struct Claim<V = E> {
     pub(crate) products: Vec<Vec<E>>,
     /// What the operands of products add to the weight of each slot, and the point of the batch that goes with it.
     pub(crate) operands: Option<(Vec<E>, Vec<E>)>,
+    /// For each map that is a product, what its weights are summed with, see [`Products::forms`](crate::products::Products::forms).
+    pub(crate) matrices: Vec<(Vec<E>, Vec<E>)>,
 }
 
 impl<V: Value> Claim<V> {
@@ -281,14 +300,18 @@ impl<V: Value> Claim<V> {
             inputs: known_inputs,
             products: linear.products,
             operands: None,
+            matrices: Vec::new(),
         }
     }
 
-    /// Adds the claims about the operands of products, at their own point of the batch, with powers of a challenge.
+    /// Adds the claims about the operands of products, at their own point of the batch, with powers of a challenge. Of the left one, `matrices`
+    /// is the share of weights, of which `forms` says what it is.
     pub(crate) fn join(
         &mut self,
         circuit: &Circuit<'_>,
         operands: &Operands<V>,
+        forms: Vec<(Vec<E>, Vec<E>)>,
+        matrices: V,
         inputs: &[i32],
         challenger: &mut Challenger,
     ) {
@@ -303,7 +326,8 @@ impl<V: Value> Claim<V> {
             slots.iter_mut().zip(&linear.inputs).for_each(|(slot, weight)| *slot += *weight);
         }
         let [left, right] = operands.values;
-        self.value = self.value + (left + right * mu - V::known(constant)) * mu;
+        self.value = self.value + (left - matrices + right * mu - V::known(constant)) * mu;
+        self.matrices = forms;
         slots.iter_mut().for_each(|weight| *weight *= mu);
         self.operands = Some((slots, operands.batch.clone()));
     }

@@ -3,10 +3,13 @@
 //! What a map with committed weights `W` adds is a bilinear form `out^T W x` of vectors that the verifier knows: `out` from
 //! [`pull_back`](crate::adjoint::pull_back), `x` from [`forward`]. The prover says two such numbers, what the weights make of inputs
 //! and constants, and what they add to the weight of the committed values at a point. Both are linear in the weights with the
-//! same `out`, so one sum-check over the weights holds both, and its end is one value of the committed vector.
+//! same `out`, so one sum-check over the weights holds both, and its end is one value of the committed vector. It also holds what the weights of
+//! maps that several places share add to the left operands of [`products`](crate::products), a form of the same kind.
 //!
 //! The weights of a map fill a block with the dimensions (rows, columns, 1) or (filters, channels of a group, kernel), each
 //! rounded up to a power of two, so that the extension of `out^T · x` at a point needs work in the widths only.
+
+use std::borrow::Cow;
 
 use assay_graph::{Graph, Node, Window};
 use p3_field::PrimeCharacteristicRing as _;
@@ -26,8 +29,10 @@ struct Block {
     /// The number of its node.
     #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover finds the weights with it"))]
     node: usize,
-    /// Of a convolution.
+    /// Of a convolution that is no product.
     window: Option<Window>,
+    /// Whether it is proved as a product.
+    product: bool,
     /// The dimensions.
     dims: [usize; 3],
     /// The first place; a multiple of the block's size.
@@ -63,6 +68,7 @@ impl Layout {
     /// [`Error::Key`] when there are too many, or one reads what another one or a product makes, or a product what one makes,
     /// without a look-up between them.
     pub(crate) fn new(graph: &Graph) -> Result<Layout, Error> {
+        let chosen = crate::products::chosen(graph);
         let mut blocks = Vec::new();
         let mut total = 0u64;
         // Whether a tensor depends on committed weights or on a product other than through a look-up.
@@ -84,11 +90,11 @@ impl Layout {
                 Node::Conv { window, .. } => {
                     let area = window.kernel[0] as usize * window.kernel[1] as usize;
                     let channels = (window.channels / window.groups) as usize;
-                    (Some(*window), [window.filters as usize, channels, area])
+                    (Some(*window).filter(|_| !chosen[node]), [window.filters as usize, channels, area])
                 }
                 _ => continue,
             };
-            let block = Block { node, window, dims, offset: 0 };
+            let block = Block { node, window, product: chosen[node], dims, offset: 0 };
             total = total.saturating_add(1u64.checked_shl(block.log() as u32).unwrap_or(u64::MAX));
             blocks.push(block);
         }
@@ -111,14 +117,14 @@ impl Layout {
         self.blocks.is_empty()
     }
 
-    /// For each map, the vectors `out` and `x` of its share in `known + tau · at_point`.
+    /// For each map, the vectors `out` and `x` of its share in `known + tau · at_point + tau² · matrices`.
     fn forms<'a, V: Value>(
         &self,
         circuit: &Circuit<'_>,
         claim: &'a Claim<V>,
         point: &[E],
         tau: E,
-    ) -> Vec<(&'a [E], Vec<E>)> {
+    ) -> Vec<(Cow<'a, [E]>, Vec<E>)> {
         let (high, low) = point.split_at(claim.sizes.log_committed - claim.sizes.log_batch);
         let known = forward(circuit, &vec![E::ZERO; circuit.slots], &claim.inputs, E::ONE);
         let slots = &eq_table(high)[..circuit.slots];
@@ -131,11 +137,19 @@ impl Layout {
             known.into_iter().zip(at_point).map(|(known, at_point)| known + share * at_point).collect()
         };
         let x = known.into_iter().zip(at_point).map(add);
-        claim.committed.iter().map(Vec::as_slice).zip(x).collect()
+        let mut others = claim.committed.iter().map(|out| Cow::from(out.as_slice())).zip(x);
+        let tau_2 = tau * tau;
+        let scaled = |(rows, columns): &(Vec<E>, Vec<E>)| {
+            (Cow::from(rows.iter().map(|row| *row * tau_2).collect::<Vec<E>>()), columns.clone())
+        };
+        let mut products = claim.matrices.iter().map(scaled);
+        // There is one for each block.
+        let next = |block: &Block| if block.product { products.next() } else { others.next() };
+        self.blocks.iter().map_while(next).collect()
     }
 
     /// The value at a point of the function whose product with the weights is summed.
-    fn at(&self, forms: &[(&[E], Vec<E>)], point: &[E]) -> E {
+    fn at(&self, forms: &[(Cow<'_, [E]>, Vec<E>)], point: &[E]) -> E {
         let mut total = E::ZERO;
         for (block, (out, x)) in self.blocks.iter().zip(forms) {
             let (high, place) = point.split_at(self.log - block.log());
@@ -191,6 +205,7 @@ impl Layout {
         point: &[E],
         key: &Key,
         weights: &WeightsProof<V>,
+        matrices: V,
         challenger: &mut Challenger,
         residuals: &mut Residuals,
     ) -> Result<(), Error> {
@@ -200,7 +215,7 @@ impl Layout {
         V::absorb(&[weights.at_point], challenger);
         let tau = draw(challenger);
         let forms = self.forms(circuit, claim, point, tau);
-        let mut value = weights.known + weights.at_point * tau;
+        let mut value = weights.known + weights.at_point * tau + matrices * (tau * tau);
         let end = sumcheck::verify(&weights.rounds, &mut value, challenger);
         let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
         let product = V::known(E::ONE).times(V::known(self.at(&forms, &end) * opened));
@@ -245,7 +260,7 @@ pub(crate) mod prover {
         }
 
         /// What [`at`](Layout::at) extends: the function at every place.
-        fn function(&self, forms: &[(&[E], Vec<E>)]) -> Vec<E> {
+        fn function(&self, forms: &[(Cow<'_, [E]>, Vec<E>)]) -> Vec<E> {
             let mut function = vec![E::ZERO; 1 << self.log];
             for (block, (out, x)) in self.blocks.iter().zip(forms) {
                 match &block.window {
@@ -267,7 +282,7 @@ pub(crate) mod prover {
             function
         }
 
-        /// Proves `known` and `at_point`, whether or not they are true.
+        /// Proves `known`, `at_point` and what matrices add to products, whether or not they are true.
         ///
         /// # Errors
         /// [`Error::Prover`].
@@ -279,14 +294,14 @@ pub(crate) mod prover {
             point: &[E],
             vector: &[F],
             committed: Committed,
-            known: E,
-            at_point: E,
+            [known, at_point, matrices]: [E; 3],
             challenger: &mut Challenger,
         ) -> Result<WeightsProof, Error> {
             observe(challenger, &[at_point]);
             let tau = draw(challenger);
             let function = self.function(&self.forms(circuit, claim, point, tau));
-            let (rounds, end) = sumcheck::prover::prove(vector, function, known + tau * at_point, challenger);
+            let value = known + tau * (at_point + tau * matrices);
+            let (rounds, end, _) = sumcheck::prover::prove(vector, function, value, challenger);
             let opening = commitment::prover::open(committed, &end, challenger)?;
             Ok(WeightsProof { known, at_point, rounds, opening })
         }

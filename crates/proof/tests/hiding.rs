@@ -89,6 +89,6 @@ proptest! {
     fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..2000)) {
         let model = Model::Graph(perceptron());
         prop_assert!(!accepted(&model, &noise));
-        prop_assert!(!accepted(&model, &[&b"ASSAYZK1"[..], &model.id(), &noise].concat()));
+        prop_assert!(!accepted(&model, &[&b"ASSAYZK2"[..], &model.id(), &noise].concat()));
     }
 }

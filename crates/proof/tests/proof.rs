@@ -3,7 +3,7 @@
 
 mod common;
 
-use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, Window};
 use assay_proof::{Error, Proof, prove, verify};
 use common::{attention, convolution, inputs, perceptron, single_threaded};
 use proptest::prelude::*;
@@ -46,6 +46,33 @@ fn products_are_proved() {
     verify(&graph, &proof).unwrap();
     proof.inputs[5] += 1;
     assert!(matches!(verify(&graph, &proof), Err(Error::Rejected(_))));
+}
+
+/// Enough tokens and channels that one example goes another way than several.
+#[test]
+fn a_map_that_many_tokens_share_is_proved() {
+    let mut next = common::numbers(4);
+    let mut map = |input: u32, channels: u32, filters: u32| Node::Conv {
+        input: Tensor(input),
+        window: Window::pointwise(channels, filters, [2, 5]),
+        weights: (0..channels * filters).map(|_| next(-40, 40)).collect(),
+        bias: (0..filters).map(|_| next(-500, 500)).collect(),
+    };
+    let round = Node::Lookup { input: Tensor(1), shift: 5, table: 0 };
+    let nodes = vec![map(0, 7, 33), round, map(2, 33, 3)];
+    let tables = vec![Table::clamp(-300, 300, 0, 63)];
+    let inputs = vec![Range { low: -15, high: 15 }; 70];
+    let graph = Graph::new(inputs, tables, nodes, Tensor(3), Interface::plain(30)).unwrap();
+    for batch in [1, 2, 5] {
+        let proof = prove(&graph, &common::inputs(&graph, batch, 9)).unwrap();
+        assert_eq!(proof.outputs, graph.run(&proof.inputs).unwrap().output());
+        verify(&graph, &proof).unwrap();
+        for change in [|proof: &mut Proof| proof.outputs[29] -= 1, |proof: &mut Proof| proof.inputs[3] ^= 1] {
+            let mut other = proof.clone();
+            change(&mut other);
+            assert!(matches!(verify(&graph, &other), Err(Error::Rejected(_))));
+        }
+    }
 }
 
 #[test]

@@ -50,6 +50,8 @@ struct Row {
     setup: f64,
     infer: f64,
     prove: f64,
+    /// What [`assay_proof::Operations::spend`] takes for one that has public weights and hides nothing.
+    floor: f64,
     verify: f64,
     proof_bytes: u64,
     key_bytes: u64,
@@ -88,7 +90,7 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
             .map(|row| {
                 json!({
                     "model": row.model, "system": row.system, "examples": row.examples, "setup_s": row.setup,
-                    "infer_s": row.infer, "prove_s": row.prove, "verify_s": row.verify, "proof_bytes": row.proof_bytes,
+                    "infer_s": row.infer, "prove_s": row.prove, "floor_s": row.floor, "verify_s": row.verify, "proof_bytes": row.proof_bytes,
                     "key_bytes": row.key_bytes, "peak_bytes": row.peak_bytes,
                 })
             })
@@ -98,10 +100,12 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
     }
     let cells = rows.iter().map(Row::cells).collect::<Vec<_>>();
     ui::say!("{}\n", super::machine());
-    let header = ["model", "system", "set-up", "inference", "prove", "verify", "proof", "key", "peak memory"];
+    let header =
+        ["model", "system", "set-up", "inference", "prove", "floor", "verify", "proof", "key", "peak memory"];
     ui::say!("{}", ui::table(&header, &cells));
     ui::say!(
-        "\nOf a batch: inference and proving an example, verifying the whole. The key is what the verifier reads \
+        "\nOf a batch: inference and proving an example, verifying the whole. The floor is what this machine needs for the protocol's field operations \
+         and hashes alone, of a proof with public weights. The key is what the verifier reads \
          beside the proof (EZKL's: what the prover reads): the model, or with committed weights what `assay model commit` writes."
     );
     Ok(())
@@ -132,6 +136,7 @@ impl Row {
             seconds(self.setup),
             seconds(self.infer / each),
             seconds(self.prove / each),
+            seconds(self.floor / each),
             seconds(self.verify),
             bytes(self.proof_bytes),
             bytes(self.key_bytes),
@@ -195,6 +200,7 @@ fn ours(
             setup: setup + if key.is_some() { committing } else { 0.0 },
             infer: f64::INFINITY,
             prove: f64::INFINITY,
+            floor: 0.0,
             verify: f64::INFINITY,
             proof_bytes: 0,
             key_bytes: key.map_or_else(|| graph.encode(), Key::to_bytes).len() as u64,
@@ -236,10 +242,21 @@ fn ours(
             row.proof_bytes = proof.proof_len().map_err(|error| said(&error))? as u64;
         }
         row.peak_bytes = peak();
+        if key.is_none() && !hide {
+            row.floor = floor(&graph, examples, rounds).map_err(|error| said(&error))?;
+        }
         rows.push(row);
     }
     spinner.finish_and_clear();
     Ok(())
+}
+
+/// The least time of several that this machine takes for the operations of a proof. Of large ones it does a share.
+fn floor(graph: &Graph, examples: usize, rounds: u16) -> std::result::Result<f64, assay_proof::Error> {
+    let operations = assay_proof::operations(graph, examples)?;
+    let share = (1e8 / operations.extension).min(1.0);
+    let times = (0..rounds).map(|_| timed(|| std::hint::black_box(operations.spend(share))).1);
+    Ok(times.fold(f64::INFINITY, f64::min) / share)
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
@@ -274,6 +291,7 @@ fn theirs(folder: &Path, models: &Path, name: &str, title: &'static str) -> Resu
         setup: number("setup"),
         infer: 0.0,
         prove: number("prove"),
+        floor: 0.0,
         verify: number("verify"),
         proof_bytes: number("proof_bytes") as u64,
         key_bytes: number("key_bytes") as u64,
