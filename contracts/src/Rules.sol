@@ -47,7 +47,8 @@ contract Rules is System {
         if (r.payer != line.payer) return "payer";
         if (r.model != line.model) return "model";
         if (r.nonce < line.first || r.nonce > line.last) return "nonce";
-        if (r.level != 0) return "level";
+        // A worker may say only what its signature stands for, or that the output is a proof, which only an integer graph's is.
+        if (r.level != 0 && (r.level != 3 || r.arithmetic >> 31 == 0)) return "level";
         if (r.receivedAtMs > r.firstTokenAtMs || r.firstTokenAtMs > r.finishedAtMs) return "times";
         if (r.finishedAtMs > submittedAt * 1000 + CLOCK_SKEW_MS) return "future";
         Key memory key = _REGISTRY.keyOf(worker);

@@ -363,6 +363,22 @@ contract SettlementTest is Deployment {
         }
     }
 
+    /// What a worker says of itself is `signed`, and `proved` where the arithmetic is an integer graph's, whose output is a proof.
+    function test_a_receipt_may_say_proved_where_the_output_is_a_proof() public view {
+        uint32[4] memory arithmetics = [uint32(1), (1 << 30) + 1, (1 << 31) + 4, type(uint32).max];
+        for (uint256 i; i < 4; ++i) {
+            for (uint8 level; level < 5; ++level) {
+                Leaf[] memory all = leaves(1);
+                (all[0].receipt.arithmetic, all[0].receipt.level) = (arithmetics[i], level);
+                seal(all[0]);
+                string memory found = rules.fault(worker, block.timestamp, lineOf(all), PRICE, all[0]);
+                bool fits = level == 0 || (level == 3 && i >= 2);
+                assertTrue((bytes(found).length == 0) == fits, "payable");
+                assertTrue(fits || keccak256(bytes(found)) == keccak256("level"), "the fault");
+            }
+        }
+    }
+
     function test_the_tree_may_not_claim_another_amount() public {
         Leaf[] memory all = leaves(1);
         Line[] memory lines = new Line[](1);

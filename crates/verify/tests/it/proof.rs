@@ -72,6 +72,12 @@ fn is_caught(request: Request, output: Output, model: &Model, why: &str) {
     assert!(failed[0].0 == CheckKind::Proof && failed[0].1.contains(why), "{failed:?}");
 }
 
+/// A receipt says by its arithmetic which proofs its output may be.
+#[test]
+fn the_arithmetic_names_the_version_of_proofs() {
+    assert_eq!(GRAPH_ARITHMETIC, (1 << 31) + assay_proof::VERSION);
+}
+
 #[test]
 fn a_proof_in_a_receipt_raises_it_to_proved() {
     let (request, output, model) = honest();
