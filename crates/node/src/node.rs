@@ -135,6 +135,8 @@ pub fn validators(genesis: &Genesis) -> Result<Set<PublicKey>, NodeError> {
 
 /// How often the machine's clock is compared with one that nobody sets.
 const CLOCK_INTERVAL: Duration = Duration::from_millis(250);
+/// A clock that goes back by less is no reason to begin anew.
+const CLOCK_STEP: Duration = Duration::from_secs(2);
 /// Threads that speak with clients, and threads for what they ask: as many calls run at the same time.
 const CLIENT_THREADS: usize = 2;
 const CALL_THREADS: usize = 16;
@@ -195,59 +197,66 @@ pub fn run<S: Source>(
     let storage = runtime::Config::new()
         .with_worker_threads(CONSENSUS_THREADS)
         .with_storage_directory(config.data.join("consensus"));
+    let sources = Arc::new(sources);
+    // It outlives the runtimes of consensus.
+    let mut stop = clients.spawn(stop);
     let failed = chain.clone();
     let consensus = || {
-        runtime::Runner::new(storage).start(|context| async move {
-            let sources = Arc::new(sources);
-            let phases = async {
-                for phase in 0u64.. {
+        loop {
+            // A runtime for each time: it waits for everything that it spawned, so the next finds no file open and no port taken.
+            let end = runtime::Runner::new(storage.clone()).start(|context| async {
+                let phase = async {
                     if !sources.is_empty() {
-                        let forwarding = follow::forward(
-                            context.child("forward").with_attribute("phase", phase),
-                            chain.clone(),
-                            sources.clone(),
-                        );
-                        let context = context.child("follow").with_attribute("phase", phase);
-                        let followed = follow::follow(context, chain.clone(), sources.clone(), &seated).await;
+                        let forwarding =
+                            follow::forward(context.child("forward"), chain.clone(), sources.clone());
+                        let followed =
+                            follow::follow(context.child("follow"), chain.clone(), sources.clone(), &seated)
+                                .await;
                         forwarding.abort();
                         if !followed {
-                            return stopped(&chain);
+                            return Some(Err(stopped(&chain)));
                         }
                     }
-                    let context = context.child("validator").with_attribute("phase", phase);
                     let (config, keys, kept) = (config.clone(), keys.clone(), chain.clone());
                     // In a task of its own, whose end is that of everything that it spawned.
-                    let mut consensus =
-                        context.spawn(move |context| Box::pin(validate(context, config, keys, kept)));
+                    let consensus = context
+                        .child("validator")
+                        .spawn(move |context| Box::pin(validate(context, config, keys, kept)));
                     let end = tokio::select! {
-                        end = &mut consensus => end.unwrap_or(Ok(End::Failed)),
+                        end = consensus => end.unwrap_or(Ok(End::Failed)),
                         by = set_back() => {
                             warn!(seconds = by.as_secs(), "the clock of this machine was set back; consensus begins anew");
-                            consensus.abort();
-                            let _ = consensus.await;
-                            continue;
+                            return None;
                         }
                     };
                     match end {
                         Ok(End::Unseated) if !sources.is_empty() => {
-                            info!("the seat is gone; the node follows")
+                            info!("the seat is gone; the node follows");
+                            None
                         }
-                        Ok(End::Unseated) if seated() => info!("another key has the seat"),
-                        Ok(End::Unseated) => return NodeError::Alone,
-                        Ok(End::Failed) => return stopped(&chain),
-                        Err(error) => return error,
+                        Ok(End::Unseated) if seated() => {
+                            info!("another key has the seat");
+                            None
+                        }
+                        Ok(End::Unseated) => Some(Err(NodeError::Alone)),
+                        Ok(End::Failed) => Some(Err(stopped(&chain))),
+                        Err(error) => Some(Err(error)),
                     }
+                };
+                let end = tokio::select! {
+                    _ = &mut stop => Some(Ok(())),
+                    end = phase => end,
+                };
+                if end.is_some() {
+                    // Journals are synced as they are written: what a slow end would lose, a crash would too.
+                    let _ = context.stop(0, Some(Duration::from_secs(3))).await;
                 }
-                stopped(&chain)
-            };
-            let result = tokio::select! {
-                () = stop => Ok(()),
-                error = phases => Err(error),
-            };
-            // Journals are synced as they are written: what a slow end would lose, a crash would too.
-            let _ = context.stop(0, Some(Duration::from_secs(3))).await;
-            result
-        })
+                end
+            });
+            if let Some(result) = end {
+                return result;
+            }
+        }
     };
     // commonware's storage panics where a file cannot be written. What it was doing is as after a crash, and nobody looks at it any more.
     let result = std::panic::catch_unwind(AssertUnwindSafe(consensus)).unwrap_or_else(|panic| {
@@ -261,19 +270,22 @@ pub fn run<S: Source>(
     result
 }
 
-/// Waits until the machine's clock is set back by a second or more, and says by how much. Deadlines of consensus and quotas of connections are
-/// times of that clock, so they would be waited for by as much longer: votes would come an hour late. A clock that is set forward ends
-/// waits early, which consensus is made for.
+/// Waits until the machine's clock is set back by [`CLOCK_STEP`] or more, and says by how much. Deadlines of consensus and quotas of
+/// connections are times of that clock, so they would be waited for by as much longer: votes would come an hour late. A clock that is set
+/// forward ends waits early, which consensus is made for.
 async fn set_back() -> Duration {
-    let (mut wall, mut steady) = (SystemTime::now(), Instant::now());
+    // In this order, and below in the other, a pause between the two looks like a step forward, never like one back.
+    let mut wall = SystemTime::now();
+    let mut steady = Instant::now();
     loop {
         tokio::time::sleep(CLOCK_INTERVAL).await;
-        let now = (SystemTime::now(), Instant::now());
-        let back = (wall + (now.1 - steady)).duration_since(now.0).unwrap_or_default();
-        if back >= Duration::from_secs(1) {
+        let passed = steady.elapsed();
+        let now = SystemTime::now();
+        let back = (wall + passed).duration_since(now).unwrap_or_default();
+        if back >= CLOCK_STEP {
             return back;
         }
-        (wall, steady) = now;
+        (wall, steady) = (now, Instant::now());
     }
 }
 

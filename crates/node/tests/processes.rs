@@ -451,7 +451,11 @@ fn a_clock_that_jumps() {
         }
     }
     one_history(&nodes, &all);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let times: Vec<_> = (1..=nodes[0].height()).map(|n| number(&nodes[0].block(n), "timestamp")).collect();
-    assert!(times.is_sorted() && times.iter().all(|time| (now - 300..=now).contains(time)), "{times:?}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    // Wide enough for a machine with much to do, and less than the clock was wrong by.
+    assert!(
+        times.is_sorted() && times.iter().all(|time| (now - 1_800..=now + 60).contains(time)),
+        "{times:?}"
+    );
 }
