@@ -271,6 +271,10 @@ fn one(
             format!("block timestamps must be in order: {} <= {}", header.timestamp, parent.timestamp);
         return Err(SimulationError::new(-38021, message));
     }
+    // The next block's may be an eighth more, and more than that where the gas limit is tiny.
+    if with.validation && header.base_fee_per_gas > Some(u64::MAX / 2) {
+        return Err(SimulationError::new(-32602, format!("baseFeePerGas must be at most {}", u64::MAX / 2)));
+    }
     let mut state = state.clone();
     state.apply(&assumed(&state, &plan.accounts));
     let mut db = CacheDB::new(&state);

@@ -825,6 +825,12 @@ async fn simulations_see_their_blocks_and_what_is_wrong_has_its_code() {
         ),
         (call(json!({"maxPriorityFeePerGas": "0x2540be401"})), true, -32602, "higher than max fee per gas"),
         (call(json!({"gas": "0x1000001"})), true, -32603, "too high"),
+        (
+            json!([{"blockOverrides": {"baseFeePerGas": "0x8000000000000000"}}, {}]),
+            true,
+            -32602,
+            "baseFeePerGas must be at most 9223372036854775807",
+        ),
         (hungry, false, -38026, "more than 50000000 gas"),
         (loads, false, -38026, "more than 16777216 bytes"),
     ] {
@@ -838,6 +844,9 @@ async fn simulations_see_their_blocks_and_what_is_wrong_has_its_code() {
     let fee =
         |block: &Value| u64::from_str_radix(&block["baseFeePerGas"].as_str().unwrap()[2..], 16).unwrap();
     assert!(fee(&found[0]) > 0 && fee(&found[1]) < fee(&found[0]), "{found}");
+    let most = json!([{"blockOverrides": {"baseFeePerGas": "0x7fffffffffffffff"}}, {}]);
+    let found = simulate(most, json!({"validation": true})).await;
+    assert_eq!(fee(&found[1]), u64::MAX / 2 - u64::MAX / 16);
     let known = node.fail("eth_simulateV1", json!([{"blockStateCalls": [{}]}, "0x99"])).await;
     assert_eq!(known.1, "header not found");
 }

@@ -111,15 +111,15 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         Ok(data(hash))
     }),
     ("eth_call", |rpc, p| {
-        let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
+        let (message, (header, state)) = (format::message(at(p, 0)?)?, rpc.place(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(rpc.header(p.get(1))?);
+        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(header);
         answer(simulate(rpc.chain.rules(), &header, &state, &overrides, &message))
     }),
     ("eth_estimateGas", |rpc, p| {
-        let (mut message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
+        let (mut message, (header, state)) = (format::message(at(p, 0)?)?, rpc.place(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
-        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(rpc.header(p.get(1))?);
+        let header = format::block_overrides(p.get(3).unwrap_or(&Value::Null))?.over(header);
         // What a transaction may have at most (EIP-7825).
         message.gas = message.gas.min(header.gas_limit).min(1 << 24);
         let most = message.gas;
@@ -136,8 +136,7 @@ pub(super) const SLOW: &[(&str, Method)] = &[
         }
     }),
     ("eth_createAccessList", |rpc, p| {
-        let (message, header, state) =
-            (format::message(at(p, 0)?)?, rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let (message, (header, state)) = (format::message(at(p, 0)?)?, rpc.place(p.get(1))?);
         let overrides = format::overrides(p.get(2).unwrap_or(&Value::Null))?;
         let (list, outcome) = access_list(rpc.chain.rules(), &header, &state, &overrides, &message);
         let mut found = json!({"accessList": format::accesses(list), "gasUsed": quantity(outcome.gas_used)});
@@ -163,7 +162,7 @@ pub(super) const SLOW: &[(&str, Method)] = &[
             transfers: options["traceTransfers"] == true,
             gas: format::CALL_GAS,
         };
-        let (header, state) = (rpc.header(p.get(1))?, rpc.state(p.get(1))?);
+        let (header, state) = rpc.place(p.get(1))?;
         let found = simulate_blocks(rpc.chain.rules(), &header, &state, &plans, with)
             .map_err(|error| Fault { code: error.code, ..Fault::new(error.message) })?;
         let full = options["returnFullTransactions"] == true;
@@ -250,10 +249,10 @@ pub(super) const SLOW: &[(&str, Method)] = &[
     ("debug_traceBlockByNumber", |rpc, p| rpc.trace_all(at(p, 0)?, p.get(1))),
     ("debug_traceBlockByHash", |rpc, p| rpc.trace_all(&json!({"blockHash": at(p, 0)?}), p.get(1))),
     ("debug_traceCall", |rpc, p| {
-        let (message, state) = (format::message(at(p, 0)?)?, rpc.state(p.get(1))?);
+        let (message, (header, state)) = (format::message(at(p, 0)?)?, rpc.place(p.get(1))?);
         let options = p.get(2).unwrap_or(&Value::Null);
         let overrides = format::overrides(&options["stateOverrides"])?;
-        let header = format::block_overrides(&options["blockOverrides"])?.over(rpc.header(p.get(1))?);
+        let header = format::block_overrides(&options["blockOverrides"])?.over(header);
         let found = trace_call(rpc.chain.rules(), &header, &state, &overrides, &message, tracer(options)?);
         Ok(traced(&found.map_err(Fault::new)?, options))
     }),
@@ -428,6 +427,14 @@ impl Rpc {
         self.chain.state_at(number).ok_or_else(|| {
             Fault::new(format!("missing trie node: the state after block {number} is too old, and not kept"))
         })
+    }
+
+    /// Header and state of one block, whatever becomes the head in the meantime.
+    fn place(&self, tag: Option<&Value>) -> Result<(Header, State), Fault> {
+        let number =
+            self.number(tag.unwrap_or(&Value::Null))?.ok_or_else(|| Fault::new("header not found"))?;
+        let tag = quantity(number);
+        Ok((self.header(Some(&tag))?, self.state(Some(&tag))?))
     }
 
     fn block_json(&self, tag: &Value, full: bool) -> Answer {
