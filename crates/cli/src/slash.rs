@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use assay_ledger::types::{Address, B256, U256, hex};
 use assay_ledger::{EVIDENCE, contradicts};
 use assay_wallet::abi::text;
-use assay_wallet::client::Call;
+use assay_wallet::client::{Call, Included};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -126,20 +126,35 @@ pub(crate) async fn run(args: SlashArgs, json: bool) -> Result<()> {
             return Err(Error::Rejected(format!("{why}; nothing was sent")));
         }
     }
-    let mut done = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), None);
     for (validator, piece) in guilty {
-        let call = Call {
-            to: Some(EVIDENCE),
-            value: U256::ZERO,
-            data: [piece.key.as_slice(), &piece.votes].concat(),
-        };
-        let sent = client.transact(signer.key(), &call).await?;
-        let who = [text(validator.into_word())];
-        let blocks = sent.block..=sent.block;
-        let events = signer.chain.events("Staking", "Slashed", &who, blocks).await?;
-        let burnt = events.last().map_or(Ok(U256::ZERO), |event| number(&event.fields["burnt"]))?;
-        done.push((validator, burnt, sent));
+        match punish(&signer, validator, &piece).await {
+            Ok((burnt, sent)) => done.push((validator, burnt, sent)),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
     }
+    // What was done before is said all the same.
+    if failed.is_none() || !done.is_empty() {
+        report(done, json);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Brings one piece to the chain: what the validator lost, and the transaction.
+async fn punish(signer: &Signer, validator: Address, piece: &Evidence) -> Result<(U256, Included)> {
+    let call =
+        Call { to: Some(EVIDENCE), value: U256::ZERO, data: [piece.key.as_slice(), &piece.votes].concat() };
+    let sent = signer.chain.client.transact(signer.key(), &call).await?;
+    let who = [text(validator.into_word())];
+    let events = signer.chain.events("Staking", "Slashed", &who, sent.block..=sent.block).await?;
+    let burnt = events.last().map_or(Ok(U256::ZERO), |event| number(&event.fields["burnt"]))?;
+    Ok((burnt, sent))
+}
+
+fn report(done: Vec<(Address, U256, Included)>, json: bool) {
     if json {
         let rows = done.iter().map(|(validator, burnt, sent)| {
             json!({
@@ -148,7 +163,7 @@ pub(crate) async fn run(args: SlashArgs, json: bool) -> Result<()> {
             })
         });
         ui::print_json(&json!({ "slashed": rows.collect::<Vec<_>>() }));
-        return Ok(());
+        return;
     }
     if done.is_empty() {
         say!("the node has no evidence against a validator that was not slashed yet");
@@ -156,7 +171,6 @@ pub(crate) async fn run(args: SlashArgs, json: bool) -> Result<()> {
     for (validator, burnt, sent) in done {
         say!("{validator} lost {} OPG in block {}, and has no seats any more", opg(burnt), sent.block);
     }
-    Ok(())
 }
 
 #[cfg(test)]
