@@ -123,7 +123,10 @@ export class Gateway {
     const response = await this.#fetch(`/assay/receipts/${encodeURIComponent(requestId)}/proof`);
     const pieces: Uint8Array<ArrayBuffer>[] = [];
     let bytes = 0;
-    for await (const piece of response.body ?? []) {
+    const reader = response.body?.getReader();
+    // Not every browser iterates over a body.
+    for (let read = await reader?.read(); read?.value; read = await reader?.read()) {
+      const piece = read.value;
       bytes += piece.length;
       if (bytes > PROOF_BYTES_MAX) throw new Failure("The proof is too large for a page: check it with assay verify --proof.");
       pieces.push(piece as Uint8Array<ArrayBuffer>);

@@ -291,17 +291,18 @@ impl Client {
         Ok(Pieces(response))
     }
 
-    /// Accepts a proof, with the voucher that pays for it.
+    /// Accepts a proof, with the voucher that pays for it. `false`: the worker does not wait for that any more.
     pub(crate) async fn accept(
         &self,
         nonce: &Bytes32,
         voucher: Option<&Signed<Voucher>>,
-    ) -> Result<(), CallError> {
+    ) -> Result<bool, CallError> {
         let request = self.http.post(format!("{}/v1/proofs/{nonce}", self.base));
         let response = request.json(&json!({ "voucher": voucher })).send().await.map_err(transport)?;
-        match response.status().is_success() {
-            true => Ok(()),
-            false => Err(CallError::refusal(response, "the acceptance of its proof").await),
+        match response.status() {
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND | StatusCode::CONFLICT => Ok(false),
+            _ => Err(CallError::refusal(response, "the acceptance of its proof").await),
         }
     }
 

@@ -204,6 +204,29 @@ impl ApiError {
         error
     }
 
+    /// 422: an answer came and is kept, but nobody could prove it now. Official clients do not repeat such a request, which would be paid again.
+    pub fn unproved(request_id: &str, why: &str) -> ApiError {
+        let why = why.trim_end_matches('.');
+        let message = format!(
+            "The answer could not be proved now, so it is not shown as proved: {why}. It is kept: GET /assay/receipts/{request_id} has it, and POST /assay/proofs/{request_id} asks for its proof again"
+        );
+        let mut error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "server_error", message);
+        error.code = Some("not_proved");
+        error
+    }
+
+    /// 400: nobody could prove an answer as long as the one that is asked for.
+    pub fn unprovable(tokens: usize, context: u32) -> ApiError {
+        let mut error = ApiError::invalid(
+            "max_tokens",
+            format!(
+                "Prompt and answer may have {tokens} tokens, and no worker proves more than {context} in this model: lower max_tokens, or use the level 'signed' or 'replayed'"
+            ),
+        );
+        error.code = Some("context_length_exceeded");
+        error
+    }
+
     /// 500: a fault of the gateway itself; details are logged, not shown.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

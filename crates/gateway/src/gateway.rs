@@ -11,7 +11,7 @@ use crate::proofs::{Proofs, is_proofs};
 use crate::record::Records;
 use crate::store::Store;
 use crate::vocabulary::Vocabularies;
-use assay_receipt::{Address, Bytes32, GRAPH_ARITHMETIC, Member, Members, Offer, Signed};
+use assay_receipt::{Address, Bytes32, GRAPH_ARITHMETIC, Member, Members, Offer, Request, Signed};
 use sha2::{Digest as _, Sha256};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, watch};
@@ -187,6 +187,33 @@ impl Gateway {
             }
         }
         Ok(policy)
+    }
+
+    /// Refuses what is to be proved before it counts, and may be longer than any prover takes: it would be paid for nothing.
+    pub(crate) async fn provable(
+        &self,
+        members: &Members,
+        request: &Request,
+        policy: Policy,
+    ) -> Result<(), ApiError> {
+        if policy.level != Level::Proved || policy.moment == Moment::Sampled {
+            return Ok(());
+        }
+        let Some(key) = self.proofs.key(&request.model).cloned() else { return Ok(()) };
+        let offers = members.members.iter().filter_map(|member| {
+            let offer = member.offer(&key.id()).filter(|offer| is_proofs(offer))?;
+            (!self.records.standing(&member.worker).record.is_barred()).then_some(offer.context)
+        });
+        let Some(context) = offers.max() else { return Ok(()) };
+        let (asked, max_tokens) = (request.clone(), request.max_tokens as usize);
+        let counted = tokio::task::spawn_blocking(move || key.prompt_tokens(&asked)).await;
+        // What has no prompt the worker refuses, with a reason.
+        let Ok(Some(prompt)) = counted else { return Ok(()) };
+        let tokens = prompt.saturating_add(max_tokens);
+        if tokens > context as usize {
+            return Err(ApiError::unprovable(tokens, context));
+        }
+        Ok(())
     }
 
     /// Who runs a worker.

@@ -66,7 +66,7 @@ pub(crate) async fn start(
         None => u64::from_le_bytes(random::<8>().map_err(ApiError::from)?) >> 11,
     };
     let created_s = now_ms() / 1_000;
-    let mut running: Vec<Running> = Vec::new();
+    let mut requests = Vec::new();
     for (prompt, choice) in
         ask.prompts.iter().flat_map(|prompt| (0..ask.n).map(move |choice| (prompt, choice)))
     {
@@ -83,6 +83,11 @@ pub(crate) async fn start(
             now_unix_s: created_s,
         };
         request.validate().map_err(|error| ApiError::bad_body(error.to_string()))?;
+        gateway.provable(&members, &request, policy).await?;
+        requests.push(request);
+    }
+    let mut running: Vec<Running> = Vec::new();
+    for request in requests {
         let job = Job {
             prefix,
             model_name: ask.model.clone(),

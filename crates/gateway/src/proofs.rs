@@ -13,6 +13,7 @@ use assay_engine::light::{Commitment, KEY_BYTES_MAX};
 use assay_engine::request::Processor;
 use assay_receipt::{Address, Bundle, Bytes32, Members, Offer, Request, TRACE_PROOF_ARITHMETIC};
 use assay_verify::{CheckKind, Expected, State};
+use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -31,6 +32,11 @@ const FOLDER: &str = "proofs";
 /// First and longest pause before a proof is asked for again that nobody made, and how often that is.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 const TRIES_MAX: usize = 12;
+/// Proofs that are asked for at the same time. A worker waits a minute and longer for its payment (docs/trace-proof.md), and no check of a file
+/// that may be fetched takes that long, so one may wait for another's check.
+const ASKED_MAX: usize = 2;
+/// False files that are kept as evidence, the newest; each may have `proof_bytes_max`.
+const FALSE_MAX: usize = 16;
 
 /// A proof that holds and is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +65,11 @@ impl ModelKey {
     pub(crate) fn id(&self) -> Bytes32 {
         self.commitment.id()
     }
+
+    /// Tokens of a request's prompt, if it has one.
+    pub(crate) fn prompt_tokens(&self, request: &Request) -> Option<usize> {
+        self.processor.prompt(request).ok().map(|tokens| tokens.len())
+    }
 }
 
 /// The keys, and the proofs that are under way.
@@ -68,6 +79,8 @@ pub(crate) struct Proofs {
     bytes_max: u64,
     /// Who asks for the proof of an answer that another is asking for waits for that one.
     turns: Mutex<HashMap<Bytes32, Arc<Turn<()>>>>,
+    /// Places for proofs that are asked for.
+    asking: Semaphore,
     /// A check uses every processor, so there is one at a time.
     checking: Semaphore,
 }
@@ -95,11 +108,13 @@ pub(crate) struct Unproved {
     pub(crate) error: ApiError,
     /// A proof shows that the answer is not the model's.
     pub(crate) wrong: bool,
+    /// Provers say that it is not, which they cannot show.
+    pub(crate) doubted: bool,
 }
 
 impl From<ApiError> for Unproved {
     fn from(error: ApiError) -> Unproved {
-        Unproved { error, wrong: false }
+        Unproved { error, wrong: false, doubted: false }
     }
 }
 
@@ -157,6 +172,7 @@ impl Proofs {
             folder,
             bytes_max: config.proof_bytes_max,
             turns: Mutex::default(),
+            asking: Semaphore::new(ASKED_MAX),
             checking: Semaphore::new(1),
         })
     }
@@ -253,8 +269,25 @@ impl Proofs {
         if let Err(error) = std::fs::rename(path, self.folder.join(&name)) {
             tracing::error!(%error, name, "a false proof could not be kept");
         }
+        if let Err(error) = remove_oldest(&self.folder, FALSE_MAX) {
+            tracing::error!(%error, "old false proofs could not be removed");
+        }
         format!("{FOLDER}/{name}")
     }
+}
+
+/// Removes all but the newest so many false files.
+fn remove_oldest(folder: &Path, kept: usize) -> std::io::Result<()> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "false") {
+            files.push((std::fs::metadata(&path)?.modified()?, path));
+        }
+    }
+    files.sort();
+    let more = files.len().saturating_sub(kept);
+    files[..more].iter().try_for_each(|(_, path)| std::fs::remove_file(path))
 }
 
 fn check(proving: &Proving, expected: &Expected, path: &Path) -> Found {
@@ -338,6 +371,8 @@ async fn ask(
         inference: None,
         proof: Some(Arc::clone(&proving)),
     };
+    let asking = gateway.proofs.asking.acquire().await;
+    let _asking = asking.map_err(|_| ApiError::unavailable("The gateway stops; ask again later"))?;
     let running = serve::start(gateway, job).await?;
     let answered = collect(vec![running]).await;
     // The proof counts, also where its worker signed no receipt and so is not paid.
@@ -347,7 +382,9 @@ async fn ask(
     }
     let wrong = proving.wrong.load(Ordering::Acquire);
     let error = answered.err().unwrap_or_else(|| ApiError::internal("The proof was lost"));
-    Err(Unproved { error, wrong })
+    // What they refuse for its length or price has a code.
+    let doubted = error.status == StatusCode::BAD_REQUEST && error.code.is_none();
+    Err(Unproved { error, wrong, doubted })
 }
 
 /// What the ids of requests for proofs begin with.
@@ -363,12 +400,21 @@ pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject, model_name: String
         for attempt in 1..=TRIES_MAX {
             match prove(&gateway, &subject, &model_name, &api_key).await {
                 Ok(_) | Err(Unproved { wrong: true, .. }) => break,
-                Err(Unproved { error, .. }) if attempt == TRIES_MAX => {
+                // What is wrong about the request stays wrong.
+                Err(Unproved { error, .. })
+                    if attempt == TRIES_MAX || error.status == StatusCode::BAD_REQUEST =>
+                {
                     let request_id = &subject.request_id;
                     tracing::warn!(request_id, error = error.message, "an answer was not proved");
-                    if crate::audit::is_possible(&gateway, &subject) {
-                        crate::audit::later(&gateway, subject.clone());
+                    if !crate::audit::is_possible(&gateway, &subject) {
+                        break;
                     }
+                    match gateway.store.proof_replaced(subject.nonce).await {
+                        Ok(()) => crate::audit::later(&gateway, subject),
+                        // It stays due, for the next start.
+                        Err(error) => tracing::error!(%error, request_id, "a replay was not stored"),
+                    }
+                    return;
                 }
                 Err(_) => {
                     sleep(pause).await;
@@ -395,4 +441,26 @@ pub(crate) async fn answer_is_wrong(gateway: &Gateway, subject: &Subject, why: &
     let price = receipt.statement.price;
     let (worker, id) = (subject.member.worker, &subject.request_id);
     crate::audit::caught_with_proof(gateway, id, worker, hash, price).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_false_files_are_kept_and_nothing_else_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..5 {
+            let file = std::fs::File::create(folder.path().join(format!("{number}.false"))).unwrap();
+            let at = std::time::UNIX_EPOCH + Duration::from_secs(100 - number);
+            file.set_modified(at).unwrap();
+        }
+        std::fs::write(folder.path().join("a.proof"), b"").unwrap();
+        remove_oldest(folder.path(), 2).unwrap();
+        remove_oldest(folder.path(), 9).unwrap();
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["0.false", "1.false", "a.proof"]);
+    }
 }

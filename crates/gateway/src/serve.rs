@@ -201,6 +201,8 @@ enum End {
     Gone,
     /// No worker answered.
     Error(ApiError),
+    /// There is an answer, which is stored, but nobody could prove it now.
+    Unproved(Box<Output>, ApiError),
 }
 
 /// Why an attempt broke off.
@@ -301,24 +303,28 @@ impl Drive {
                 }
                 Event::Done(Box::new(answer))
             }
-            Err(end) => {
-                self.judge(None).await;
-                let (state, why, error) = match end {
-                    End::Gone => (State::Cancelled, "the caller went away".to_owned(), None),
-                    End::Error(error) => (State::Failed, error.message.clone(), Some(error)),
-                };
+            Err(End::Unproved(output, error)) => {
                 self.gateway.metrics.failed.inc();
-                if let Err(error) = self.gateway.store.unanswered(self.nonce, state, why, now_ms()).await {
-                    tracing::error!(%error, request_id = self.request_id, "the end of a request was not stored");
-                }
-                match error {
-                    Some(error) => Event::Failed(Box::new(error.about(&self.request_id))),
-                    None => return,
-                }
+                self.judge(Some(&output)).await;
+                Event::Failed(Box::new(error.about(&self.request_id)))
             }
+            Err(End::Error(error)) => {
+                self.unanswered(State::Failed, &error.message).await;
+                Event::Failed(Box::new(error.about(&self.request_id)))
+            }
+            Err(End::Gone) => return self.unanswered(State::Cancelled, "the caller went away").await,
         };
         // A caller that left now finds everything under the request id.
         let _ = timeout(self.caller_patience(), self.caller.send(event)).await;
+    }
+
+    async fn unanswered(&mut self, state: State, why: &str) {
+        self.judge(None).await;
+        self.gateway.metrics.failed.inc();
+        let stored = self.gateway.store.unanswered(self.nonce, state, why.to_owned(), now_ms()).await;
+        if let Err(error) = stored {
+            tracing::error!(%error, request_id = self.request_id, "the end of a request was not stored");
+        }
     }
 
     fn caller_patience(&self) -> Duration {
@@ -605,7 +611,10 @@ impl Drive {
                 payer.voucher(&call, self.commitment, Bytes32::ZERO, &choice.member, &choice.offer)
             });
         match timeout_at(Instant::now() + pause, client.accept(&self.nonce, voucher.as_ref())).await {
-            Ok(accepted) => accepted.map_err(Broken::Call),
+            Ok(Ok(true)) => Ok(()),
+            // The check may have taken too long here, so that is no fault of the worker.
+            Ok(Ok(false)) => Err(Broken::Unchecked("its worker had stopped to wait for its payment".into())),
+            Ok(Err(error)) => Err(Broken::Call(error)),
             Err(_) => Err(Broken::Silent("it took no payment in time")),
         }
     }
@@ -1059,7 +1068,7 @@ impl Drive {
             counted: false,
         };
         let (mut state, mut level, mut audit) = ("signed", Level::Signed, None);
-        let mut due = Due::Nothing;
+        let (mut due, mut unproved) = (Due::Nothing, None);
         let is_text = self.job.inference.is_none() && self.job.proof.is_none();
         if policy.level == Level::Proved && is_text && policy.moment == Moment::Sampled {
             (due, state) = (Due::Proof, "pending");
@@ -1067,21 +1076,20 @@ impl Drive {
             let (name, key) = (&self.job.model_name, &self.job.key);
             match proofs::prove(&self.gateway, &subject, name, key).await {
                 Ok(_) => (state, level) = ("proved", Level::Proved),
-                Err(Unproved { error, wrong }) => {
-                    let (why, error) = match wrong {
-                        true => {
-                            let error = ApiError::verification("A proof shows that what was shown is wrong");
-                            ("a proof shows that it is not the model's".to_owned(), error)
-                        }
-                        false => {
-                            let message = format!("The answer could not be proved: {}", error.message);
-                            let mut unproved = ApiError::unavailable(message);
-                            unproved.retry_after_s = error.retry_after_s;
-                            (format!("nobody could prove it: {}", error.message), unproved)
-                        }
-                    };
-                    return self.unused(&subject, &why, error, last).await;
+                Err(Unproved { wrong: true, .. }) => {
+                    let error = ApiError::verification("A proof shows that what was shown is wrong");
+                    let why = "a proof shows that it is not the model's";
+                    return self.unused(&subject, why, error, last).await;
                 }
+                Err(Unproved { error, doubted, .. })
+                    if doubted || self.gateway.records.standing(&member.worker).record.is_barred() =>
+                {
+                    let why = format!("nobody could prove it: {}", error.message);
+                    let message = format!("The answer could not be proved: {}", error.message);
+                    return self.unused(&subject, &why, ApiError::unavailable(message), last).await;
+                }
+                // Nothing speaks against the answer, and another one would be no easier to prove.
+                Err(Unproved { error, .. }) => unproved = Some(error.message),
             }
         } else if policy.level == Level::Replayed && policy.moment != Moment::Sampled {
             let found =
@@ -1130,6 +1138,9 @@ impl Drive {
         self.gateway.records.served(member.worker, receipt.completion_tokens, receipt.price, streaming);
         self.gateway.metrics.tokens.inc_by(receipt.completion_tokens.into());
         let output = subject.bundle.output.clone();
+        if let Some(why) = unproved {
+            return Err(End::Unproved(Box::new(output), ApiError::unproved(&self.request_id, &why)));
+        }
         let answer = Answer {
             output,
             assay: Assay {

@@ -419,6 +419,16 @@ impl Store {
         .await
     }
 
+    /// Notes that an answer is not to be proved in the background any more, but replayed.
+    pub(crate) async fn proof_replaced(&self, nonce: Bytes32) -> Result<(), Error> {
+        self.write(move |transaction| {
+            transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
+            transaction.open_table(DUE).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
+            update(transaction, &nonce, |entry| entry.proof_due = false)
+        })
+        .await
+    }
+
     /// Answers that were not proved in the background before the gateway stopped.
     pub(crate) async fn proofs_due(&self) -> Result<Vec<Bytes32>, Error> {
         self.read(|transaction| nonces_of(transaction, PROOFS_DUE)).await

@@ -1,13 +1,16 @@
 //! Proofs of answers in text at a price (docs/trace-proof.md): one is made into a file, named in a signed chunk, fetched and checked by
 //! who asked, and then paid for: the receipt is signed when the payer has accepted it, and not before.
 
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use assay_engine::light::{Commitment, KEY_BYTES_MAX, RecordError, prove};
+use assay_model::Artifact;
 use assay_receipt::{
     Bundle, Bytes32, FailureCode, GenerateCall, Offer, Output, Signed, TRACE_PROOF_ARITHMETIC, Voucher,
 };
@@ -32,6 +35,9 @@ use crate::{Error, files};
 pub(crate) const FOLDER: &str = "proofs";
 /// Bytes that are read and sent at once.
 const PIECE: usize = 256 << 10;
+/// How long a proof waits to be fetched, checked and accepted: so long, and a second more for each so many bytes. Enough for a caller that
+/// is at another check first, and as much below the deadline of a request as it can be, since the place of one that waits is nobody else's.
+const ACCEPTANCE: (Duration, u64) = (Duration::from_secs(60), 4 << 20);
 /// Largest body of an acceptance.
 const ACCEPTANCE_BYTES: usize = 64 << 10;
 
@@ -53,8 +59,14 @@ pub(crate) struct Waiting {
     accepted: mpsc::Sender<Option<Signed<Voucher>>>,
 }
 
-/// Opens the key of a model; also returns what others need to know of it.
-pub(crate) fn open(path: &Path, model: Bytes32, data_dir: &Path) -> Result<(Proofs, ModelFile), Error> {
+/// Opens the key of a model; also returns what others need to know of it. With the model's `artifact`, whose hashes are checked, the key is made
+/// again and compared, once for each `data_dir`, which takes seconds: a proof for the key of other weights would convict this worker.
+pub(crate) fn open(
+    path: &Path,
+    model: Bytes32,
+    artifact: Option<&Path>,
+    data_dir: &Path,
+) -> Result<(Proofs, ModelFile), Error> {
     let refused = |fault: String| Error::Model { path: path.to_owned(), fault };
     if files::stamp(path)?.bytes > KEY_BYTES_MAX {
         return Err(refused("it is too large for a key".to_owned()));
@@ -63,6 +75,19 @@ pub(crate) fn open(path: &Path, model: Bytes32, data_dir: &Path) -> Result<(Proo
     let key = Commitment::from_bytes(&manifest).map_err(|fault| refused(fault.to_string()))?;
     if key.model() != model {
         return Err(refused(format!("it is the key of the model {}", key.model())));
+    }
+    let compared = data_dir.join(format!("proof-key-{}", key.id()));
+    if let Some(artifact) = artifact.filter(|_| !compared.is_file()) {
+        let artifact = Artifact::parse(files::map(artifact)?).map_err(|fault| refused(fault.to_string()))?;
+        let made = Commitment::make(&artifact, &mut |_, _| {}).map_err(|fault| refused(fault.to_string()))?;
+        if made.id() != key.id() {
+            return Err(refused(format!(
+                "it is not the key of this model's weights, which is {}: make it with `assay model commit`",
+                made.id()
+            )));
+        }
+        let written = std::fs::write(&compared, []);
+        written.map_err(|source| Error::Io { what: "note the checked key", path: compared, source })?;
     }
     let folder = data_dir.join(FOLDER);
     std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
@@ -192,7 +217,8 @@ impl Proofs {
             local.recording(subject.request, subject.output, turn).await
         };
         let recording = answer.within_limits(recording).await?;
-        let scratch = Scratch { path: self.folder.join(format!("{nonce}.proof")), unwanted: Arc::default() };
+        let name = format!("{nonce}-{}.proof", answer.commitment());
+        let scratch = Scratch { path: self.folder.join(name), unwanted: Arc::default() };
         let (key, path, unwanted) = (self.key, scratch.path.clone(), Arc::clone(&scratch.unwanted));
         let making = tokio::task::spawn_blocking(move || make(&recording, key, &path, unwanted));
         let made = async {
@@ -220,12 +246,17 @@ impl Proofs {
             offer: answer.offer.clone(),
             accepted,
         };
-        let _listed = List::put(&shared, nonce, waiting);
+        let _listed = List::put(&shared, nonce, waiting)?;
         if let Some(line) = line {
             answer.within_limits(answer.send(line)).await?;
         }
-        let gone = || Trouble::new(FailureCode::Cancelled, "The proof was not accepted.");
-        let voucher = answer.within_limits(async { acceptance.recv().await.ok_or_else(gone) }).await?;
+        let gone = || Trouble::new(FailureCode::Cancelled, "The proof was not accepted in time.");
+        let patience = ACCEPTANCE.0 + Duration::from_secs(bytes / ACCEPTANCE.1);
+        let accepted = async {
+            let accepted = tokio::time::timeout(patience, acceptance.recv()).await;
+            accepted.ok().flatten().ok_or_else(gone)
+        };
+        let voucher = answer.within_limits(accepted).await?;
         answer.call.voucher = voucher;
         Ok((output, scratch))
     }
@@ -256,9 +287,16 @@ fn make(
 struct List<'a>(&'a Shared, Bytes32);
 
 impl List<'_> {
-    fn put(shared: &Shared, nonce: Bytes32, waiting: Waiting) -> List<'_> {
-        shared.waiting().insert(nonce, Arc::new(waiting));
-        List(shared, nonce)
+    /// The nonce is all that a proof is fetched and accepted by, so there is one under it.
+    fn put(shared: &Shared, nonce: Bytes32, waiting: Waiting) -> Result<List<'_>, Trouble> {
+        match shared.waiting().entry(nonce) {
+            Entry::Occupied(_) => {
+                let message = "Another proof waits under this nonce: draw a fresh one.";
+                return Err(Trouble::new(FailureCode::DuplicateNonce, message));
+            }
+            Entry::Vacant(place) => place.insert(Arc::new(waiting)),
+        };
+        Ok(List(shared, nonce))
     }
 }
 

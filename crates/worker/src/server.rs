@@ -420,7 +420,11 @@ async fn hosts(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<Host>>, Err
         hosts.push(host(offer, backend, Some(opened), config.max_batch, config.queue));
         if let Some(path) = model.proof_key.clone() {
             let data_dir = config.data_dir.clone();
-            let opening = tokio::task::spawn_blocking(move || proofs::open(&path, offered, &data_dir));
+            // One that lies cannot have the key of the model whose id it uses.
+            let artifact = model.impersonate.is_none().then(|| model.artifact.clone());
+            let opening = tokio::task::spawn_blocking(move || {
+                proofs::open(&path, offered, artifact.as_deref(), &data_dir)
+            });
             let (proofs, opened) =
                 opening.await.map_err(|fault| Error::Start { fault: fault.to_string() })??;
             let offer = Offer {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use assay_engine::request::Processor;
 use assay_model::Artifact;
 use assay_receipt::{
-    Address, Bundle, Bytes32, Domain, GenerateCall, Key, Request, Signed, TRACE_PROOF_ARITHMETIC, Voucher,
-    prompt_commitment, request_commitment,
+    Address, Bundle, Bytes32, Domain, FailureCode, GenerateCall, Key, Request, Signed,
+    TRACE_PROOF_ARITHMETIC, Voucher, prompt_commitment, request_commitment,
 };
 use assay_wallet::system::{System, contract};
 use assay_worker::Chain;
@@ -235,6 +235,13 @@ async fn a_proof_is_made_first_and_its_receipt_signed_for_a_voucher_that_pays_it
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     };
+    // There is one under a nonce.
+    let mut twin = asked.clone();
+    twin.salt.0[0] ^= 1;
+    let refused = worker.generate(&twin).await.unwrap().failure();
+    assert_eq!(refused.statement.code, FailureCode::DuplicateNonce);
+    assert_eq!(client().get(&url).send().await.unwrap().bytes().await.unwrap(), file);
+
     let commitment = request_commitment(&asked.request, &asked.salt);
     let voucher = |change: fn(&mut Voucher)| {
         let mut voucher =
@@ -284,4 +291,19 @@ async fn a_key_for_proofs_of_another_model_is_refused_at_the_start() {
     with_proofs("http://127.0.0.1:1".to_owned())(&mut config);
     let error = common::refused(config).await;
     assert!(error.to_string().contains("key of the model"), "{error}");
+
+    // One of the model's name and of other weights.
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = assay_worker::Config::new(folder.path());
+    config.models.push(common::model(&common::artifact(&config, 7), 2, 3));
+    with_proofs("http://127.0.0.1:1".to_owned())(&mut config);
+    let path = config.models[0].proof_key.clone().unwrap();
+    let mut key = std::fs::read(&path).unwrap();
+    let end = key.len() - 32;
+    key[end - 1] ^= 1;
+    let id = assay_receipt::keccak256(&key[..end]);
+    key[end..].copy_from_slice(&id.0);
+    std::fs::write(&path, key).unwrap();
+    let error = common::refused(config).await;
+    assert!(error.to_string().contains("not the key of this model's weights"), "{error}");
 }

@@ -195,6 +195,52 @@ async fn a_policy_without_a_key_or_a_prover_is_refused_in_words() {
     assert!(status == 400 && text.contains("no key of this model"), "{status} {text}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_proof_is_refused_is_replayed_at_once() {
+    let network = Network::start(2, true, |_| {}).await;
+    let body = asked(12, 1, false, "sampled");
+    let answer = network.send(CHAT, &body).await.unwrap().whole().await.unwrap();
+    assert_eq!(answer.assay["worker"], json!(network.workers[2].member.worker), "the cheater is cheaper");
+    let id = answer.assay["request_id"].as_str().unwrap();
+    wait("two auditors have decided", async || {
+        (row(&network, id).await["state"] == "mismatch").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_proves_is_kept_and_no_other_is_bought() {
+    let network = Network::start(2, false, |config| config.proof_bytes_max = 1_000).await;
+    let ask = async |body: &Value| {
+        let response = network.http.post(format!("{}{CHAT}", network.url)).json(body).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    // Longer than any prover takes, although the model could write it.
+    let (status, text) = ask(&asked(2_100, 1, false, "before_end")).await;
+    assert!(status == 400 && text["error"]["message"].to_string().contains("lower max_tokens"), "{text}");
+    assert_eq!(network.get("/assay/receipts?limit=10").await["receipts"], json!([]), "nobody was asked");
+
+    let (status, text) = ask(&asked(12, 1, false, "before_first_token")).await;
+    assert!(status == 422 && text["error"]["code"] == "not_proved", "{status} {text}");
+    let rows = network.get("/assay/receipts?limit=10").await["receipts"].as_array().unwrap().clone();
+    let is_answer = |row: &&Value| !row["request_id"].as_str().unwrap().starts_with("proof-");
+    let answers: Vec<&Value> = rows.iter().filter(is_answer).collect();
+    assert_eq!(answers.len(), 1, "{rows:?}");
+    let id = answers[0]["request_id"].as_str().unwrap();
+    assert_eq!((&answers[0]["state"], &text["error"]["request_id"]), (&json!("signed"), &json!(id)));
+    network.bundle(id).await;
+    let signed: usize = network
+        .workers
+        .iter()
+        .map(|worker| {
+            worker.kill();
+            let is_receipt = |statement: &AnyStatement| matches!(statement, AnyStatement::Receipt(_));
+            worker.statements().iter().filter(|statement| is_receipt(statement)).count()
+        })
+        .sum();
+    assert_eq!(signed, 1, "one worker answered, once");
+}
+
 /// Whoever is killed and whenever, the proof comes, and one worker is paid once.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_kill_the_proof_is_made_again_and_nothing_is_paid_twice() {
@@ -257,6 +303,8 @@ enum Lie {
     Nothing,
     /// A receipt without a file.
     ReceiptFirst,
+    /// Nothing, but it does not wait for its payment.
+    Leaves,
 }
 
 struct Liar {
@@ -324,6 +372,9 @@ async fn file(Shared(liar): Shared<Arc<Liar>>, Path(_nonce): Path<String>) -> Re
 }
 
 async fn accept(Shared(liar): Shared<Arc<Liar>>) -> Response {
+    if *liar.lie.lock().unwrap() == Lie::Leaves {
+        return StatusCode::NOT_FOUND.into_response();
+    }
     *liar.accepted.lock().unwrap() += 1;
     axum::Json(json!({"accepted": true})).into_response()
 }
@@ -393,8 +444,9 @@ async fn provers_that_lie_hang_or_bring_nothing_are_passed_over_and_not_paid() {
         let body = endless(CHAT, 8, seed, false);
         network.send(CHAT, &body).await.unwrap().whole().await.unwrap()
     };
-    let other = answer(100).await;
-    let other = network.bundle(other.assay["request_id"].as_str().unwrap()).await;
+    let other_answer = answer(100).await;
+    let other_id = other_answer.assay["request_id"].as_str().unwrap();
+    let other = network.bundle(other_id).await;
     let (liar, member) = liar(77, &network, proof_of(&network, &other));
     let list = |serial| {
         let mut members: Vec<Member> = network.workers.iter().map(|worker| worker.member.clone()).collect();
@@ -409,6 +461,24 @@ async fn provers_that_lie_hang_or_bring_nothing_are_passed_over_and_not_paid() {
         (rows["workers"].as_array().unwrap().len() == 3).then_some(())
     })
     .await;
+    let standing = async || {
+        let rows = network.get("/assay/workers").await;
+        let rows = rows["workers"].as_array().unwrap();
+        rows.iter().find(|row| row["worker"] == json!(member.worker)).unwrap().clone()
+    };
+    // Who brought a proof that holds, and was paid too late, is at no fault.
+    *liar.lie.lock().unwrap() = Lie::Leaves;
+    let own = |worker: &&Worker| json!(worker.member.worker) == other_answer.assay["worker"];
+    let own = network.workers.iter().find(own).unwrap();
+    own.kill();
+    let late = network.http.post(format!("{}/assay/proofs/{other_id}", network.url));
+    let late = late.header("content-type", "application/json").send().await.unwrap();
+    assert_eq!(late.status().as_u16(), 200);
+    own.revive().await;
+    let proof = row(&network, other_id).await["proof"].clone();
+    assert_eq!(proof["worker"], json!(member.worker));
+    let record = standing().await;
+    assert_eq!(record["failures"], json!(0), "{record}");
     let mut proofs = 0;
     for (seed, lie, named) in [
         (1, Lie::Absent, "HTTP 404"),
@@ -437,9 +507,7 @@ async fn provers_that_lie_hang_or_bring_nothing_are_passed_over_and_not_paid() {
         let proof = row(&network, id).await["proof"]["request_id"].as_str().unwrap().to_owned();
         let incident = network.get(&format!("/assay/incident/{proof}")).await.to_string();
         assert!(incident.contains(named), "{lie:?}: {incident}");
-        let rows = network.get("/assay/workers").await;
-        let rows = rows["workers"].as_array().unwrap();
-        let record = rows.iter().find(|row| row["worker"] == json!(member.worker)).unwrap();
+        let record = standing().await;
         assert_eq!(record["suspended"].is_object(), lie == Lie::OtherAnswer, "{lie:?}: {record}");
     }
     assert_eq!(*liar.accepted.lock().unwrap(), 0, "nothing of the liar's was accepted");
