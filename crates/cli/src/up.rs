@@ -20,8 +20,9 @@ use crate::client::{self, Gateway};
 use crate::error::{Error, Result};
 use crate::{config, dispute, genesis, home, light, members, models, settle, ui};
 
-/// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk.
-const READY_S: u64 = 60;
+/// How long a process may take until it serves, in seconds: a cold start maps the weights from a slow disk, and the first one with a key for
+/// proofs makes the key again, which takes seconds for each 100 million weights. One that ends is noticed at once.
+const READY_S: u64 = 600;
 /// How long processes get to finish what they hold when the network stops, in seconds.
 const STOP_S: u64 = 25;
 /// From the gateway's port to that of the chain's JSON-RPC.
