@@ -31,8 +31,8 @@ pub(crate) struct ChatArgs {
     #[arg(long)]
     system: Option<String>,
     /// Randomness: 0 always takes the likeliest token
-    #[arg(long)]
-    temperature: Option<f64>,
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f64,
     /// Seed of the random draws; the same seed gives the same answer
     #[arg(long)]
     seed: Option<u64>,
@@ -92,13 +92,11 @@ fn read_stdin() -> Result<String> {
 }
 
 fn body(args: &ChatArgs, messages: &[Value]) -> Value {
-    let mut body = json!({ "model": args.model, "messages": messages, "stream": true });
+    let mut body =
+        json!({ "model": args.model, "messages": messages, "stream": true, "temperature": args.temperature });
     if let Some(level) = &args.level {
         let moment = if level == "signed" { "sampled" } else { "before_end" };
         body["assay"] = json!({ "level": level, "moment": moment });
-    }
-    if let Some(temperature) = args.temperature {
-        body["temperature"] = temperature.into();
     }
     if let Some(seed) = args.seed {
         body["seed"] = seed.into();
