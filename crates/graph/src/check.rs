@@ -37,6 +37,16 @@ impl Checker {
 
     /// Checks the next node.
     pub(crate) fn push(&mut self, node: &Node, tables: &[Table]) -> Result<(), Error> {
+        self.push_knowing(node, tables, &mut HashMap::new())
+    }
+
+    /// As [`push`](Self::push); `extremes` keeps those of tables, which do not change.
+    fn push_knowing(
+        &mut self,
+        node: &Node,
+        tables: &[Table],
+        extremes: &mut HashMap<u32, Extremes>,
+    ) -> Result<(), Error> {
         let number = self.tensors.len() - 1;
         limit("nodes", number + 1, limits::NODES)?;
         if node.operands().iter().any(|operand| operand.index() > number) {
@@ -70,7 +80,7 @@ impl Checker {
         if operations > limits::OPERATIONS {
             return Err(Error::invalid("it needs more operations than are supported"));
         }
-        let out = ranges(node, tables, &self.tensors)?;
+        let out = ranges(node, tables, &self.tensors, extremes)?;
         if let Some(at) = out.iter().position(|range| !fits(*range)) {
             return Err(Error::invalid(format!(
                 "value {at} of node {number} can reach {}, beyond {VALUE_MAX}",
@@ -122,8 +132,9 @@ pub(crate) fn shapes(
         }
     }
     let mut checker = Checker::new(inputs)?;
+    let mut extremes = HashMap::new();
     for node in nodes {
-        checker.push(node, tables)?;
+        checker.push_knowing(node, tables, &mut extremes)?;
     }
     Ok((0..checker.tensors.len()).map(|tensor| checker.shape(tensor)).collect())
 }
@@ -251,6 +262,7 @@ fn alike(x: &[Interval], plane: usize) -> Option<(Vec<Vec<Interval>>, Vec<usize>
 }
 
 /// The smallest and the largest value of each block of a table, so that those of any part are found without reading all of it.
+#[derive(Clone, Debug)]
 struct Extremes(Vec<Interval>);
 
 impl Extremes {
@@ -280,8 +292,13 @@ impl Extremes {
 }
 
 /// The range of each value of a node's result. Partial sums are bounded with it: the ranges that are added contain 0 or
-/// are one sided, so the bound used is the sum of the largest magnitudes.
-fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Vec<Interval>, Error> {
+/// are one sided, so the bound used is the sum of the largest magnitudes. `extremes` keeps those of tables that were met.
+fn ranges(
+    node: &Node,
+    tables: &[Table],
+    tensors: &[Vec<Interval>],
+    extremes: &mut HashMap<u32, Extremes>,
+) -> Result<Vec<Interval>, Error> {
     let finish = |totals: Vec<Total>| {
         if totals.iter().any(|total| total.magnitudes > VALUE_MAX) {
             return Err(Error::invalid("a partial sum can leave the bounds"));
@@ -385,7 +402,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
                 .collect())
         }
         Node::Lookup { input, shift, table } => {
-            let table = &tables[*table as usize];
+            let (number, table) = (*table, &tables[*table as usize]);
             let half = half(*shift);
             let keys = table.keys();
             // A proof knows x + half only as key · 2^shift + remainder in its field. With these bounds the two differ by
@@ -394,7 +411,7 @@ fn ranges(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Result<Ve
             if reach.0 < -2 * VALUE_MAX || reach.1 > 2 * VALUE_MAX {
                 return Err(Error::invalid("a table is too wide for the shift of a look-up"));
             }
-            let extremes = Extremes::new(&table.values);
+            let extremes = extremes.entry(number).or_insert_with(|| Extremes::new(&table.values));
             let mut out = Vec::with_capacity(tensors[input.index()].len());
             let mut last = None;
             for range in &tensors[input.index()] {
@@ -453,7 +470,7 @@ mod tests {
             let padded: Vec<i32> = weights.iter().flat_map(|weight| [*weight, 0]).collect();
             let of = |window, weights| {
                 let node = Node::Conv { input: Tensor::INPUT, window, weights, bias: bias.clone() };
-                ranges(&node, &[], std::slice::from_ref(&x)).map_err(|error| error.to_string())
+                ranges(&node, &[], std::slice::from_ref(&x), &mut HashMap::new()).map_err(|error| error.to_string())
             };
             prop_assert!(window.is_pointwise() && !wide.is_pointwise());
             prop_assert_eq!(of(window, weights), of(wide, padded));

@@ -1,6 +1,8 @@
 //! The edges of a graph to real numbers. They are part of its id, but no part of what a proof is about: a proof speaks of
 //! integers in and integers out, and whoever checks it makes the one from the other with this code.
 
+use std::collections::HashMap;
+
 use crate::{Error, Graph, Range, limits};
 
 /// How the integers of an input are made from real numbers.
@@ -131,13 +133,16 @@ impl Graph {
     pub fn row_numbers(&self, inputs: &[i32]) -> Option<Vec<u32>> {
         let Encoding::Rows { len, values } = &self.interface().encoding else { return None };
         let len = *len as usize;
-        let same = |row: &[i16], input: &[i32]| row.iter().zip(input).all(|(a, b)| i32::from(*a) == *b);
         if !inputs.len().is_multiple_of(len) {
             return None;
         }
+        let mut numbers = HashMap::new();
+        for (row, number) in values.chunks_exact(len).zip(0u32..) {
+            numbers.entry(row).or_insert(number);
+        }
         let number = |input: &[i32]| {
-            let row = values.chunks_exact(len).position(|row| same(row, input))?;
-            u32::try_from(row).ok()
+            let row: Option<Vec<i16>> = input.iter().map(|value| i16::try_from(*value).ok()).collect();
+            numbers.get(row?.as_slice()).copied()
         };
         inputs.chunks_exact(len).map(number).collect()
     }

@@ -125,6 +125,10 @@ fn needs(op: &Op, own: &Kept, widths: &[usize]) -> Vec<(Id, Kept)> {
             index.iter().zip(own).filter(|(at, kept)| **kept && **at != ZERO).for_each(|(at, _)| {
                 all[*at as usize] = true;
             });
+            // Padding alone: wiring still has an operand.
+            if !all.contains(&true) && own.contains(&true) {
+                all.iter_mut().take(1).for_each(|kept| *kept = true);
+            }
             let mut rest = all.as_slice();
             let mut part = |x: &Id| {
                 let (part, after) = rest.split_at(widths[*x]);

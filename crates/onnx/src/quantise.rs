@@ -318,7 +318,8 @@ impl<'a> Quantiser<'a> {
                 let pick = |list: &[f64], zero: f64| -> Vec<f64> {
                     index.iter().map(|i| if *i == ZERO { zero } else { list[*i as usize] }).collect()
                 };
-                let (scale, offset) = (pick(&scale, scale[0]), pick(&offset, 0.0));
+                let first = scale.first().copied().unwrap_or(1.0);
+                let (scale, offset) = (pick(&scale, first), pick(&offset, 0.0));
                 match parts.as_slice() {
                     [part] => Quantised { tensor: part.tensor, view: Some(seen(part, index)), scale, offset },
                     _ => {

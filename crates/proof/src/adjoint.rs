@@ -32,14 +32,19 @@ pub(crate) struct Linear {
 
 /// Pulls back `Σ_row rows[row] · (key + beta · value) + Σ_(t, w) Σ_i w_i · t_i`, where `seeds` lists tensors `t` and weights `w`. `rows`
 /// is empty or has one weight a row.
-pub(crate) fn pull_back(circuit: &Circuit<'_>, rows: &[E], beta: E, seeds: Vec<(Tensor, Vec<E>)>) -> Linear {
+pub(crate) fn pull_back(
+    circuit: &Circuit<'_>,
+    rows: &[E],
+    beta: E,
+    seeds: impl IntoIterator<Item = (Tensor, Vec<E>)>,
+) -> Linear {
     let graph = circuit.graph;
     let mut slots = vec![E::ZERO; circuit.slots];
     let mut constant = E::ZERO;
     let (mut committed, mut products) = (Vec::new(), Vec::new());
     // Of each tensor the weights of its values; empty while all are zero.
     let mut weights: Vec<Vec<E>> = vec![Vec::new(); graph.nodes().len() + 1];
-    seeds.iter().for_each(|(tensor, seed)| add(&mut weights[tensor.index()], seed));
+    seeds.into_iter().for_each(|(tensor, seed)| add(&mut weights[tensor.index()], &seed));
     let mut lookups = circuit.lookups.iter().rev();
     for (number, node) in graph.nodes().iter().enumerate().rev() {
         let out = std::mem::take(&mut weights[number + 1]);

@@ -1,9 +1,11 @@
-//! What a proof costs at least: the field operations and hashes that the protocol needs, whoever programs it.
+//! What the protocol's field operations and hashes cost without anything else.
 //!
-//! Counted are the passes of the best algorithms known to us over the vectors of the protocol, with the sizes of one proof: transforms and
-//! hashes of the commitment's codewords, the tree of fractions, and every round of every sum-check. Left out are memory, wiring,
-//! table look-ups, what has logarithmic size, and proof of work. [`Operations::spend`] does as many of them on numbers that stay in the
-//! cache, so its time is the floor of a machine, and a prover's distance from it is what could still be gained.
+//! Counted are the passes over the vectors of one proof, with its sizes: transforms and hashes of the commitment's codewords, the tree of
+//! fractions, and every round of every sum-check. All of them are counted whole, also where zeros, ones and numbers of the base field make a pass
+//! cheaper: the first layers of a transform, the first rounds of sum-checks, the numerators of rows. That is up to a fifth too much. Left out are memory, wiring,
+//! table look-ups, running the model, samples outside the domain, what has logarithmic size, and proof of work. [`Operations::spend`]
+//! does as many of them on numbers that stay in the cache, so its time is about the floor of a machine, and a prover's distance from it is
+//! what could still be gained.
 
 use assay_graph::{Graph, Node};
 use p3_field::{Field, PackedFieldExtension, PackedValue as _, PrimeCharacteristicRing as _};
@@ -28,7 +30,7 @@ pub struct Operations {
     pub hashed: f64,
 }
 
-/// What a proof about a batch needs at least. With the model's weights in the open.
+/// What a proof about a batch needs, with the model's weights in the open.
 ///
 /// # Errors
 /// [`Error::Size`] when no proof covers the batch.

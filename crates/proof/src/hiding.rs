@@ -592,8 +592,11 @@ pub(crate) mod prover {
             [committed.value(&points[0]), committed.value(&points[1])]
         };
         let opened = weights.as_ref();
+        // With a key, the verifier's circuit has no weights.
+        let public = key_only.map(|key| Circuit::hiding(key.graph())).transpose()?;
+        let seen = public.as_ref().unwrap_or(circuit);
         let Settled { end, sums } =
-            settle(circuit, plan, &commitments, opened, &messages, outputs, values, &mut replayed)?;
+            settle(seen, plan, &commitments, opened, &messages, outputs, values, &mut replayed)?;
         let sums = [sums[0] + blinds[plan.messages], sums[1] + pads[plan.messages]];
         absorb(&mut replayed.sponge, &sums);
         let gamma = draw(&mut replayed);

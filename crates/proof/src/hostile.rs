@@ -587,6 +587,57 @@ fn every_message_about_shared_weights_is_bound() {
     refused_with(&key, &prove_with_key(&swapped, &forged, &THREE, &mut |_| ()).unwrap());
 }
 
+/// Keys that nobody makes of a model: maps with their weights beside maps without. What the first reads or is would be lost.
+#[test]
+fn a_key_with_weights_is_refused() {
+    let map = |input: u32, channels: u32, filters: u32| Node::Conv {
+        input: Tensor(input),
+        window: Window::pointwise(channels, filters, [1, 2]),
+        weights: vec![1; (channels * filters) as usize],
+        bias: vec![1; filters as usize],
+    };
+    let wide = |input: u32| Node::Conv {
+        input: Tensor(input),
+        window: Window { kernel: [1, 2], output: [1, 1], ..Window::pointwise(2, 2, [1, 2]) },
+        weights: vec![1; 8],
+        bias: vec![1; 2],
+    };
+    let linear =
+        |input: u32| Node::Linear { input: Tensor(input), rows: 2, weights: vec![1; 8], bias: vec![1; 2] };
+    let round = |input: u32| Node::Lookup { input: Tensor(input), shift: 2, table: 0 };
+    for nodes in [
+        vec![map(0, 2, 2), linear(1)],
+        vec![map(0, 2, 2), wide(1)],
+        vec![map(0, 2, 2), round(1), map(2, 2, 2)],
+        vec![
+            linear(0),
+            round(1),
+            Node::Linear { input: Tensor(2), rows: 2, weights: vec![1; 4], bias: vec![0; 2] },
+        ],
+    ] {
+        let (inputs, tables) = (vec![Range { low: -9, high: 9 }; 4], vec![Table::clamp(-90, 90, -9, 9)]);
+        let last = Tensor(nodes.len() as u32);
+        let graph = |nodes, width| {
+            Graph::new(inputs.clone(), tables.clone(), nodes, last, Interface::plain(width)).unwrap()
+        };
+        let width = if matches!(nodes.last(), Some(Node::Conv { window, .. }) if window.output[1] == 2) {
+            4
+        } else {
+            2
+        };
+        let honest = graph(nodes.clone(), width);
+        let mut half = nodes;
+        *half.last_mut().unwrap() = honest.without_weights().unwrap().nodes().last().unwrap().clone();
+        let half = graph(half, width);
+        let inputs = [1, 2, 3, 4];
+        // As the file of a key, and as what stands for one.
+        let bytes = [&b"ASSAYKY4"[..], &[7; 32], &half.encode()].concat();
+        assert!(matches!(Key::from_bytes(&bytes), Err(Error::Key(_))), "{:?}", half.nodes());
+        let proof = prove(&honest, &inputs).unwrap();
+        assert!(verify(&half, &Proof { model: half.id(), ..proof }).is_err());
+    }
+}
+
 /// A graph whose weights are not there is no model: nothing would hold what they add.
 #[test]
 fn a_model_without_weights_needs_its_key() {

@@ -289,38 +289,27 @@ impl Products {
         nodes.zip(forms).map(|(node, (rows, columns))| bilinear(weights(node), rows, columns)).sum()
     }
 
-    /// The weights of each operand's values in `left + mu · right` of the values at the point.
-    pub(crate) fn seeds<V>(&self, operands: &Operands<V>, mu: E) -> Vec<(Tensor, Vec<E>)> {
-        let mut out = Vec::new();
-        for block in &self.blocks {
+    /// The weights of each operand's values in `left + mu · right` of the values at the point, block by block: all of them together may be many
+    /// times as much as the graph.
+    pub(crate) fn seeds<V>(&self, operands: &Operands<V>, mu: E) -> impl Iterator<Item = (Tensor, Vec<E>)> {
+        self.blocks.iter().flat_map(move |block| {
             let (_, [_, row, column]) = self.at_results(block, &operands.results);
             let (share, [group, inner]) = self.at_operands(block, &operands.place);
             let [groups, rows, columns, inners] = block.dims;
             let (group, inner) = (&eq_table(group)[..groups], &eq_table(inner)[..inners]);
+            let outer = |a: &[E], b: &[E], factor: E| -> Vec<E> {
+                a.iter().flat_map(|a| b.iter().map(move |b| *a * factor * *b)).collect()
+            };
             let Some(left) = block.left else {
                 let places = &eq_table(column)[..columns];
-                let factor = share * mu;
-                let weights = inner.iter().flat_map(|inner| {
-                    let inner = *inner * factor;
-                    places.iter().map(move |place| inner * *place)
-                });
-                out.push((block.right, weights.collect()));
-                continue;
+                return vec![(block.right, outer(inner, places, share * mu))];
             };
-            for (input, rows, point, factor) in
-                [(left, rows, row, E::ONE), (block.right, columns, column, mu)]
-            {
-                let table = &eq_table(point)[..rows];
-                let plane: Vec<E> =
-                    table.iter().flat_map(|row| inner.iter().map(|inner| *row * *inner)).collect();
-                let weights = group.iter().flat_map(|group| {
-                    let group = *group * share * factor;
-                    plane.iter().map(move |weight| group * *weight)
-                });
-                out.push((input, weights.collect()));
-            }
-        }
-        out
+            let side = |input: Tensor, rows: usize, point: &[E], factor: E| {
+                let plane = outer(&eq_table(point)[..rows], inner, factor * share);
+                (input, outer(group, &plane, E::ONE))
+            };
+            vec![side(left, rows, row, E::ONE), side(block.right, columns, column, mu)]
+        })
     }
 }
 

@@ -78,8 +78,9 @@ pub(crate) const WRONG_VALUES: Error =
 /// [`Error::Rejected`].
 pub(crate) fn check_outputs(graph: &Graph, batch: usize, outputs: &[i32]) -> Result<(), Error> {
     let Range { low, high } = graph.range(graph.output());
-    let count = graph.width(graph.output()) * batch;
-    if outputs.len() != count || outputs.iter().any(|y| !(low..=high).contains(y)) {
+    // In 64 bits, also where addresses have 32.
+    let count = graph.width(graph.output()) as u64 * batch as u64;
+    if outputs.len() as u64 != count || outputs.iter().any(|y| !(low..=high).contains(y)) {
         return Err(Error::Rejected("the outputs are not of this model"));
     }
     Ok(())

@@ -49,6 +49,12 @@ impl Block {
     }
 }
 
+/// The vectors `out` and `x` of a map.
+type Form<'a> = (Cow<'a, [E]>, Vec<E>);
+
+/// A form for no map, or a map without one.
+const FORMS: Error = Error::Rejected("its committed weights are not those of the model");
+
 /// Where all weights lie.
 pub(crate) struct Layout {
     /// In the order of the nodes.
@@ -69,6 +75,13 @@ impl Layout {
     /// without a look-up between them.
     pub(crate) fn new(graph: &Graph) -> Result<Layout, Error> {
         let chosen = crate::products::chosen(graph);
+        // A map with its weights beside one without would be read as if it had none: a key has no weights at all.
+        let maps = |kind: fn(&Node) -> bool| graph.nodes().iter().any(kind);
+        if maps(|node| matches!(node, Node::Committed { .. }))
+            && maps(|node| matches!(node, Node::Linear { .. } | Node::Conv { .. }))
+        {
+            return Err(Error::Key("some of its weights are committed and some are not"));
+        }
         let mut blocks = Vec::new();
         let mut total = 0u64;
         // Whether a tensor depends on committed weights or on a product other than through a look-up.
@@ -124,7 +137,7 @@ impl Layout {
         claim: &'a Claim<V>,
         point: &[E],
         tau: E,
-    ) -> Vec<(Cow<'a, [E]>, Vec<E>)> {
+    ) -> Result<Vec<Form<'a>>, Error> {
         let (high, low) = point.split_at(claim.sizes.log_committed - claim.sizes.log_batch);
         let known = forward(circuit, &vec![E::ZERO; circuit.slots], &claim.inputs, E::ONE);
         let slots = &eq_table(high)[..circuit.slots];
@@ -143,13 +156,14 @@ impl Layout {
             (Cow::from(rows.iter().map(|row| *row * tau_2).collect::<Vec<E>>()), columns.clone())
         };
         let mut products = claim.matrices.iter().map(scaled);
-        // There is one for each block.
+        // There is one for each block: `new` has found every map without its weights, and no other map is there.
         let next = |block: &Block| if block.product { products.next() } else { others.next() };
-        self.blocks.iter().map_while(next).collect()
+        let forms = self.blocks.iter().map(next).collect::<Option<Vec<_>>>();
+        forms.filter(|_| products.next().is_none() && others.next().is_none()).ok_or(FORMS)
     }
 
     /// The value at a point of the function whose product with the weights is summed.
-    fn at(&self, forms: &[(Cow<'_, [E]>, Vec<E>)], point: &[E]) -> E {
+    fn at(&self, forms: &[Form<'_>], point: &[E]) -> E {
         let mut total = E::ZERO;
         for (block, (out, x)) in self.blocks.iter().zip(forms) {
             let (high, place) = point.split_at(self.log - block.log());
@@ -214,7 +228,7 @@ impl Layout {
         }
         V::absorb(&[weights.at_point], challenger);
         let tau = draw(challenger);
-        let forms = self.forms(circuit, claim, point, tau);
+        let forms = self.forms(circuit, claim, point, tau)?;
         let mut value = weights.known + weights.at_point * tau + matrices * (tau * tau);
         let end = sumcheck::verify(&weights.rounds, &mut value, challenger);
         let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
@@ -260,7 +274,7 @@ pub(crate) mod prover {
         }
 
         /// What [`at`](Layout::at) extends: the function at every place.
-        fn function(&self, forms: &[(Cow<'_, [E]>, Vec<E>)]) -> Vec<E> {
+        fn function(&self, forms: &[Form<'_>]) -> Vec<E> {
             let mut function = vec![E::ZERO; 1 << self.log];
             for (block, (out, x)) in self.blocks.iter().zip(forms) {
                 match &block.window {
@@ -299,7 +313,7 @@ pub(crate) mod prover {
         ) -> Result<WeightsProof, Error> {
             observe(challenger, &[at_point]);
             let tau = draw(challenger);
-            let function = self.function(&self.forms(circuit, claim, point, tau));
+            let function = self.function(&self.forms(circuit, claim, point, tau)?);
             let value = known + tau * (at_point + tau * matrices);
             let (rounds, end, _) = sumcheck::prover::prove(vector, function, value, challenger);
             let opening = commitment::prover::open(committed, &end, challenger)?;

@@ -3,13 +3,44 @@
 
 mod common;
 
-use assay_graph::{Graph, Interface, Node, Range, Tensor};
+use assay_graph::{Graph, Interface, Node, Range, Table, Tensor, Window};
 use assay_proof::{Error, HidingProof, Key, Model, Proof, prove_hiding};
 use common::{attention, convolution, inputs, numbers, perceptron};
 use proptest::prelude::*;
 
 fn hidden(graph: &Graph, key: Option<&Key>, inputs: &[i32], seed: u8) -> HidingProof {
     prove_hiding(graph, key, inputs, [seed; 32], &mut |_| ()).unwrap()
+}
+
+/// A key whose commitment is larger than the smallest, to a map that places share and to one behind it.
+#[test]
+fn inputs_are_hidden_beside_many_committed_weights() {
+    let mut next = numbers(3);
+    let map = Node::Conv {
+        input: Tensor::INPUT,
+        window: Window::pointwise(6, 40, [1, 3]),
+        weights: (0..240).map(|_| next(-9, 9)).collect(),
+        bias: vec![5; 40],
+    };
+    let round = Node::Lookup { input: Tensor(1), shift: 3, table: 0 };
+    let last = Node::Linear {
+        input: Tensor(2),
+        rows: 4,
+        weights: (0..480).map(|_| next(-5, 5)).collect(),
+        bias: vec![1; 4],
+    };
+    let tables = vec![Table::clamp(-200, 200, 0, 31)];
+    let ranges = vec![Range { low: -15, high: 15 }; 18];
+    let graph = Graph::new(ranges, tables, vec![map, round, last], Tensor(3), Interface::plain(4)).unwrap();
+    let key = Key::commit(&graph).unwrap();
+    let inputs = inputs(&graph, 2, 1);
+    let proof = hidden(&graph, Some(&key), &inputs, 4);
+    assert_eq!(proof.outputs, graph.run(&inputs).unwrap().output());
+    let model = Model::Key(key);
+    model.verify_hiding(&proof).unwrap();
+    let mut other = proof.clone();
+    other.outputs[7] += 1;
+    assert!(matches!(model.verify_hiding(&other), Err(Error::Rejected(_))));
 }
 
 #[test]

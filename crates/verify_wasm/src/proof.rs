@@ -49,15 +49,15 @@ fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
     let examples = model.examples(&proof.inputs);
     let bits = model.security_bits(examples).map_err(said)?;
     let graph = model.graph();
-    // Numbers of rows, where that is what the inputs stand for.
-    let inputs = match graph.row_numbers(&proof.inputs) {
-        Some(numbers) => json!(numbers.chunks_exact(graph.numbers()).collect::<Vec<_>>()),
-        None => json!(proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>()),
-    };
-    Ok(told(&model, &proof.outputs, examples, bits, inputs))
+    let words = graph.row_numbers(&proof.inputs);
+    let words = words.map(|numbers| json!(numbers.chunks_exact(graph.numbers()).collect::<Vec<_>>()));
+    let inputs = json!(proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>());
+    let mut told = told(&model, &proof.outputs, examples, bits, inputs);
+    told["words"] = json!(words);
+    Ok(told)
 }
 
-/// What a proof shows; `inputs` is null when they are hidden.
+/// What a proof shows; `inputs` is null when they are hidden, and `words` where the model takes none or the inputs are no rows of its table.
 fn told(model: &Model, outputs: &[i32], examples: usize, bits: f64, inputs: Value) -> Value {
     let graph = model.graph();
     let outputs = || outputs.chunks_exact(graph.width(graph.output()));
@@ -69,6 +69,7 @@ fn told(model: &Model, outputs: &[i32], examples: usize, bits: f64, inputs: Valu
         "security_bits": bits,
         "hiding": inputs.is_null(),
         "inputs": inputs,
+        "words": Value::Null,
         "outputs": outputs().map(|example| graph.decode_outputs(example)).collect::<Vec<_>>(),
         "labels": outputs().filter_map(label).collect::<Vec<_>>(),
     })
