@@ -5,7 +5,9 @@ use crate::error::{ApiError, Error};
 use crate::gateway::{Gateway, dice};
 use crate::record::Suspension;
 use crate::store::{AuditRow, Dossier, Evidence};
-use assay_receipt::{Address, Audit, BUNDLE_VERSION, Bundle, Bytes32, Member, Output, Signed, Verdict};
+use assay_receipt::{
+    Address, Audit, BUNDLE_VERSION, Bundle, Bytes32, Member, Output, Receipt, Signed, Verdict,
+};
 use assay_verify::Expected;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -158,6 +160,12 @@ async fn caught(
     }
     gateway.store.flush().await?;
     Ok(Found::Caught)
+}
+
+/// [`caught_with_proof`] for a receipt: its proof does not hold, or a proof shows that its answer is wrong.
+pub(crate) async fn caught_with_receipt(gateway: &Gateway, request_id: &str, receipt: &Signed<Receipt>) {
+    let Receipt { worker, price, .. } = receipt.statement;
+    caught_with_proof(gateway, request_id, worker, receipt.hash(&gateway.config.domain), price).await;
 }
 
 /// Suspends a worker that signed a proof which does not hold, with the hash of what it signed: everybody who has that can see it, so nobody

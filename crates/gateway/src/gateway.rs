@@ -1,15 +1,16 @@
 //! What all requests share.
 
 use crate::access::Access;
+use crate::audit::{self, Subject};
 use crate::client::Clients;
 use crate::config::{Config, Level, Moment, Policy};
 use crate::error::{ApiError, Error};
 use crate::inference::Graphs;
 use crate::metrics::Metrics;
 use crate::payer::Payer;
-use crate::proofs::{Proofs, is_proofs};
+use crate::proofs::{self, Proofs, is_proofs, provers};
 use crate::record::Records;
-use crate::store::Store;
+use crate::store::{Due, Store};
 use crate::vocabulary::Vocabularies;
 use assay_receipt::{Address, Bytes32, GRAPH_ARITHMETIC, Member, Members, Offer, Request, Signed};
 use sha2::{Digest as _, Sha256};
@@ -65,6 +66,15 @@ impl Gateway {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
+    }
+
+    /// Does in the background what is `due` with the answer to this caller.
+    pub(crate) fn later(self: &Arc<Gateway>, due: Due, subject: Subject, model_name: &str, api_key: &str) {
+        match due {
+            Due::Nothing => {}
+            Due::Replay => audit::later(self, subject),
+            Due::Proof => proofs::later(self, subject, model_name.to_owned(), api_key.to_owned()),
+        }
     }
 
     /// Ends all tasks. What they had not finished is in the database and is taken up at the next start.
@@ -152,7 +162,7 @@ impl Gateway {
                 .members
                 .iter()
                 .filter(|member| member.offer(model).is_some_and(|offer| offer.arithmetic > 0))
-                .filter(|member| !self.records.standing(&member.worker).record.is_barred())
+                .filter(|member| !self.records.is_barred(&member.worker))
                 .collect();
             if able.is_empty() {
                 return Err(ApiError::unsupported(
@@ -175,11 +185,7 @@ impl Gateway {
                     "This gateway has no key of this model to check proofs with; use 'signed' or 'replayed'",
                 )
             })?;
-            let able = |member: &&Member| {
-                member.offer(&key.id()).is_some_and(is_proofs)
-                    && !self.records.standing(&member.worker).record.is_barred()
-            };
-            if members.members.iter().find(able).is_none() {
+            if self.proof_offers(members, key.id()).next().is_none() {
                 return Err(ApiError::unsupported(
                     "assay.level",
                     "No worker offers proofs of this model's answers; use 'signed' or 'replayed'",
@@ -187,6 +193,12 @@ impl Gateway {
             }
         }
         Ok(policy)
+    }
+
+    /// Offers of proofs with this key, by workers that may be asked.
+    fn proof_offers<'a>(&'a self, members: &'a Members, key: Bytes32) -> impl Iterator<Item = &'a Offer> {
+        let offers = provers(members, key).filter(|(member, _)| !self.records.is_barred(&member.worker));
+        offers.map(|(_, offer)| offer)
     }
 
     /// Refuses what is to be proved before it counts, and may be longer than any prover takes: it would be paid for nothing.
@@ -200,11 +212,8 @@ impl Gateway {
             return Ok(());
         }
         let Some(key) = self.proofs.key(&request.model).cloned() else { return Ok(()) };
-        let offers = members.members.iter().filter_map(|member| {
-            let offer = member.offer(&key.id()).filter(|offer| is_proofs(offer))?;
-            (!self.records.standing(&member.worker).record.is_barred()).then_some(offer.context)
-        });
-        let Some(context) = offers.max() else { return Ok(()) };
+        let offers = self.proof_offers(members, key.id());
+        let Some(context) = offers.map(|offer| offer.context).max() else { return Ok(()) };
         let (asked, max_tokens) = (request.clone(), request.max_tokens as usize);
         let counted = tokio::task::spawn_blocking(move || key.prompt_tokens(&asked)).await;
         // What has no prompt the worker refuses, with a reason.

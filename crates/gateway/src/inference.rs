@@ -421,7 +421,7 @@ struct Done {
 fn is_offered(gateway: &Gateway, model: &Model) -> Result<bool, Refusal> {
     let members = gateway.members()?;
     let id = Bytes32(model.id());
-    let may = |member: &Member| !gateway.records.standing(&member.worker).record.is_barred();
+    let may = |member: &Member| !gateway.records.is_barred(&member.worker);
     Ok(members.members.iter().any(|member| offers_graph(member, &id) && may(member)))
 }
 

@@ -420,10 +420,7 @@ pub(crate) async fn models(State(gateway): State<Arc<Gateway>>) -> Result<Respon
             let key = gateway.proofs.key(&model).map(|key| key.id());
             let provers: Vec<_> = key
                 .iter()
-                .flat_map(|key| {
-                    members.members.iter().filter_map(move |member| Some((member, member.offer(key)?)))
-                })
-                .filter(|(_, offer)| proofs::is_proofs(offer))
+                .flat_map(|key| proofs::provers(&members, *key))
                 .map(|(member, offer)| {
                     json!({
                         "operator": member.operator, "worker": member.worker,

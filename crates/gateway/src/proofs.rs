@@ -1,7 +1,7 @@
 //! Proofs of answers in text (docs/trace-proof.md): workers make them at a price, the gateway fetches them, checks them with a model's
 //! key that its configuration names, pays for those that hold, and keeps them.
 
-use crate::audit::Subject;
+use crate::audit::{self, Subject};
 use crate::client::{CallError, Client};
 use crate::clock::now_ms;
 use crate::config::{Config, Level, Moment, Policy};
@@ -9,9 +9,10 @@ use crate::error::{ApiError, Error};
 use crate::gateway::Gateway;
 use crate::openai::collect;
 use crate::serve::{self, Job};
+use crate::store::Due;
 use assay_engine::light::{Commitment, KEY_BYTES_MAX};
 use assay_engine::request::Processor;
-use assay_receipt::{Address, Bundle, Bytes32, Members, Offer, Request, TRACE_PROOF_ARITHMETIC};
+use assay_receipt::{Address, Bundle, Bytes32, Member, Members, Offer, Request, TRACE_PROOF_ARITHMETIC};
 use assay_verify::{CheckKind, Expected, State};
 use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
@@ -318,6 +319,12 @@ pub(crate) fn is_proofs(offer: &Offer) -> bool {
     offer.arithmetic == TRACE_PROOF_ARITHMETIC
 }
 
+/// Members that offer proofs with this key, and their offers.
+pub(crate) fn provers(members: &Members, key: Bytes32) -> impl Iterator<Item = (&Member, &Offer)> {
+    let offers = members.members.iter().filter_map(move |member| Some((member, member.offer(&key)?)));
+    offers.filter(|(_, offer)| is_proofs(offer))
+}
+
 /// The proof of an answer: the one that is kept, or one that a worker makes now. Nobody is paid for a second one.
 pub(crate) fn prove<'a>(
     gateway: &'a Arc<Gateway>,
@@ -348,9 +355,8 @@ async fn ask(
             "This gateway has no key of the model, so it could not check a proof; see `proof_keys` in its configuration",
         )
     })?;
-    let tokens = receipt.prompt_tokens.checked_add(receipt.completion_tokens);
-    let positions = tokens.and_then(|tokens| tokens.checked_sub(1));
-    let positions = positions.ok_or_else(|| ApiError::bad_body("The answer has no tokens to prove"))?;
+    let no_tokens = || ApiError::bad_body("The answer has no tokens to prove");
+    let positions = receipt.positions().ok_or_else(no_tokens)?;
     let request = Request::proof(key.id(), &subject.bundle);
     request.validate().map_err(|error| ApiError::bad_body(error.to_string()))?;
     let proving = Arc::new(Proving {
@@ -406,11 +412,11 @@ pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject, model_name: String
                 {
                     let request_id = &subject.request_id;
                     tracing::warn!(request_id, error = error.message, "an answer was not proved");
-                    if !crate::audit::is_possible(&gateway, &subject) {
+                    if !audit::is_possible(&gateway, &subject) {
                         break;
                     }
-                    match gateway.store.proof_replaced(subject.nonce).await {
-                        Ok(()) => crate::audit::later(&gateway, subject),
+                    match gateway.store.proof_done(subject.nonce, Due::Replay).await {
+                        Ok(()) => audit::later(&gateway, subject),
                         // It stays due, for the next start.
                         Err(error) => tracing::error!(%error, request_id, "a replay was not stored"),
                     }
@@ -422,7 +428,7 @@ pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject, model_name: String
                 }
             }
         }
-        if let Err(error) = gateway.store.proof_done(subject.nonce).await {
+        if let Err(error) = gateway.store.proof_done(subject.nonce, Due::Nothing).await {
             tracing::error!(%error, request_id = subject.request_id, "the end of a proof was not stored");
         }
     });
@@ -436,11 +442,7 @@ pub(crate) async fn answer_is_wrong(gateway: &Gateway, subject: &Subject, why: &
         at = now_ms(),
         "a proof shows that an answer is wrong"
     );
-    let receipt = &subject.bundle.receipt;
-    let hash = receipt.hash(&gateway.config.domain);
-    let price = receipt.statement.price;
-    let (worker, id) = (subject.member.worker, &subject.request_id);
-    crate::audit::caught_with_proof(gateway, id, worker, hash, price).await;
+    audit::caught_with_receipt(gateway, &subject.request_id, &subject.bundle.receipt).await;
 }
 
 #[cfg(test)]

@@ -334,10 +334,15 @@ impl Records {
         self.lock().values().filter_map(|live| live.record.accused.clone()).collect()
     }
 
+    /// [`Record::is_barred`] for a worker.
+    pub(crate) fn is_barred(&self, worker: &Address) -> bool {
+        self.lock().get(worker).is_some_and(|live| live.record.is_barred())
+    }
+
     /// Lets a worker have requests again; `false` when it was neither suspended nor accused. What it did stays on
     /// record, and all its answers are replayed from now on if it was caught.
     pub(crate) fn reinstate(&self, worker: Address) -> bool {
-        if !self.standing(&worker).record.is_barred() {
+        if !self.is_barred(&worker) {
             return false;
         }
         tracing::warn!(%worker, "the operator lifted a suspension");

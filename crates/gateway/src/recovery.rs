@@ -133,7 +133,7 @@ async fn recover_proofs(gateway: &Arc<Gateway>, due: Vec<Bytes32>) -> Result<(),
             Ok(subject) => proofs::later(gateway, subject, dossier.entry.model_name, dossier.entry.key),
             Err(error) => {
                 tracing::warn!(request_id = dossier.entry.request_id, error = error.message, "no proof");
-                gateway.store.proof_done(nonce).await?;
+                gateway.store.proof_done(nonce, Due::Nothing).await?;
             }
         }
     }
@@ -184,7 +184,7 @@ async fn settle(gateway: &Arc<Gateway>, mut open: Open, last: bool) -> Result<Op
 /// replay from before the restart gave another answer.
 async fn is_doubtful(gateway: &Gateway, bundle: &Bundle) -> Result<bool, Error> {
     let receipt = &bundle.receipt.statement;
-    if gateway.records.standing(&receipt.worker).record.is_barred() {
+    if gateway.records.is_barred(&receipt.worker) {
         return Ok(true);
     }
     let hash = bundle.receipt.hash(&bundle.domain);
@@ -217,11 +217,7 @@ async fn accept(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, bundle: 
     gateway.store.answered(&subject.bundle, hash, now_ms(), due).await?;
     tracing::info!(request_id = entry.request_id, "recovered an answer from before the restart");
     gateway.records.served(member.worker, receipt.completion_tokens, receipt.price, Duration::ZERO);
-    match due {
-        Due::Nothing => {}
-        Due::Replay => audit::later(gateway, subject),
-        Due::Proof => proofs::later(gateway, subject, entry.model_name.clone(), entry.key.clone()),
-    }
+    gateway.later(due, subject, &entry.model_name, &entry.key);
     Ok(())
 }
 
@@ -298,9 +294,7 @@ async fn ask(gateway: &Arc<Gateway>, entry: &Entry, member: &Member, cap: u128) 
         return Ok(Word::Answer(Box::new(bundle)));
     }
     if inference::is_caught(&report) {
-        let hash = bundle.receipt.hash(&gateway.config.domain);
-        let price = bundle.receipt.statement.price;
-        audit::caught_with_proof(gateway, &entry.request_id, worker, hash, price).await;
+        audit::caught_with_receipt(gateway, &entry.request_id, &bundle.receipt).await;
     }
     let failed: Vec<String> = report.failed().map(|check| check.detail.clone()).collect();
     let evidence = Evidence::Answer {

@@ -731,9 +731,7 @@ impl Drive {
             Err((bundle, fault, caught)) => {
                 self.keep_answer(&bundle, &fault).await;
                 if caught {
-                    let (receipt, hash) = (&bundle.receipt.statement, bundle.receipt.hash(&self.domain()));
-                    let id = &self.request_id;
-                    audit::caught_with_proof(&self.gateway, id, receipt.worker, hash, receipt.price).await;
+                    audit::caught_with_receipt(&self.gateway, &self.request_id, &bundle.receipt).await;
                 }
                 Err((bundle.chunks, Broken::Fault(fault)))
             }
@@ -1082,7 +1080,7 @@ impl Drive {
                     return self.unused(&subject, why, error, last).await;
                 }
                 Err(Unproved { error, doubted, .. })
-                    if doubted || self.gateway.records.standing(&member.worker).record.is_barred() =>
+                    if doubted || self.gateway.records.is_barred(&member.worker) =>
                 {
                     let why = format!("nobody could prove it: {}", error.message);
                     let message = format!("The answer could not be proved: {}", error.message);
@@ -1160,14 +1158,7 @@ impl Drive {
             },
         };
         let subject = Subject { counted: true, ..subject };
-        match due {
-            Due::Nothing => {}
-            Due::Replay => audit::later(&self.gateway, subject),
-            Due::Proof => {
-                let (name, key) = (self.job.model_name.clone(), self.job.key.clone());
-                proofs::later(&self.gateway, subject, name, key);
-            }
-        }
+        self.gateway.later(due, subject, &self.job.model_name, &self.job.key);
         Ok(Some(answer))
     }
 

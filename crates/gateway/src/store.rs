@@ -123,6 +123,19 @@ pub(crate) enum Due {
     Proof,
 }
 
+impl Due {
+    /// Notes that this is to be done with an answer, after a restart if need be.
+    fn note(self, transaction: &WriteTransaction, nonce: &Bytes32) -> Result<(), Error> {
+        let table = match self {
+            Due::Nothing => return Ok(()),
+            Due::Replay => DUE,
+            Due::Proof => PROOFS_DUE,
+        };
+        transaction.open_table(table).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
+        Ok(())
+    }
+}
+
 /// What a receipt bills.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bill {
@@ -314,14 +327,7 @@ impl Store {
             let nonce = receipt.nonce;
             transaction.open_table(BUNDLES).map_err(failed)?.insert(nonce.0, &*bytes).map_err(failed)?;
             transaction.open_table(PENDING).map_err(failed)?.remove(nonce.0).map_err(failed)?;
-            let table = match due {
-                Due::Nothing => None,
-                Due::Replay => Some(DUE),
-                Due::Proof => Some(PROOFS_DUE),
-            };
-            if let Some(table) = table {
-                transaction.open_table(table).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
-            }
+            due.note(transaction, &nonce)?;
             let (mut key, mut model) = (String::new(), String::new());
             update(transaction, &nonce, |entry| {
                 entry.state = State::Answered;
@@ -410,21 +416,12 @@ impl Store {
         .await
     }
 
-    /// Notes that an answer is not to be proved in the background any more.
-    pub(crate) async fn proof_done(&self, nonce: Bytes32) -> Result<(), Error> {
+    /// Notes that an answer is not to be proved in the background any more, and what is to be done with it next.
+    pub(crate) async fn proof_done(&self, nonce: Bytes32, next: Due) -> Result<(), Error> {
         self.write(move |transaction| {
             transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
-            update(transaction, &nonce, |entry| entry.proof_due = false)
-        })
-        .await
-    }
-
-    /// Notes that an answer is not to be proved in the background any more, but replayed.
-    pub(crate) async fn proof_replaced(&self, nonce: Bytes32) -> Result<(), Error> {
-        self.write(move |transaction| {
-            transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
-            transaction.open_table(DUE).map_err(failed)?.insert(nonce.0, ()).map_err(failed)?;
-            update(transaction, &nonce, |entry| entry.proof_due = false)
+            next.note(transaction, &nonce)?;
+            update(transaction, &nonce, |entry| entry.proof_due = next == Due::Proof)
         })
         .await
     }

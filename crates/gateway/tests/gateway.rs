@@ -1173,7 +1173,7 @@ async fn what_the_protocol_does_not_have_is_refused_in_its_words() {
 
 /// `ASSAY_PYTHON` names a Python with the packages of tests/inference-client/requirements.txt.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Triton's client for Python"]
+#[ignore = "needs Python with Triton's client (tests/inference-client/requirements.txt); .ci/parts/35-inference-client runs it"]
 async fn the_client_of_triton_agrees() {
     let (net, _folder) = with_models().await;
     let script =

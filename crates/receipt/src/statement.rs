@@ -213,6 +213,14 @@ impl Audit {
     }
 }
 
+impl Receipt {
+    /// Positions of the text, which a proof of the answer is charged by: all tokens but the last, which the model never reads. `None`
+    /// when there are no tokens, or more than a `u32` counts.
+    pub fn positions(&self) -> Option<u32> {
+        self.prompt_tokens.checked_add(self.completion_tokens)?.checked_sub(1)
+    }
+}
+
 impl sealed::Sealed for Receipt {}
 impl Typed for Receipt {
     const TYPES: &'static [&'static str] = &[

@@ -285,6 +285,17 @@ fn vectors() -> Value {
 }
 
 #[test]
+fn positions_are_all_tokens_but_the_last() {
+    let receipt = bundle().receipt.statement;
+    let positions = |prompt_tokens, completion_tokens| {
+        Receipt { prompt_tokens, completion_tokens, ..receipt.clone() }.positions()
+    };
+    assert_eq!((positions(31, 4), positions(0, 1)), (Some(34), Some(0)));
+    assert_eq!((positions(u32::MAX, 0), positions(0, 0)), (Some(u32::MAX - 1), None));
+    assert_eq!((positions(u32::MAX, 1), positions(u32::MAX, u32::MAX)), (None, None));
+}
+
+#[test]
 fn the_published_vectors_are_what_this_code_gives() {
     let text = serde_json::to_string_pretty(&vectors()).unwrap() + "\n";
     if std::env::var_os("ASSAY_UPDATE_VECTORS").is_some() {

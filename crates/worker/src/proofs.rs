@@ -132,11 +132,18 @@ struct Hashed {
     unwanted: Arc<AtomicBool>,
 }
 
+impl Hashed {
+    fn wanted(&self) -> std::io::Result<()> {
+        match self.unwanted.load(Ordering::Acquire) {
+            true => Err(std::io::Error::other("nobody waits for the proof any more")),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.unwanted.load(Ordering::Acquire) {
-            return Err(std::io::Error::other("nobody waits for the proof any more"));
-        }
+        self.wanted()?;
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.bytes += written as u64;
@@ -145,9 +152,7 @@ impl Write for Hashed {
 
     /// Whether anybody still waits, too.
     fn flush(&mut self) -> std::io::Result<()> {
-        if self.unwanted.load(Ordering::Acquire) {
-            return Err(std::io::Error::other("nobody waits for the proof any more"));
-        }
+        self.wanted()?;
         self.file.flush()
     }
 }
@@ -181,7 +186,7 @@ impl Proofs {
         {
             return Err(bad("The answer's receipt counts other tokens than its output."));
         }
-        let price = positions(&subject).and_then(|positions| offer.price(positions, 0));
+        let price = counts.positions().and_then(|positions| offer.price(positions, 0));
         if price.is_none_or(|price| price > call.cap) {
             let message = format!("The proof costs more than the cap of {}: raise the cap.", call.cap);
             return Err(Trouble::new(FailureCode::CapExceeded, message));
@@ -206,7 +211,8 @@ impl Proofs {
     async fn deliver(&self, answer: &mut Answer, subject: Bundle) -> Result<(Output, Scratch), Trouble> {
         let internal = |message: &str| Trouble::new(FailureCode::Internal, message);
         let (shared, nonce) = (Arc::clone(&answer.shared), answer.call.nonce);
-        let positions = positions(&subject).ok_or_else(|| internal("The answer has no tokens."))?;
+        let positions = subject.receipt.statement.positions();
+        let positions = positions.ok_or_else(|| internal("The answer has no tokens."))?;
         let host = shared.hosts.iter().find(|host| host.offer.model == self.model);
         let Some(Backend::Local(local)) = host.map(|host| &host.backend) else {
             return Err(internal("The model is not there any more."));
@@ -260,12 +266,6 @@ impl Proofs {
         answer.call.voucher = voucher;
         Ok((output, scratch))
     }
-}
-
-/// Positions of a text, which a proof is charged by.
-fn positions(subject: &Bundle) -> Option<u32> {
-    let receipt = &subject.receipt.statement;
-    receipt.prompt_tokens.checked_add(receipt.completion_tokens)?.checked_sub(1)
 }
 
 fn make(
