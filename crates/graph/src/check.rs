@@ -225,6 +225,13 @@ impl Total {
         Total { low: bias, high: bias, magnitudes: bias.abs() }
     }
 
+    /// The sum of a row of weights times as many ranges.
+    fn of_row(weights: &[i32], ranges: &[Interval], bias: i32) -> Total {
+        let mut total = Total::of(bias);
+        weights.iter().zip(ranges).for_each(|(weight, range)| total.add(*weight, *range));
+        total
+    }
+
     /// Adds `weight · range`.
     fn add(&mut self, weight: i32, range: Interval) {
         let (a, b) = (i64::from(weight) * i64::from(range.0), i64::from(weight) * i64::from(range.1));
@@ -309,11 +316,7 @@ fn ranges(
     match node {
         Node::Linear { input, weights, bias, .. } => {
             let x = &tensors[input.index()];
-            let row = |(row, bias): (&[i32], &i32)| {
-                let mut total = Total::of(*bias);
-                row.iter().zip(x).for_each(|(weight, range)| total.add(*weight, *range));
-                total
-            };
+            let row = |(row, bias): (&[i32], &i32)| Total::of_row(row, x, *bias);
             finish(weights.chunks_exact(x.len()).zip(bias).map(row).collect())
         }
         Node::Conv { input, window, weights, bias } => {
@@ -324,12 +327,7 @@ fn ranges(
             {
                 // Places whose channels all have the same ranges have the same sums.
                 let sums = |(row, bias): (&[i32], &i32)| -> Vec<Total> {
-                    let sum = |class: &Vec<Interval>| {
-                        let mut total = Total::of(*bias);
-                        row.iter().zip(class).for_each(|(weight, range)| total.add(*weight, *range));
-                        total
-                    };
-                    classes.iter().map(sum).collect()
+                    classes.iter().map(|class| Total::of_row(row, class, *bias)).collect()
                 };
                 let rows = weights.chunks_exact(window.channels as usize).zip(bias).map(sums);
                 let rows: Vec<Vec<Interval>> = rows.map(finish).collect::<Result<_, _>>()?;

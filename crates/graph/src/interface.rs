@@ -86,11 +86,11 @@ impl Interface {
                     && inputs.len().is_multiple_of(len);
                 // Every row may be meant anywhere.
                 whole
-                    && columns(len, values).iter().enumerate().all(|(at, (low, high))| {
+                    && Range::of_columns(len, values).iter().enumerate().all(|(at, column)| {
                         inputs[at..]
                             .iter()
                             .step_by(len)
-                            .all(|range| range.contains(i32::from(*low)) && range.contains(i32::from(*high)))
+                            .all(|range| range.contains(column.low) && range.contains(column.high))
                     })
             }
         };
@@ -107,17 +107,6 @@ impl Interface {
         }
         Err(Error::invalid("its interface does not fit its inputs and outputs"))
     }
-}
-
-/// The smallest and the largest value of each column of a table.
-fn columns(len: usize, values: &[i16]) -> Vec<(i16, i16)> {
-    let mut columns = vec![(i16::MAX, i16::MIN); len];
-    for row in values.chunks_exact(len) {
-        for ((low, high), value) in columns.iter_mut().zip(row) {
-            (*low, *high) = ((*low).min(*value), (*high).max(*value));
-        }
-    }
-    columns
 }
 
 impl Graph {

@@ -28,6 +28,21 @@ impl Range {
     pub fn contains(self, value: i32) -> bool {
         self.low <= value && value <= self.high
     }
+
+    /// The range of each column of a table, given row by row.
+    ///
+    /// # Panics
+    /// When the rows have no values: `len` is 0.
+    pub fn of_columns(len: usize, values: &[i16]) -> Vec<Range> {
+        let mut columns = vec![Range { low: i32::MAX, high: i32::MIN }; len];
+        for row in values.chunks_exact(len) {
+            for (range, value) in columns.iter_mut().zip(row) {
+                let value = i32::from(*value);
+                *range = Range { low: range.low.min(value), high: range.high.max(value) };
+            }
+        }
+        columns
+    }
 }
 
 /// A function on a range of integers: key `low + i` has the value `values[i]`.

@@ -115,42 +115,15 @@ impl Quantised {
         let one = |list: &[f64]| list.iter().all(|x| *x == list[0]).then(|| list[0]);
         one(&self.scale).filter(|_| self.offset.iter().all(|x| *x == 0.0))
     }
-}
 
-struct Quantiser<'a> {
-    model: &'a Lowered,
-    network: &'a Network,
-    values: &'a Values,
-    precision: Precision,
-    builder: Builder,
-    encoding: Encoding,
-    done: Vec<Option<Quantised>>,
-    readers: Vec<usize>,
-    /// The wiring that was made already.
-    wired: HashMap<(Tensor, Vec<u32>), Tensor>,
-    /// Values of look-ups so far.
-    rows: usize,
-}
-
-impl<'a> Quantiser<'a> {
-    fn new(
-        model: &'a Lowered,
-        network: &'a Network,
-        values: &'a Values,
+    /// The inputs of a network that are numbers for themselves, with their ranges.
+    fn numbers(
+        model: &Lowered,
+        network: &Network,
+        samples: &[f64],
         precision: Precision,
-    ) -> Result<Quantiser<'a>, Error> {
+    ) -> (Quantised, Vec<Range>, Encoding) {
         let width = model.width;
-        let samples = values.of(0);
-        let readers = network.readers();
-        let rows = network.ops.iter().enumerate().find_map(|(id, op)| match op {
-            Op::Embed { table, len, .. } if table.len() > WORDS_MAX && readers[0] == 1 => {
-                Some((id, table, *len))
-            }
-            _ => None,
-        });
-        if let Some((id, table, len)) = rows {
-            return Quantiser::of_rows(model, network, values, precision, (id, table, len));
-        }
         let top = (1i32 << precision.input_bits) - 1;
         let bounds = |at: usize| {
             let column = samples.iter().skip(at).step_by(width);
@@ -186,54 +159,70 @@ impl<'a> Quantiser<'a> {
             scale: scale.iter().map(|scale: &f64| 1.0 / scale).collect(),
             offset: offset.clone(),
         };
-        let builder = Builder::new(vec![range; width])?;
-        let mut done = vec![None; network.ops.len()];
-        done[0] = Some(input);
-        Ok(Quantiser {
-            model,
-            network,
-            values,
-            precision,
-            builder,
-            encoding: Encoding::Affine { offset, scale },
-            done,
-            readers,
-            wired: HashMap::new(),
-            rows: 0,
-        })
+        (input, vec![range; width], Encoding::Affine { offset, scale })
     }
 
-    /// A network whose inputs are numbers of rows of this large table, which the value `id` has: these rows are the graph's inputs.
-    fn of_rows(
+    /// The inputs of a network, with their ranges, that are numbers of rows of this large table: these rows are the graph's inputs.
+    fn rows(
+        table: &[f64],
+        len: usize,
+        width: usize,
+        precision: Precision,
+    ) -> (Quantised, Vec<Range>, Encoding) {
+        let reach = table.iter().fold(1e-9f64, |max, x| max.max(x.abs()));
+        let scale = reach / f64::from(precision.levels);
+        // No more than the levels in absolute value.
+        let values: Vec<i16> = table.iter().map(|x| (x / scale).round() as i16).collect();
+        let ranges = Range::of_columns(len, &values).repeat(width);
+        let input = Quantised::uniform(Tensor::INPUT, None, scale);
+        (input, ranges, Encoding::Rows { len: len as u32, values })
+    }
+}
+
+struct Quantiser<'a> {
+    model: &'a Lowered,
+    network: &'a Network,
+    values: &'a Values,
+    precision: Precision,
+    builder: Builder,
+    encoding: Encoding,
+    done: Vec<Option<Quantised>>,
+    readers: Vec<usize>,
+    /// The wiring that was made already.
+    wired: HashMap<(Tensor, Vec<u32>), Tensor>,
+    /// Values of look-ups so far.
+    rows: usize,
+}
+
+impl<'a> Quantiser<'a> {
+    fn new(
         model: &'a Lowered,
         network: &'a Network,
         values: &'a Values,
         precision: Precision,
-        (id, table, len): (Id, &[f64], usize),
     ) -> Result<Quantiser<'a>, Error> {
-        let reach = table.iter().fold(1e-9f64, |max, x| max.max(x.abs()));
-        let scale = reach / f64::from(precision.levels);
-        // No more than the levels in absolute value.
-        let values_of: Vec<i16> = table.iter().map(|x| (x / scale).round() as i16).collect();
-        let mut columns = vec![Range { low: i32::MAX, high: i32::MIN }; len];
-        for row in values_of.chunks_exact(len) {
-            for (range, value) in columns.iter_mut().zip(row) {
-                let value = i32::from(*value);
-                *range = Range { low: range.low.min(value), high: range.high.max(value) };
+        let readers = network.readers();
+        let rows = network.ops.iter().enumerate().find_map(|(id, op)| match op {
+            Op::Embed { table, len, .. } if table.len() > WORDS_MAX && readers[0] == 1 => {
+                Some((id, table, *len))
             }
-        }
-        let builder = Builder::new(columns.repeat(model.width))?;
+            _ => None,
+        });
         let mut done = vec![None; network.ops.len()];
-        done[id] = Some(Quantised::uniform(Tensor::INPUT, None, scale));
+        let (id, (input, ranges, encoding)) = match rows {
+            Some((id, table, len)) => (id, Quantised::rows(table, len, model.width, precision)),
+            None => (0, Quantised::numbers(model, network, values.of(0), precision)),
+        };
+        done[id] = Some(input);
         Ok(Quantiser {
             model,
             network,
             values,
             precision,
-            builder,
-            encoding: Encoding::Rows { len: len as u32, values: values_of },
+            builder: Builder::new(ranges)?,
+            encoding,
             done,
-            readers: network.readers(),
+            readers,
             wired: HashMap::new(),
             rows: 0,
         })
