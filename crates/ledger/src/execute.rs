@@ -278,14 +278,24 @@ impl<'a> Executor<'a> {
             changes.retain(|other| other.address != COMMITTEE_ADDRESS);
             changes.push(change);
         }
-        header.state_root = state.root();
-        let envelopes: Vec<_> = transactions.iter().map(Transaction::envelope).collect();
-        header.transactions_root = proofs::calculate_transaction_root(&envelopes);
-        let with_blooms: Vec<_> = receipts.iter().map(TxReceipt::with_bloom_ref).collect();
-        header.receipts_root = proofs::calculate_receipt_root(&with_blooms);
-        header.logs_bloom = with_blooms.iter().fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.logs_bloom);
-        Executed { block: Block::new(header, transactions), state, receipts, changes }
+        Executed { block: seal(header, transactions, &receipts, &state), state, receipts, changes }
     }
+}
+
+/// The block with these transactions, and with what they led to in its header.
+pub(crate) fn seal(
+    mut header: Header,
+    transactions: Vec<Transaction>,
+    receipts: &[Receipt],
+    state: &State,
+) -> Block {
+    header.state_root = state.root();
+    let envelopes: Vec<_> = transactions.iter().map(Transaction::envelope).collect();
+    header.transactions_root = proofs::calculate_transaction_root(&envelopes);
+    let with_blooms: Vec<_> = receipts.iter().map(TxReceipt::with_bloom_ref).collect();
+    header.receipts_root = proofs::calculate_receipt_root(&with_blooms);
+    header.logs_bloom = with_blooms.iter().fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.logs_bloom);
+    Block::new(header, transactions)
 }
 
 /// Makes the block after `parent` from candidates in their order. Those that cannot be executed are left out; it ends with them

@@ -2,13 +2,12 @@
 
 use alloy_consensus::constants::{EMPTY_OMMER_ROOT_HASH, EMPTY_ROOT_HASH};
 use alloy_consensus::{
-    EthereumTxEnvelope, Header, SignableTransaction, TxEip1559, TxEip2930, TxEip4844, TxLegacy, TxReceipt,
-    proofs,
+    EthereumTxEnvelope, Header, SignableTransaction, TxEip1559, TxEip2930, TxEip4844, TxLegacy,
 };
 use alloy_eips::eip1559::BaseFeeParams;
 use alloy_eips::eip2930::AccessList;
 use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
-use alloy_primitives::{Address, B256, Bloom, Log, LogData, TxKind, U256, address, b256};
+use alloy_primitives::{Address, B256, Log, LogData, TxKind, U256, address, b256};
 use revm::context::TxEnv;
 use revm::context::result::{EVMError, InvalidTransaction};
 use revm::database::CacheDB;
@@ -18,7 +17,7 @@ use revm::interpreter::{CallInputs, CallOutcome, CallScheme, CreateInputs, Creat
 use revm::{DatabaseRef, ExecuteCommitEvm, InspectCommitEvm, Inspector, MainBuilder};
 
 use crate::execute::{
-    Db, Message, Outcome, config, context, environment, listed, machine, outcome, record, sentence,
+    Db, Message, Outcome, config, context, environment, listed, machine, outcome, record, seal, sentence,
 };
 use crate::state::{AccountChange, Overrides, State, changes};
 use crate::{Block, Receipt, Rules, Transaction};
@@ -330,13 +329,7 @@ fn one(
     let changes = changes(&evm.ctx.journaled_state.database);
     drop(evm);
     state.apply(&changes);
-    header.state_root = state.root();
-    let envelopes: Vec<_> = transactions.iter().map(Transaction::envelope).collect();
-    header.transactions_root = proofs::calculate_transaction_root(&envelopes);
-    let with_blooms: Vec<_> = receipts.iter().map(TxReceipt::with_bloom_ref).collect();
-    header.receipts_root = proofs::calculate_receipt_root(&with_blooms);
-    header.logs_bloom = with_blooms.iter().fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.logs_bloom);
-    Ok((Simulated { block: Block::new(header, transactions), calls }, state))
+    Ok((Simulated { block: seal(header, transactions, &receipts, &state), calls }, state))
 }
 
 /// Puts a log in its place for each transfer of the native coin.
