@@ -11,6 +11,19 @@ interface Exports {
 /** A check of the verifier. It throws an `Error` with the verifier's words where it could not read what it got. */
 export type Ask = (call: Uint8Array) => unknown;
 
+/** A call about the proof of something: both files, each behind its length in 4 bytes, and the rest as JSON. */
+export function framed(file: Uint8Array, proof: Uint8Array, rest: unknown): Uint8Array {
+  const about = new TextEncoder().encode(JSON.stringify(rest));
+  const call = new Uint8Array(8 + file.length + proof.length + about.length);
+  const view = new DataView(call.buffer);
+  view.setUint32(0, file.length, true);
+  call.set(file, 4);
+  view.setUint32(4 + file.length, proof.length, true);
+  call.set(proof, 8 + file.length);
+  call.set(about, 8 + file.length + proof.length);
+  return call;
+}
+
 /** Fetches a module. */
 export async function fetchModule(url: string): Promise<ArrayBuffer> {
   const response = await fetch(url);
