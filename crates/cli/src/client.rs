@@ -1,13 +1,14 @@
 //! Calls to a gateway over HTTP: what `chat`, `receipts`, `audit`, `incident` and the benchmarks share.
 
+use std::fmt::Display;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::home::Draft;
 
 /// Where the gateway of `assay up` listens.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8600";
@@ -15,10 +16,42 @@ pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8600";
 /// Largest answer that is read from a gateway: 64 MiB, a bundle with a long answer is well below 1 MiB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Largest file that is saved: 64 GiB, beyond any proof.
+/// Largest file that is received: 64 GiB, beyond any proof, and any trace that a worker records within its limits.
 const FILE_BYTES_MAX: u64 = 64 << 30;
 /// Longest wait for the next piece of a file.
 const PIECE: Duration = Duration::from_secs(60);
+
+/// Writes the body of a response to a file that only its owner may read, and which is there as a whole or not at all; its length in bytes.
+/// `patience` is the longest wait for the next piece, and `broken` says that what came is no whole file.
+pub(crate) async fn receive(
+    mut response: reqwest::Response,
+    out: &Path,
+    patience: Duration,
+    broken: &(dyn Fn(&dyn Display) -> Error + Sync),
+) -> Result<u64> {
+    let mut file = Draft::create(out, 0o600).map_err(Error::file("write", out))?;
+    let mut bytes = 0u64;
+    loop {
+        let piece = tokio::time::timeout(patience, response.chunk()).await;
+        let piece = piece.map_err(|error| broken(&error))?.map_err(|error| broken(&cause(&error)))?;
+        let Some(piece) = piece else { break };
+        bytes += piece.len() as u64;
+        if bytes > FILE_BYTES_MAX {
+            return Err(broken(&"it has more than 64 GiB"));
+        }
+        file.write_all(&piece).map_err(Error::file("write", out))?;
+    }
+    file.keep().map_err(Error::file("write", out))
+}
+
+/// The innermost reason, which says more than "error sending request".
+pub(crate) fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
 
 /// A gateway and the key that opens it.
 #[derive(Clone)]
@@ -98,38 +131,11 @@ impl Gateway {
 
     /// GETs a file, which is there as a whole or not at all; its length in bytes.
     pub(crate) async fn save(&self, path: &str, out: &Path) -> Result<u64> {
-        let mut response = self.send(self.request(reqwest::Method::GET, path)).await?;
-        let broken = |error: &dyn std::fmt::Display| {
+        let response = self.send(self.request(reqwest::Method::GET, path)).await?;
+        receive(response, out, PIECE, &|error| {
             Error::said(format!("the gateway's file broke off: {error}; nothing was kept, try again"))
-        };
-        let temporary = out.with_extension(format!("part-{}", std::process::id()));
-        let written = async {
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)
-                .map_err(Error::file("write", &temporary))?;
-            let mut bytes = 0u64;
-            loop {
-                let piece =
-                    tokio::time::timeout(PIECE, response.chunk()).await.map_err(|error| broken(&error))?;
-                let Some(piece) = piece.map_err(|error| broken(&error))? else { break };
-                bytes += piece.len() as u64;
-                if bytes > FILE_BYTES_MAX {
-                    return Err(broken(&"it has more than 64 GiB"));
-                }
-                file.write_all(&piece).map_err(Error::file("write", &temporary))?;
-            }
-            file.sync_all().map_err(Error::file("write", &temporary))?;
-            std::fs::rename(&temporary, out).map_err(Error::file("write", out))?;
-            Ok(bytes)
-        };
-        written.await.inspect_err(|_| {
-            // It failed already; a leftover file is not worth a second error.
-            let _ = std::fs::remove_file(&temporary);
         })
+        .await
     }
 
     /// POSTs a streaming request and hands each SSE data object to `each` as it arrives.

@@ -1,5 +1,7 @@
 //! Where things are kept: one folder, `$ASSAY_HOME` or `~/.assay`, readable by its owner only.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -37,7 +39,7 @@ pub(crate) fn create_private(folder: &Path) -> Result<()> {
 /// Reads a file of at most `max` bytes.
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     use std::io::Read as _;
-    let file = std::fs::File::open(path).map_err(Error::file("read", path))?;
+    let file = File::open(path).map_err(Error::file("read", path))?;
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
     if bytes.len() as u64 > max {
@@ -49,30 +51,79 @@ pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file so that a reader sees the old or the new content, never half of it, and a crash keeps one of them.
-pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let temporary = path.with_extension(format!("part-{}", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
+/// A file that is being written: a reader of its path sees the old content until it is kept, never half of the new one, and a crash
+/// keeps one of them. What is not kept is removed.
+pub(crate) struct Draft {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Begins a file with these permissions.
+    pub(crate) fn create(path: &Path, mode: u32) -> std::io::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let temporary = path.with_extension(format!("part-{}", std::process::id()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        Ok(Self { file, temporary, path: path.to_owned() })
+    }
+
+    /// Puts the file in its place; its length in bytes.
+    pub(crate) fn keep(self) -> std::io::Result<u64> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.path)?;
         // The new name itself must survive a loss of power.
-        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => std::fs::File::open(parent)?.sync_all(),
-            None => std::fs::File::open(".")?.sync_all(),
-        }
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(self.file.metadata()?.len())
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // It has another name when it was kept, and a leftover file is not worth an error.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a file by way of a [`Draft`].
+pub(crate) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let write = || {
+        let mut draft = Draft::create(path, mode)?;
+        draft.write_all(content)?;
+        draft.keep()
     };
-    write().map_err(|source| {
-        // The write failed already; a leftover temporary file is not worth a second error.
-        let _ = std::fs::remove_file(&temporary);
-        Error::File { action: "write", path: path.display().to_string(), source }
-    })
+    write().map(drop).map_err(Error::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_replaces_its_file_when_it_is_kept_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.key");
+        write_atomically(&path, b"old", 0o600).unwrap();
+        let mut draft = Draft::create(&path, 0o600).unwrap();
+        draft.write_all(b"half").unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        drop(draft);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let mut draft = Draft::create(&path, 0o600).unwrap();
+        draft.write_all(b"newer").unwrap();
+        assert_eq!(draft.keep().unwrap(), 5);
+        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -1,9 +1,7 @@
 //! Answers checked without the model: `assay model key` and `assay trace` for light checks, `assay model commit` and `assay prove` for
 //! proofs, and the parts of `assay verify` that check them.
 
-use std::fs::OpenOptions;
-use std::io::{BufWriter, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +16,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::home::Draft;
 use crate::{home, keys, models, traces, ui, verify};
 
 #[derive(Args)]
@@ -50,12 +49,8 @@ pub(crate) fn make_key(model: &str, out: Option<PathBuf>, as_json: bool) -> Resu
     let id = artifact.id().to_string();
     let hashed = started.elapsed();
 
-    let bar = ui::bar(1, "reading weights", false);
-    let key = Key::make(&artifact, keys::random()?, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
+    let secret = keys::random()?;
+    let key = ui::with_bar("reading weights", false, |progress| Key::make(&artifact, secret, progress));
     let bytes = key.map_err(|error| said(&error))?.to_bytes();
     // Who has the key can make false traces.
     home::write_atomically(&out, &bytes, 0o600)?;
@@ -79,13 +74,7 @@ pub(crate) fn commit(path: &Path, artifact: &Artifact, out: Option<PathBuf>, as_
     let started = Instant::now();
     models::hash(path, artifact)?;
     let hashed = started.elapsed();
-    let bar = ui::bar(1, "encoding weights", false);
-    let commitment = Commitment::make(artifact, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let commitment = commitment.map_err(|error| said(&error))?;
+    let commitment = make_commitment(artifact, "encoding weights")?;
     let bytes = commitment.to_bytes();
     home::write_atomically(&out, &bytes, 0o644)?;
     let (seconds, id, model) = (started.elapsed().as_secs_f64(), commitment.id(), artifact.id());
@@ -109,13 +98,12 @@ pub(crate) fn ensure_commitment(model: &Path, out: &Path) -> Result<()> {
     if out.is_file() && read_commitment(out).is_ok_and(|known| known.model() == artifact.id()) {
         return Ok(());
     }
-    let bar = ui::bar(1, "making the key for proofs", false);
-    let commitment = Commitment::make(&artifact, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    home::write_atomically(out, &commitment.map_err(|error| said(&error))?.to_bytes(), 0o644)
+    let commitment = make_commitment(&artifact, "making the key for proofs")?;
+    home::write_atomically(out, &commitment.to_bytes(), 0o644)
+}
+
+fn make_commitment(artifact: &Artifact, what: &str) -> Result<Commitment> {
+    ui::with_bar(what, false, |progress| Commitment::make(artifact, progress)).map_err(|error| said(&error))
 }
 
 fn read_commitment(path: &Path) -> Result<Commitment> {
@@ -173,13 +161,10 @@ fn write(
     let prepared = processor.examine(&bundle.request, &bundle.output).map_err(|_| differs())?;
     let tokens = &bundle.output.tokens;
 
-    // A reader sees all of it or nothing.
-    let temporary = out.with_extension(format!("part-{}", std::process::id()));
     let started = Instant::now();
     let bar = ui::bar(1, "recording", false);
     let write = || -> std::result::Result<u64, RecordError> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut file = BufWriter::with_capacity(1 << 20, Draft::create(out, 0o600)?);
         let (generation, config) = (&prepared.generation, Config::default());
         let mut last = 0;
         let mut progress = |done: usize, all: usize| {
@@ -194,21 +179,14 @@ fn write(
             None => record(&artifact, config, generation, tokens, &mut file, &mut progress)?,
             Some(key) => prove(&artifact, config, key, generation, tokens, &mut file, &mut progress)?,
         };
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        let bytes = file.get_ref().metadata()?.len();
-        std::fs::rename(&temporary, out)?;
-        Ok(bytes)
+        let file = file.into_inner().map_err(|error| error.into_error())?;
+        Ok(file.keep()?)
     };
     let written = write();
     bar.finish_and_clear();
-    let bytes = written.map_err(|error| {
-        // It failed already; a leftover file is not worth a second error.
-        let _ = std::fs::remove_file(&temporary);
-        match error {
-            RecordError::Differs(_) => differs(),
-            error => said(&error),
-        }
+    let bytes = written.map_err(|error| match error {
+        RecordError::Differs(_) => differs(),
+        error => said(&error),
     })?;
     let positions = prepared.generation.prompt.len() + tokens.len() - 1;
     let seconds = started.elapsed().as_secs_f64();

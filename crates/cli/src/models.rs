@@ -249,12 +249,7 @@ fn verify(model: &str, json: bool) -> Result<()> {
 
 /// Hashes every tile of an artifact and compares with its id.
 pub(crate) fn hash(path: &Path, artifact: &Artifact) -> Result<()> {
-    let bar = ui::bar(1, "hashing tiles", true);
-    let outcome = artifact.verify(&mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
+    let outcome = ui::with_bar("hashing tiles", true, |progress| artifact.verify(progress));
     let id = artifact.id();
     outcome.map_err(|error| Error::Rejected(format!("{} is not the model {id}: {error}", path.display())))
 }
@@ -630,13 +625,7 @@ fn keep(
     import: impl FnOnce(&mut dyn FnMut(u64, u64)) -> std::result::Result<Vec<u8>, assay_model::Error>,
 ) -> Result<PathBuf> {
     target(name)?;
-    let bar = ui::bar(1, "importing", false);
-    let made = import(&mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let artifact = made
+    let artifact = ui::with_bar("importing", false, import)
         .map_err(|error| Error::said(format!("the model cannot be imported: {error}; nothing was kept")))?;
     let target = target(name)?;
     if target.is_file()

@@ -1,23 +1,19 @@
 //! `assay trace --from-worker` and `assay prove --from-worker`: the trace of an answer (docs/light.md), or its proof (docs/trace-proof.md), from
 //! the worker that gave it.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use assay_receipt::Bytes32;
 use serde_json::{Value, json};
 
+use crate::client::{cause, receive};
 use crate::error::{Error, Result};
 use crate::{ui, verify};
 
 /// Longest wait for a connection, and for the next piece: behind the trace the worker takes its time for what proves it.
 const CONNECT: Duration = Duration::from_secs(10);
 const PIECE: Duration = Duration::from_secs(600);
-/// Largest trace that is written: 64 GiB, beyond any that a worker records within its limits.
-const TRACE_BYTES_MAX: u64 = 64 << 30;
 /// Largest refusal that is read, in bytes.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
@@ -56,7 +52,7 @@ pub(crate) async fn fetch(
     let url = format!("{}/{path}", member.url.trim_end_matches('/'));
     let waiting = tokio::time::timeout(PIECE, http.post(url).json(&bundle).send());
     let mut response =
-        waiting.await.map_err(|error| broken(&error))?.map_err(|error| broken(&reqwest_cause(&error)))?;
+        waiting.await.map_err(|error| broken(&error))?.map_err(|error| broken(&cause(&error)))?;
     if !response.status().is_success() {
         let status = response.status();
         let mut body = Vec::new();
@@ -71,34 +67,10 @@ pub(crate) async fn fetch(
         return Err(broken(&format!("it answered {status}: {said}")));
     }
 
-    // A reader sees all of it or nothing.
-    let temporary = out.with_extension(format!("part-{}", std::process::id()));
     let bar = ui::spinner(&format!("receiving the {what}"));
-    let written = async {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-        let mut file = file.map_err(Error::file("write", &temporary))?;
-        let mut bytes = 0u64;
-        loop {
-            let piece = tokio::time::timeout(PIECE, response.chunk()).await;
-            let piece =
-                piece.map_err(|error| broken(&error))?.map_err(|error| broken(&reqwest_cause(&error)))?;
-            let Some(piece) = piece else { break };
-            bytes += piece.len() as u64;
-            if bytes > TRACE_BYTES_MAX {
-                return Err(broken(&"it sends more than 64 GiB"));
-            }
-            file.write_all(&piece).map_err(Error::file("write", &temporary))?;
-        }
-        file.sync_all().map_err(Error::file("write", &temporary))?;
-        std::fs::rename(&temporary, out).map_err(Error::file("write", out))?;
-        Ok(bytes)
-    };
-    let written = written.await;
+    let received = receive(response, out, PIECE, &broken).await;
     bar.finish_and_clear();
-    let bytes = written.inspect_err(|_| {
-        // It failed already; a leftover file is not worth a second error.
-        let _ = std::fs::remove_file(&temporary);
-    })?;
+    let bytes = received?;
     let seconds = started.elapsed().as_secs_f64();
     if as_json {
         ui::print_json(&json!({
@@ -113,13 +85,4 @@ pub(crate) async fn fetch(
         );
     }
     Ok(())
-}
-
-/// The innermost reason, which says more than "error sending request".
-fn reqwest_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

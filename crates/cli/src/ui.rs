@@ -46,6 +46,17 @@ pub(crate) fn bar(total: u64, what: &str, bytes: bool) -> ProgressBar {
     bar
 }
 
+/// Does something under a bar, whose steps it tells: how many are done of how many. `bytes`: they are bytes.
+pub(crate) fn with_bar<T>(what: &str, bytes: bool, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+    let bar = bar(1, what, bytes);
+    let result = work(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    result
+}
+
 /// A spinner for work whose length is not known.
 pub(crate) fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());

@@ -271,15 +271,11 @@ pub(crate) async fn run(args: UpArgs, json: bool) -> Result<()> {
             proof_price: 0,
             impersonate,
         };
-        let first = offer(&model, artifact, impersonate);
-        settings.models = vec![match &proof_key {
-            Some(key) => assay_worker::Model {
-                proof_key: Some(key.clone()),
-                proof_price: POSITION_PRICE / discount,
-                ..first
-            },
-            None => first,
-        }];
+        let mut first = offer(&model, artifact, impersonate);
+        if let Some(key) = &proof_key {
+            (first.proof_key, first.proof_price) = (Some(key.clone()), POSITION_PRICE / discount);
+        }
+        settings.models = vec![first];
         let others = offered.iter().filter(|(name, _)| *name != model);
         settings.models.extend(others.map(|(name, path)| offer(name, path.clone(), None)));
         let proved = |path: &PathBuf| assay_worker::Model {
