@@ -359,6 +359,19 @@ fn dump(value: &Value, indent: Option<usize>, sort: bool, level: usize, out: &mu
     }
 }
 
+/// Shows the items of a list, or the keys of a dictionary, with commas between.
+fn each_item(value: &JinjaValue, out: &mut String, mut show: impl FnMut(&JinjaValue, &mut String)) {
+    for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
+        if index > 0 {
+            out.push_str(", ");
+        }
+        if out.len() > MAX_RENDERED_BYTES {
+            break; // more than may be shown: the output limit ends the rendering
+        }
+        show(&item, out);
+    }
+}
+
 /// How Python shows a list or dictionary that a template prints as it is. Nesting is bounded by that of the input,
 /// and cut off at [`MAX_RECURSION`].
 fn python_repr(value: &JinjaValue, level: usize, out: &mut String) {
@@ -369,30 +382,16 @@ fn python_repr(value: &JinjaValue, level: usize, out: &mut String) {
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
-            for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
-                if index > 0 {
-                    out.push_str(", ");
-                }
-                if out.len() > MAX_RENDERED_BYTES {
-                    break; // more than may be shown: the output limit ends the rendering
-                }
-                python_repr(&item, level + 1, out);
-            }
+            each_item(value, out, |item, out| python_repr(item, level + 1, out));
             out.push(']');
         }
         ValueKind::Map => {
             out.push('{');
-            for (index, key) in value.try_iter().into_iter().flatten().enumerate() {
-                if index > 0 {
-                    out.push_str(", ");
-                }
-                if out.len() > MAX_RENDERED_BYTES {
-                    break; // more than may be shown: the output limit ends the rendering
-                }
-                python_repr(&key, level + 1, out);
+            each_item(value, out, |key, out| {
+                python_repr(key, level + 1, out);
                 out.push_str(": ");
-                python_repr(&value.get_item(&key).unwrap_or_default(), level + 1, out);
-            }
+                python_repr(&value.get_item(key).unwrap_or_default(), level + 1, out);
+            });
             out.push('}');
         }
         ValueKind::String => {

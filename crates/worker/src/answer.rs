@@ -84,6 +84,20 @@ impl About {
     }
 }
 
+/// Refuses a call for something that is given as a whole, such as a "proof", when it costs more than the cap (`None`: more than can be
+/// counted) or is asked to resume.
+pub(crate) fn check_whole(call: &GenerateCall, price: Option<u128>, what: &str) -> Result<(), Trouble> {
+    if price.is_none_or(|price| price > call.cap) {
+        let message = format!("The {what} costs more than the cap of {}: raise the cap.", call.cap);
+        return Err(Trouble::new(FailureCode::CapExceeded, message));
+    }
+    if !call.resume.is_empty() {
+        let message = format!("The {what} has no tokens to resume from.");
+        return Err(Trouble::new(FailureCode::ResumeMismatch, message));
+    }
+    Ok(())
+}
+
 /// An admitted request. It ends in exactly one of [`Answer::finish`] and [`Answer::fail`].
 pub(crate) struct Answer {
     pub(crate) shared: Arc<Shared>,

@@ -9,7 +9,7 @@ use assay_receipt::{FailureCode, GenerateCall, Offer, Output, Request};
 use tokio::sync::Semaphore;
 
 use crate::Config;
-use crate::answer::{Answer, Trouble, beside};
+use crate::answer::{Answer, Trouble, beside, check_whole};
 use crate::local::Replayed;
 
 /// An encoder and the number of texts that it embeds at once.
@@ -54,14 +54,7 @@ impl Embedder {
             Trouble::new(code, format!("The request cannot be served: {fault}."))
         })?;
         let price = offer.price(tokens.len() as u32, 0); // at most the context
-        if price.is_none_or(|price| price > call.cap) {
-            let message = format!("The embedding costs more than the cap of {}: raise the cap.", call.cap);
-            return Err(Trouble::new(FailureCode::CapExceeded, message));
-        }
-        if !call.resume.is_empty() {
-            let message = "An embedding has no tokens to resume from.";
-            return Err(Trouble::new(FailureCode::ResumeMismatch, message));
-        }
+        check_whole(call, price, "embedding")?;
         Ok(tokens)
     }
 

@@ -24,7 +24,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use crate::answer::{Answer, Trouble};
+use crate::answer::{Answer, Trouble, check_whole};
 use crate::audit;
 use crate::http::{plain, read_body};
 use crate::local::{ModelFile, Recording};
@@ -187,13 +187,7 @@ impl Proofs {
             return Err(bad("The answer's receipt counts other tokens than its output."));
         }
         let price = counts.positions().and_then(|positions| offer.price(positions, 0));
-        if price.is_none_or(|price| price > call.cap) {
-            let message = format!("The proof costs more than the cap of {}: raise the cap.", call.cap);
-            return Err(Trouble::new(FailureCode::CapExceeded, message));
-        }
-        if !call.resume.is_empty() {
-            return Err(Trouble::new(FailureCode::ResumeMismatch, "A proof has no tokens to resume from."));
-        }
+        check_whole(call, price, "proof")?;
         Ok(subject)
     }
 

@@ -8,7 +8,7 @@ use assay_proof::{BATCH_MAX, Graph, Key};
 use assay_receipt::{FailureCode, GRAPH_ARITHMETIC, GenerateCall, Offer, Output, Request};
 use tokio::sync::Semaphore;
 
-use crate::answer::{Answer, Trouble, beside};
+use crate::answer::{Answer, Trouble, beside, check_whole};
 use crate::local::{ModelFile, Replayed};
 use crate::{Config, Error, Model, files};
 
@@ -90,14 +90,7 @@ impl Prover {
             return Err(Trouble::new(FailureCode::ContextExceeded, message));
         }
         let price = offer.price(examples as u32, 0); // at most 2^16
-        if price.is_none_or(|price| price > call.cap) {
-            let message = format!("The proof costs more than the cap of {}: raise the cap.", call.cap);
-            return Err(Trouble::new(FailureCode::CapExceeded, message));
-        }
-        if !call.resume.is_empty() {
-            let message = "A proof has no tokens to resume from.";
-            return Err(Trouble::new(FailureCode::ResumeMismatch, message));
-        }
+        check_whole(call, price, "proof")?;
         Ok(inputs)
     }
 
