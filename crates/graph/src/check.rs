@@ -163,13 +163,13 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
         Node::Committed { map, .. } => (&**map, true),
         node => (node, false),
     };
-    // Committed weights are not here, but they have as many.
+    // Committed weights and biases are not here.
     let as_many = |found: usize, len: usize| if committed { found == 0 } else { found == len };
     match map {
         Node::Linear { input, rows, weights, bias } => {
             let rows = *rows as usize;
             let len = rows.checked_mul(of(input))?;
-            let fits = rows > 0 && bias.len() == rows && as_many(weights.len(), len);
+            let fits = rows > 0 && as_many(bias.len(), rows) && as_many(weights.len(), len);
             fits.then_some(rows)
         }
         Node::Conv { input, window, weights, bias } => {
@@ -183,7 +183,7 @@ fn width(node: &Node, tables: &[Table], tensors: &[Vec<Interval>]) -> Option<usi
             let fits = sane
                 && window.input_len() == of(input)
                 && as_many(weights.len(), window.weights_len())
-                && bias.len() == window.filters as usize
+                && as_many(bias.len(), window.filters as usize)
                 && window.output_len() <= limits::WIDTH;
             fits.then(|| window.output_len())
         }

@@ -168,7 +168,9 @@ impl Graph {
             checker.push(node, &self.tables)?;
             let mut map = node.clone();
             match &mut map {
-                Node::Linear { weights, .. } | Node::Conv { weights, .. } => *weights = Vec::new(),
+                Node::Linear { weights, bias, .. } | Node::Conv { weights, bias, .. } => {
+                    (*weights, *bias) = (Vec::new(), Vec::new());
+                }
                 Node::Committed { .. } => return Err(Error::invalid("its weights are not here")),
                 _ => return Ok(map),
             }

@@ -242,10 +242,10 @@ pub enum Node {
         /// Values in each row of `a` and of `b`.
         inner: u32,
     },
-    /// A [`Node::Linear`] or [`Node::Conv`] whose weights are not here: a graph with such nodes cannot run, but a proof with
-    /// committed weights can be checked with it.
+    /// A [`Node::Linear`] or [`Node::Conv`] whose weights and biases are not here: a graph with such nodes cannot run, but a proof
+    /// with committed weights can be checked with it.
     Committed {
-        /// The map, with an empty list of weights.
+        /// The map, with empty lists of weights and biases.
         map: Box<Node>,
         /// What holds the values of its result, as whoever has the weights says: runs of values that share a range, with the
         /// number of them. No run is empty, and none has the range of the one before it.

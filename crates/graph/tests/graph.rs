@@ -373,6 +373,13 @@ fn a_graph_without_weights_keeps_its_shape_but_cannot_run() {
         }
     });
     change(&|node| {
+        if let Node::Committed { map, .. } = node
+            && let Node::Conv { bias, window, .. } = &mut **map
+        {
+            bias.resize(window.filters as usize, 1);
+        }
+    });
+    change(&|node| {
         let lookup = Node::Lookup { input: Tensor::INPUT, shift: 0, table: 0 };
         *node = Node::Committed { map: Box::new(lookup), ranges: vec![(width, Range { low: 0, high: 1 })] };
     });

@@ -8,7 +8,7 @@
 //! committed, the walk ends too: what is left there is a bilinear form of the weights and of what the map reads, which
 //! [`forward`] finds.
 
-use assay_graph::{Node, Tensor, ZERO};
+use assay_graph::{Node, Tensor, Window, ZERO};
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
 #[cfg(feature = "prover")]
 use rayon::prelude::*;
@@ -24,7 +24,7 @@ pub(crate) struct Linear {
     pub(crate) inputs: Vec<E>,
     /// The constant.
     pub(crate) constant: E,
-    /// For each map with committed weights that is no product, in their order, the weights of its results without the biases.
+    /// For each map with committed weights that is no product, in their order, the weights of its results.
     pub(crate) committed: Vec<Vec<E>>,
     /// For each product, in their order, the weights of its results.
     pub(crate) products: Vec<Vec<E>>,
@@ -70,19 +70,16 @@ pub(crate) fn pull_back(
                     }
                 }
             }
-            Node::Product { .. } | Node::Committed { .. } | Node::Conv { .. }
-                if circuit.products.chosen[number] || matches!(node, Node::Committed { .. }) =>
-            {
+            _ if circuit.products.chosen[number] || matches!(node, Node::Committed { .. }) => {
                 let mut out = out;
                 out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
-                let bias = bias(node);
-                let plane = out.len() / bias.len().max(1);
-                for (bias, plane) in bias.iter().zip(out.chunks_exact(plane.max(1))) {
-                    constant += plane.iter().copied().sum::<E>() * int(*bias);
+                // Committed biases are with the weights.
+                if let Node::Conv { window, bias, .. } = node {
+                    constant += inner(bias, &planes(window, &out));
                 }
                 if circuit.products.chosen[number] { products.push(out) } else { committed.push(out) }
             }
-            // Above.
+            // Met already: every product is chosen.
             Node::Product { .. } | Node::Committed { .. } => {}
             _ if out.is_empty() => {}
             Node::Linear { input, weights: matrix, bias, .. } => {
@@ -92,8 +89,7 @@ pub(crate) fn pull_back(
             }
             Node::Conv { input, window, weights: filters, bias } => {
                 let plane = window.output[0] as usize * window.output[1] as usize;
-                let sums: Vec<E> = out.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect();
-                constant += inner(bias, &sums);
+                constant += inner(bias, &planes(window, &out));
                 let width = graph.width(*input);
                 let stride = window.stride[1] as usize;
                 // An input meets each weight at most once.
@@ -151,13 +147,10 @@ pub(crate) fn pull_back(
     Linear { slots, inputs, constant, committed, products }
 }
 
-/// The biases of a linear map.
-fn bias(node: &Node) -> &[i32] {
-    match node {
-        Node::Linear { bias, .. } | Node::Conv { bias, .. } => bias,
-        Node::Committed { map, .. } => bias(map),
-        _ => &[],
-    }
+/// What the biases of a convolution are multiplied with, from the weights of its results: their sum over each filter's plane.
+fn planes(window: &Window, out: &[E]) -> Vec<E> {
+    let plane = window.output[0] as usize * window.output[1] as usize;
+    out.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect()
 }
 
 /// What each map with committed weights that is no product reads, in their order, when the slots and inputs have these values and every constant

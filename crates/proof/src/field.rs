@@ -119,6 +119,17 @@ pub(crate) fn select(point: &[E], index: usize) -> E {
     point.iter().rev().enumerate().map(bit).product()
 }
 
+/// The point that is this one within the last 2^`log` places of a vector.
+pub(crate) fn at_end(point: &[E], log: usize) -> Vec<E> {
+    let (high, low) = point.split_at(point.len() - log);
+    high.iter().map(|_| E::ONE).chain(low.iter().copied()).collect()
+}
+
+/// What a vector would be at a point with zeros in its last 2^`log` places, from what it is there and at [`at_end`].
+pub(crate) fn without_end(point: &[E], log: usize, [whole, end]: [E; 2]) -> E {
+    whole - point[..point.len() - log].iter().copied().product::<E>() * end
+}
+
 /// `base + r · (low + …)`: the quadratic through `h(0)`, `h(1)` with leading coefficient `top`, at `r`.
 pub(crate) fn quadratic<V: Value>(at_0: V, at_1: V, top: V, r: E) -> V {
     at_0 + (at_1 - at_0 - top + top * r) * r

@@ -10,10 +10,11 @@ use crate::circuit::LOG_MAX;
 use crate::commitment::{Opening, Root};
 use crate::field::{E, F};
 use crate::fractions::Level;
+use crate::key::WeightsOpening;
 use crate::products::ProductsProof;
 
 /// The first bytes of a proof file: "assay proof" and the version of the protocol and of this format.
-const MAGIC: &[u8; 8] = b"ASSAYPF4";
+const MAGIC: &[u8; 8] = b"ASSAYPF5";
 
 /// The largest proof file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 28;
@@ -49,7 +50,7 @@ pub(crate) struct WeightsProof<V = E> {
     /// What they add to the weight of the committed vector at its point.
     pub(crate) at_point: V,
     pub(crate) rounds: Vec<[V; 2]>,
-    pub(crate) opening: Opening,
+    pub(crate) opening: WeightsOpening,
 }
 
 impl std::fmt::Debug for Proof {
@@ -119,9 +120,10 @@ impl Proof {
                 put_element(&mut w, weights.at_point);
                 w.push(weights.rounds.len() as u8);
                 weights.rounds.iter().flatten().for_each(|element| put_element(&mut w, *element));
-                let opening = encoded(&weights.opening)?;
-                w.extend_from_slice(&(opening.len() as u32).to_le_bytes());
-                w.extend_from_slice(&opening);
+                let WeightsOpening::Open(opening) = &weights.opening else {
+                    return Err(Error::Prover("only a hiding proof hides weights".into()));
+                };
+                put_opening(&mut w, opening)?;
             }
         }
         w.extend_from_slice(&encoded(&self.opening)?);
@@ -171,13 +173,8 @@ impl Proof {
                 let (known, at_point) = (r.element()?, r.element()?);
                 let count = r.log()?;
                 let rounds = r.rounds(count)?;
-                let len = u32::from_le_bytes(r.array()?) as usize;
-                Some(WeightsProof {
-                    known,
-                    at_point,
-                    rounds,
-                    opening: opening(r.take(len)?, OPENING_BYTES_MAX)?,
-                })
+                let opening = WeightsOpening::Open(Box::new(r.opening(OPENING_BYTES_MAX)?));
+                Some(WeightsProof { known, at_point, rounds, opening })
             }
             _ => return Err(Error::File("it has an unknown part")),
         };
@@ -201,6 +198,17 @@ impl Proof {
 /// [`Error::Prover`].
 pub(crate) fn encoded(opening: &impl Serialize) -> Result<Vec<u8>, Error> {
     postcard::to_allocvec(opening).map_err(|error| Error::Prover(error.to_string()))
+}
+
+/// An opening with something behind it: its length and its bytes.
+///
+/// # Errors
+/// [`Error::Prover`].
+pub(crate) fn put_opening(w: &mut Vec<u8>, opening: &impl Serialize) -> Result<(), Error> {
+    let opening = encoded(opening)?;
+    w.extend_from_slice(&(opening.len() as u32).to_le_bytes());
+    w.extend_from_slice(&opening);
+    Ok(())
 }
 
 /// Reads an opening of at most `max` bytes.
@@ -259,6 +267,12 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
+    /// What [`put_opening`] wrote.
+    pub(crate) fn opening<T: Serialize + DeserializeOwned>(&mut self, max: usize) -> Result<T, Error> {
+        let len = u32::from_le_bytes(self.array()?) as usize;
+        opening(self.take(len)?, max)
+    }
+
     pub(crate) fn varints(&mut self) -> Result<Vec<i32>, Error> {
         let count = u32::from_le_bytes(self.array()?) as usize;
         // Each takes at least a byte.
@@ -313,7 +327,7 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.element()).collect()
     }
 
-    fn element(&mut self) -> Result<E, Error> {
+    pub(crate) fn element(&mut self) -> Result<E, Error> {
         let bytes: [u8; ELEMENT] = self.array()?;
         let number = |i: usize| {
             u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])

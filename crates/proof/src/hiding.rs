@@ -1,7 +1,8 @@
-//! Proofs that hide the inputs: what a prover knows gives these outputs, and nothing else can be learnt from the proof.
+//! Proofs that hide the inputs, the weights of a key, or both: what a prover knows gives these outputs, and nothing else can be learnt from the
+//! proof.
 //!
-//! The protocol is that of [`verify`](crate::verify()) with three differences (after Frigo and shelat, ePrint 2024/2010). The inputs are committed
-//! to with everything else, and held to their ranges like the results of look-ups. The prover sends no message as it is, but the
+//! The protocol is that of [`verify`](crate::verify()) with three differences (after Frigo and shelat, ePrint 2024/2010). Hidden inputs are committed
+//! to with everything else, and held to their ranges like the results of look-ups; hidden weights are in commitments of their [`key`](crate::key). The prover sends no message as it is, but the
 //! message plus a one-time pad, all of which it has committed to. And since the verifier cannot check hidden messages, the prover shows at the end
 //! that the pads are such that all checks hold: pads `v` and blinds `b` are committed, a challenge `γ` comes, and
 //! `v* = b + γ v` is sent, with which every check becomes one of polynomials in `γ` (see [`value`](crate::value)). What is left are evaluations of
@@ -12,38 +13,37 @@ use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _};
 
 use crate::circuit::{Circuit, LOG_MAX, Sizes};
 use crate::commitment::{self, Root};
-use crate::field::{Challenger, DEGREE, E, F, absorb, draw, draw_point, eq_table};
+use crate::field::{Challenger, DEGREE, E, F, absorb, at_end, draw, draw_point, eq_table, without_end};
 use crate::file::{self, Reader, WeightsProof, hex};
 use crate::fractions::{Level, NOT_IN_TABLE};
 use crate::hiding_commitment::{self, LOG_MIN, Opening};
-use crate::key::Key;
+use crate::key::{Key, WeightsOpening};
 use crate::products::ProductsProof;
 use crate::value::{Hidden, Value};
 use crate::verify::{self, Commitments, Messages, WRONG_VALUES};
-use crate::weights::Layout;
 use crate::{Error, Model};
 
 /// The first bytes of the file of a proof that hides its inputs, and the version of its protocol and format.
-const MAGIC: &[u8; 8] = b"ASSAYZK2";
+const MAGIC: &[u8; 8] = b"ASSAYZK3";
 
 /// The largest opening that is read; real ones stay below 900 kB.
 const OPENING_BYTES_MAX: usize = 1 << 21;
 
 /// Random elements that make one evaluation uniform, in a block of consecutive places of that size: those of `eq` at a random point are
 /// then, but for a probability of 2^-123, enough to make every element of the extension from elements of the base field.
-const FILLER: usize = 1 << 8;
+pub(crate) const FILLER: usize = 1 << 8;
 
 /// Vectors in the block of pads: the coordinates of pads and of blinds, and random elements. A power of two.
 const LOG_VECTORS: usize = 4;
 
-/// A proof that somebody knows inputs for which a model has these outputs.
+/// A proof that somebody knows inputs, or weights, or both, for which a model has these outputs.
 ///
-/// It is zero-knowledge: it shows nothing about the inputs but what the outputs say. The weights are public, or those behind a [`Key`], whose
-/// openings are not hiding.
+/// It is zero-knowledge: it shows nothing about what it hides but what the outputs say. Inputs that it does not hide are in it. Weights that it
+/// does not hide are public, or those behind a [`Key`], whose openings then tell parts of them.
 ///
 /// ```
 /// use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
-/// use assay_proof::{HidingProof, Model, prove_hiding};
+/// use assay_proof::{Hide, HidingProof, Model, prove_hiding};
 /// let linear = Node::Linear { input: Tensor::INPUT, rows: 1, weights: vec![2, -1], bias: vec![3] };
 /// let round = Node::Lookup { input: Tensor(1), shift: 2, table: 0 };
 /// let relu = Table::clamp(-3, 10, 0, 7);
@@ -52,7 +52,7 @@ const LOG_VECTORS: usize = 4;
 ///
 /// // 32 bytes from the operating system's generator, which nobody else may know.
 /// let seed = [7; 32];
-/// let proof = prove_hiding(&graph, None, &[5, 1], seed, &mut |_| ())?;
+/// let proof = prove_hiding(&graph, None, &[5, 1], Hide::Inputs, seed, &mut |_| ())?;
 /// let proof = HidingProof::from_bytes(&proof.to_bytes()?)?;
 /// assert_eq!(proof.outputs, [3]);
 /// Model::Graph(graph).verify_hiding(&proof)?;
@@ -64,9 +64,11 @@ pub struct HidingProof {
     pub model: [u8; 32],
     /// How many examples the inputs are.
     pub examples: usize,
+    /// The inputs, example by example; `None` when they are hidden.
+    pub inputs: Option<Vec<i32>>,
     /// The outputs, example by example.
     pub outputs: Vec<i32>,
-    /// The commitment, to the inputs among others.
+    /// The commitment, to the inputs among others when they are hidden.
     pub(crate) root: Root,
     /// The messages plus their pads.
     pub(crate) sent: Vec<E>,
@@ -75,7 +77,7 @@ pub struct HidingProof {
     /// The blinds plus the pads times the last challenge.
     pub(crate) blinded: Vec<E>,
     /// The opening of committed weights.
-    pub(crate) weights: Option<commitment::Opening>,
+    pub(crate) weights: Option<WeightsOpening>,
     pub(crate) opening: Opening,
 }
 
@@ -145,17 +147,14 @@ impl Plan {
     /// The points at which the commitment is opened, when the argument ends at `end` and pads are compared at `pads`: the end, the block of pads
     /// at the same place, and each coordinate of pads and blinds.
     fn points(&self, end: &[E], pads: &[E]) -> Vec<Vec<E>> {
-        let block = end.len() - LOG_VECTORS - self.log_pads;
-        let mut same = vec![E::ONE; block];
-        same.extend_from_slice(&end[block..]);
+        let same = at_end(end, LOG_VECTORS + self.log_pads);
         let vectors = (0..2 * DEGREE).map(|number| self.pads_at(number, pads));
         [end.to_vec(), same].into_iter().chain(vectors).collect()
     }
 
     /// What the committed vector is at `end` when there are zeros in the place of the pads, from the first two values.
-    fn without_pads(&self, end: &[E], values: &[E; 2]) -> E {
-        let block = end.len() - LOG_VECTORS - self.log_pads;
-        values[0] - end[..block].iter().copied().product::<E>() * values[1]
+    fn without_pads(&self, end: &[E], values: [E; 2]) -> E {
+        without_end(end, LOG_VECTORS + self.log_pads, values)
     }
 }
 
@@ -175,7 +174,7 @@ fn read<V: Value>(
     circuit: &Circuit<'_>,
     sizes: Sizes,
     log_weights: Option<usize>,
-    opening: Option<&commitment::Opening>,
+    opening: Option<&WeightsOpening>,
 ) -> Option<Read<V>> {
     fn take<V: Copy, const N: usize>(rest: &mut &[V]) -> Option<[V; N]> {
         let (head, tail) = rest.split_first_chunk()?;
@@ -233,14 +232,13 @@ pub(crate) fn settle(
     circuit: &Circuit<'_>,
     plan: &Plan,
     commitments: &Commitments<'_>,
-    weights: Option<&commitment::Opening>,
+    weights: Option<&WeightsOpening>,
     messages: &[Hidden],
-    outputs: &[i32],
+    [inputs, outputs]: [&[i32]; 2],
     values: impl FnOnce(&[E]) -> [E; 2],
     challenger: &mut Challenger,
 ) -> Result<Settled, Error> {
-    let log_weights =
-        commitments.key.map(|_| Layout::new(circuit.graph)).transpose()?.map(|layout| layout.log);
+    let log_weights = log_weights(commitments.key)?;
     let read = read(messages, circuit, plan.sizes, log_weights, weights)
         .ok_or(Error::Rejected("it is of another size"))?;
     let messages = Messages {
@@ -251,7 +249,7 @@ pub(crate) fn settle(
     };
     let mut residuals = Vec::new();
     let (sizes, left) = (plan.sizes, &mut residuals);
-    let end = verify::follow(circuit, sizes, commitments, &messages, &[], outputs, challenger, left)?;
+    let end = verify::follow(circuit, sizes, commitments, &messages, inputs, outputs, challenger, left)?;
     // The root is no zero: it has an inverse.
     let ([root, inverse], one) = (read.root, Hidden::known(E::ONE));
     Hidden::absorb(&read.root, challenger);
@@ -259,7 +257,7 @@ pub(crate) fn settle(
     Hidden::equal(root.times(inverse), one, left, NOT_IN_TABLE)?;
     let values = values(&end.point);
     absorb(&mut challenger.sponge, &values);
-    let opened = end.weight * plan.without_pads(&end.point, &values);
+    let opened = end.weight * plan.without_pads(&end.point, values);
     Hidden::equal(one.times(opened), end.value, left, "the committed values do not fit the model")?;
     // All at once: each with another power of a challenge.
     let delta = draw(challenger);
@@ -286,7 +284,7 @@ pub(crate) fn blinds(blinded: &[E], gamma: E, pads: &[E; DEGREE], at: &[E]) -> [
 }
 
 impl Model {
-    /// Checks a proof that hides its inputs.
+    /// Checks a proof that hides its inputs, the weights, or both.
     ///
     /// # Errors
     /// As [`verify`](crate::verify()).
@@ -298,25 +296,35 @@ impl Model {
         check(graph, self.id(), key, proof)
     }
 
-    /// As [`security_bits`](Self::security_bits), for proofs that hide their inputs.
+    /// As [`security_bits`](Self::security_bits), for proofs that hide something: the inputs, or not them.
     ///
     /// # Errors
     /// [`Error::Size`] when no such proof covers the batch.
-    pub fn hiding_security_bits(&self, examples: usize) -> Result<f64, Error> {
-        let circuit = Circuit::hiding(self.graph())?;
-        let log_weights = match self {
+    pub fn hiding_security_bits(&self, examples: usize, hides_inputs: bool) -> Result<f64, Error> {
+        let circuit = circuit(self.graph(), hides_inputs)?;
+        let key = match self {
             Model::Graph(_) => None,
-            Model::Key(key) => Some(Layout::new(key.graph())?.log),
+            Model::Key(key) => Some(key),
         };
+        let log_weights = log_weights(key)?;
         let plan = Plan::new(&circuit, examples, log_weights)?;
         let size = || Error::Size("there is no commitment of this size".into());
         let opening = hiding_commitment::security_bits(plan.sizes.log_committed).ok_or_else(size)?;
         let mut error = 2f64.powf(-opening);
         let mut candidates = 0.0;
-        if let Some(log) = log_weights {
-            let (weights, more) = commitment::opening_bits(log).ok_or_else(size)?;
-            error += 2f64.powf(-weights);
-            candidates = more;
+        match (log_weights, key.and_then(Key::hiding_proofs)) {
+            (None, _) => {}
+            (Some(log), None) => {
+                let (weights, more) = commitment::opening_bits(log).ok_or_else(size)?;
+                error += 2f64.powf(-weights);
+                candidates = more;
+            }
+            (Some(log), Some(proofs)) => {
+                error += 2f64.powf(-hiding_commitment::security_bits(log).ok_or_else(size)?);
+                // Two of the key's commitments are to other weights, and agree at a random point.
+                let pairs = f64::from(proofs) * f64::from(proofs) / 2.0;
+                error += pairs * log as f64 * 2f64.powf(-commitment::FIELD_BITS);
+            }
         }
         // One commitment stands for one vector. Beside the plain protocol's: the sum of all checks, `γ`, the point of the pads.
         let degrees =
@@ -332,9 +340,14 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
     if proof.model != id {
         return Err(Error::Model { expected: hex(&id), found: hex(&proof.model) });
     }
-    let circuit = Circuit::hiding(graph)?;
-    let log_weights = key.map(|_| Layout::new(graph)).transpose()?.map(|layout| layout.log);
-    let plan = Plan::new(&circuit, proof.examples, log_weights)?;
+    let inputs = proof.inputs.as_deref();
+    if let Some(inputs) = inputs
+        && graph.check_inputs(inputs)? != proof.examples
+    {
+        return Err(Error::Rejected("it has other inputs than examples"));
+    }
+    let circuit = circuit(graph, inputs.is_none())?;
+    let plan = Plan::new(&circuit, proof.examples, log_weights(key)?)?;
     verify::check_outputs(graph, proof.examples, &proof.outputs)?;
     let evals = &proof.opening.evals;
     let (Some(values), Some(pads)) = (evals.first_chunk::<2>(), evals.get(2..).and_then(<[E]>::first_chunk))
@@ -354,7 +367,7 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
         .zip(&proof.blinded)
         .map(|(sent, blinded)| Hidden { sent: *sent, masked: [-*blinded, *sent] })
         .collect();
-    let mut challenger = statement(&id, proof.examples, &proof.outputs);
+    let mut challenger = statement(&id, proof.examples, inputs, &proof.outputs);
     let commitments = Commitments { key, root: &proof.root };
     let weights = proof.weights.as_ref();
     let Settled { end, sums } = settle(
@@ -363,7 +376,7 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
         &commitments,
         weights,
         &messages,
-        &proof.outputs,
+        [inputs.unwrap_or(&[]), &proof.outputs],
         |_| *values,
         &mut challenger,
     )?;
@@ -385,13 +398,33 @@ pub(crate) fn balances(sums: [E; 3], said: [E; 2], pad: E, gamma: E) -> bool {
     sums[0] + gamma * (sums[1] + gamma * sums[2]) + pad == said[0] + gamma * said[1]
 }
 
-/// The transcript of a statement: protocol, model and outputs.
-pub(crate) fn statement(model: &[u8; 32], examples: usize, outputs: &[i32]) -> Challenger {
+/// The circuit of a proof that hides its inputs, or not them.
+///
+/// # Errors
+/// [`Error::Size`] when the ranges of the inputs are too large to hide them.
+fn circuit(graph: &Graph, hides_inputs: bool) -> Result<Circuit<'_>, Error> {
+    if hides_inputs { Circuit::hiding(graph) } else { Ok(Circuit::new(graph)) }
+}
+
+fn log_weights(key: Option<&Key>) -> Result<Option<usize>, Error> {
+    Ok(key.map(Key::layout).transpose()?.map(|layout| layout.log))
+}
+
+/// The transcript of a statement: protocol, model, outputs, and inputs that are not hidden.
+pub(crate) fn statement(
+    model: &[u8; 32],
+    examples: usize,
+    inputs: Option<&[i32]>,
+    outputs: &[i32],
+) -> Challenger {
     let mut bytes = b"assay hiding proof".to_vec();
-    bytes.extend_from_slice(&2u32.to_le_bytes());
+    bytes.extend_from_slice(&3u32.to_le_bytes());
     bytes.extend_from_slice(model);
     bytes.extend_from_slice(&(examples as u32).to_le_bytes());
     bytes.extend_from_slice(&verify::hash(outputs));
+    if let Some(inputs) = inputs {
+        bytes.extend_from_slice(&verify::hash(inputs));
+    }
     crate::field::transcript(bytes)
 }
 
@@ -406,7 +439,12 @@ impl HidingProof {
         self.weights.is_some()
     }
 
-    /// The commitment to the inputs, and to all that lies between them and the outputs.
+    /// Whether it hides them.
+    pub fn hides_weights(&self) -> bool {
+        matches!(self.weights, Some(WeightsOpening::Hiding(..)))
+    }
+
+    /// The commitment to all that lies between inputs and outputs, and to the inputs when they are hidden.
     pub fn commitment(&self) -> [u8; 32] {
         self.root
     }
@@ -419,6 +457,13 @@ impl HidingProof {
         let mut w = MAGIC.to_vec();
         w.extend_from_slice(&self.model);
         w.extend_from_slice(&(self.examples as u32).to_le_bytes());
+        match &self.inputs {
+            None => w.push(0),
+            Some(inputs) => {
+                w.push(1);
+                file::put_varints(&mut w, inputs);
+            }
+        }
         file::put_varints(&mut w, &self.outputs);
         w.extend_from_slice(&self.root);
         for list in [&self.sent[..], &self.sums, &self.blinded] {
@@ -427,23 +472,26 @@ impl HidingProof {
         }
         match &self.weights {
             None => w.push(0),
-            Some(opening) => {
+            Some(WeightsOpening::Open(opening)) => {
                 w.push(1);
-                let opening = file::encoded(opening)?;
-                w.extend_from_slice(&(opening.len() as u32).to_le_bytes());
-                w.extend_from_slice(&opening);
+                file::put_opening(&mut w, opening)?;
+            }
+            Some(WeightsOpening::Hiding(number, opening)) => {
+                w.push(2);
+                w.extend_from_slice(&number.to_le_bytes());
+                file::put_opening(&mut w, opening)?;
             }
         }
         w.extend_from_slice(&file::encoded(&self.opening)?);
         Ok(w)
     }
 
-    /// Bytes of the proof alone, without outputs.
+    /// Bytes of the proof alone, without inputs and outputs.
     ///
     /// # Errors
     /// As [`to_bytes`](Self::to_bytes).
     pub fn proof_len(&self) -> Result<usize, Error> {
-        Ok(HidingProof { outputs: Vec::new(), ..self.clone() }.to_bytes()?.len())
+        Ok(HidingProof { inputs: None, outputs: Vec::new(), ..self.clone() }.to_bytes()?.len())
     }
 
     /// Reads a file. Every proof has one form only: any other bytes of the same meaning are refused.
@@ -460,6 +508,11 @@ impl HidingProof {
         }
         let model = r.array()?;
         let examples = u32::from_le_bytes(r.array()?) as usize;
+        let inputs = match r.array()? {
+            [0] => None,
+            [1] => Some(r.varints()?),
+            _ => return Err(Error::File("it has an unknown part")),
+        };
         let outputs = r.varints()?;
         let root = r.array()?;
         let sent = r.elements()?;
@@ -467,15 +520,16 @@ impl HidingProof {
         let blinded = r.elements()?;
         let weights = match r.array()? {
             [0] => None,
-            [1] => {
-                let len = u32::from_le_bytes(r.array()?) as usize;
-                Some(file::opening(r.take(len)?, file::OPENING_BYTES_MAX)?)
+            [1] => Some(WeightsOpening::Open(Box::new(r.opening(file::OPENING_BYTES_MAX)?))),
+            [2] => {
+                let number = u32::from_le_bytes(r.array()?);
+                Some(WeightsOpening::Hiding(number, Box::new(r.opening(OPENING_BYTES_MAX)?)))
             }
             _ => return Err(Error::File("it has an unknown part")),
         };
         let opening = file::opening(r.bytes, OPENING_BYTES_MAX)?;
         let sums = *sums.as_array().ok_or(Error::File("it has an unknown part"))?;
-        Ok(HidingProof { model, examples, outputs, root, sent, sums, blinded, weights, opening })
+        Ok(HidingProof { model, examples, inputs, outputs, root, sent, sums, blinded, weights, opening })
     }
 }
 
@@ -484,43 +538,59 @@ pub(crate) mod prover {
     use super::*;
     use crate::field::{Pads, observe};
     use crate::hiding_commitment::prover::{commit, open};
+    use crate::key::prover::OneTime;
     use crate::prove::{Argued, Stage, Weights, Witness, argue};
     use p3_field::Field as _;
     use rand::rngs::StdRng;
     use rand::{RngExt as _, SeedableRng as _};
 
-    /// Runs the graph on a batch of inputs, and proves its outputs without telling anything else about the inputs; with a key for a verifier that
-    /// has only that.
+    /// What a proof is not to tell.
+    pub enum Hide {
+        /// The inputs. The weights are public, or behind a key that does not hide them.
+        Inputs,
+        /// The weights behind a key that hides them. The inputs are in the proof.
+        Weights(OneTime),
+        /// The inputs, and the weights behind a key that hides them.
+        Both(OneTime),
+    }
+
+    /// Runs the graph on a batch of inputs, and proves its outputs without telling anything else about what is to be hidden; with a key for a
+    /// verifier that has only that.
     ///
     /// `seed` is 32 bytes that nobody else knows and that are used once: from the operating system's generator. Whoever knows them can
-    /// read the inputs in the proof.
+    /// read in the proof what it hides.
     ///
     /// # Errors
-    /// As [`prove_with_key`](crate::prove_with_key); [`Error::Size`] also when the ranges of the inputs are too large.
+    /// As [`prove_with_key`](crate::prove_with_key); [`Error::Size`] also when the ranges of hidden inputs are too large; [`Error::Key`] also when
+    /// weights are to be hidden and the key does not hide them, or the other way around.
     pub fn prove_hiding(
         graph: &Graph,
         key: Option<&Key>,
         inputs: &[i32],
+        hide: Hide,
         seed: [u8; 32],
         report: &mut dyn FnMut(Stage),
     ) -> Result<HidingProof, Error> {
-        let circuit = Circuit::hiding(graph)?;
+        let (once, hides_inputs) = match hide {
+            Hide::Inputs => (None, true),
+            Hide::Weights(once) => (Some(once), false),
+            Hide::Both(once) => (Some(once), true),
+        };
+        let circuit = circuit(graph, hides_inputs)?;
         let batch = graph.check_inputs(inputs)?;
-        let mut committed = None;
-        if let Some(key) = key {
-            if graph.without_weights()?.id() != key.graph().id() {
-                return Err(Error::Key("the key is of another model"));
-            }
-            committed = Some((key, Layout::new(key.graph())?));
-        }
-        let plan = Plan::new(&circuit, batch, committed.as_ref().map(|(_, layout)| layout.log))?;
+        let weights = match (key, once) {
+            (Some(key), once) => Some(Weights::commit(key, graph, once.as_ref())?),
+            (None, Some(_)) => return Err(Error::Key("only weights behind a key can be hidden")),
+            (None, None) => None,
+        };
+        let plan = Plan::new(&circuit, batch, log_weights(key)?)?;
         report(Stage::Run);
         let trace = graph.run(inputs)?;
         let witness = Witness::new(&circuit, plan.sizes, &trace);
-        let key = committed.map(|(key, layout)| (key, layout.vector(graph)));
         let mut rng = StdRng::from_seed(seed);
         let block = Block::new(plan.log_pads, &mut rng);
-        finish(&circuit, &plan, batch, trace.output(), witness, key, block, &mut rng, report)
+        let shown = [inputs, trace.output()];
+        finish(&circuit, &plan, batch, shown, witness, weights, block, &mut rng, report)
     }
 
     /// Pads, blinds and the block of the committed vector that holds them.
@@ -549,29 +619,33 @@ pub(crate) mod prover {
         circuit: &Circuit<'_>,
         plan: &Plan,
         batch: usize,
-        outputs: &[i32],
+        [inputs, outputs]: [&[i32]; 2],
         mut witness: Witness,
-        key: Option<(&Key, Vec<F>)>,
+        weights: Option<Weights<'_>>,
         Block { pads, blinds, block }: Block,
         rng: &mut StdRng,
         report: &mut dyn FnMut(Stage),
     ) -> Result<HidingProof, Error> {
-        let model = key.as_ref().map_or(circuit.graph.id(), |(key, _)| key.id());
-        let key_only = key.as_ref().map(|(key, _)| *key);
+        let key = weights.as_ref().map(|weights| weights.key);
+        let model = key.map_or(circuit.graph.id(), Key::id);
+        let inputs = circuit.inputs.is_empty().then_some(inputs);
         report(Stage::Commit);
         witness.committed[plan.filler..plan.filler + FILLER].fill_with(|| rng.random());
         let mut vector = witness.committed.clone();
         let first = vector.len() - block.len();
         vector[first..].copy_from_slice(&block);
-        let mut challenger = statement(&model, batch, outputs);
+        let mut challenger = statement(&model, batch, inputs, outputs);
         let mut replayed = challenger.clone();
-        let weights = key.map(|(key, vector)| Weights::commit(key, vector, &mut challenger)).transpose()?;
+        if let Some(weights) = &weights {
+            weights.observe(&mut challenger)?;
+        }
         let committed = commit(vector, rng)?;
         let root = committed.root()?;
         commitment::observe(&root, plan.sizes.log_committed, &mut challenger)?;
 
         challenger.pads = Some(Pads { pads: pads[..plan.messages].to_vec(), sent: Vec::new() });
-        let argued = argue(circuit, plan.sizes, &[], outputs, witness, weights, &mut challenger, report)?;
+        let seen = inputs.unwrap_or(&[]);
+        let argued = argue(circuit, plan.sizes, seen, outputs, witness, weights, &mut challenger, report)?;
         let Argued { levels, weights, .. } = argued;
         let root_denominator = levels.first().map_or(E::ZERO, |level| level.ends[2] * level.ends[3]);
         let inverse = root_denominator.try_inverse().unwrap_or(E::ZERO);
@@ -585,7 +659,7 @@ pub(crate) mod prover {
         let messages: Vec<Hidden> = (0..sent.len())
             .map(|at| Hidden { sent: sent[at], masked: [-blinds[at], sent[at] - pads[at]] })
             .collect();
-        let commitments = Commitments { key: key_only, root: &root };
+        let commitments = Commitments { key, root: &root };
         let weights = weights.map(|weights| weights.opening);
         let values = |end: &[E]| {
             let points = plan.points(end, &[]);
@@ -593,10 +667,11 @@ pub(crate) mod prover {
         };
         let opened = weights.as_ref();
         // With a key, the verifier's circuit has no weights.
-        let public = key_only.map(|key| Circuit::hiding(key.graph())).transpose()?;
-        let seen = public.as_ref().unwrap_or(circuit);
+        let public = key.map(|key| super::circuit(key.graph(), inputs.is_none())).transpose()?;
+        let public = public.as_ref().unwrap_or(circuit);
+        let shown = [seen, outputs];
         let Settled { end, sums } =
-            settle(seen, plan, &commitments, opened, &messages, outputs, values, &mut replayed)?;
+            settle(public, plan, &commitments, opened, &messages, shown, values, &mut replayed)?;
         let sums = [sums[0] + blinds[plan.messages], sums[1] + pads[plan.messages]];
         absorb(&mut replayed.sponge, &sums);
         let gamma = draw(&mut replayed);
@@ -604,7 +679,18 @@ pub(crate) mod prover {
         absorb(&mut replayed.sponge, &blinded);
         let at = draw_point(&mut replayed, plan.log_pads);
         let opening = open(committed, &plan.points(&end, &at), &mut replayed)?;
-        let outputs = outputs.to_vec();
-        Ok(HidingProof { model, examples: batch, outputs, root, sent, sums, blinded, weights, opening })
+        let (inputs, outputs) = (inputs.map(<[i32]>::to_vec), outputs.to_vec());
+        Ok(HidingProof {
+            model,
+            examples: batch,
+            inputs,
+            outputs,
+            root,
+            sent,
+            sums,
+            blinded,
+            weights,
+            opening,
+        })
     }
 }

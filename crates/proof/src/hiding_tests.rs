@@ -3,6 +3,8 @@
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
 use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
+use p3_multilinear_util::point::Point;
+use p3_multilinear_util::poly::Poly;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -10,10 +12,12 @@ use crate::circuit::Circuit;
 use crate::field::{DEGREE, E, F, draw_point, int};
 use crate::hiding::prover::{Block, finish};
 use crate::hiding::{Plan, balances, blinds, settle, statement};
+use crate::key::prover::shared;
+use crate::key::{WeightsCommitment, WeightsOpening, hiding_commitments};
 use crate::prove::Witness;
 use crate::value::Hidden;
 use crate::verify::Commitments;
-use crate::{Error, HidingProof, Model, prove_hiding};
+use crate::{Error, Hide, HidingProof, Key, Model, OneTime, hiding_commitment, prove_hiding};
 
 /// 3-4-2, with a square in between; the ranges of its inputs differ.
 fn graph() -> Graph {
@@ -38,7 +42,7 @@ fn seed(number: u8) -> [u8; 32] {
 }
 
 fn hidden(inputs: &[i32], number: u8) -> HidingProof {
-    prove_hiding(&graph(), None, inputs, seed(number), &mut |_| ()).unwrap()
+    prove_hiding(&graph(), None, inputs, Hide::Inputs, seed(number), &mut |_| ()).unwrap()
 }
 
 fn refused(proof: &HidingProof) {
@@ -57,7 +61,7 @@ fn forge(change: impl FnOnce(&mut Witness, &mut [i32], &mut Block, &Circuit<'_>,
     let mut rng = StdRng::from_seed(seed(1));
     let mut block = Block::new(plan.log_pads, &mut rng);
     change(&mut witness, &mut outputs, &mut block, &circuit, &plan);
-    finish(&circuit, &plan, 2, &outputs, witness, None, block, &mut rng, &mut |_| ()).unwrap()
+    finish(&circuit, &plan, 2, [&INPUTS, &outputs], witness, None, block, &mut rng, &mut |_| ()).unwrap()
 }
 
 #[test]
@@ -211,6 +215,140 @@ fn what_is_shown_does_not_depend_on_the_inputs() {
     }
 }
 
+/// 4-4-4-2. Weights and biases of the first layer are in this order, and public is the same of all orders.
+fn private(weights: usize, biases: usize) -> Graph {
+    let linear = |input: u32, rows: u32, weights: usize, biases: usize| Node::Linear {
+        input: Tensor(input),
+        rows,
+        weights: (0..rows as usize * 4).map(|i| [7, -3, 5, -11][(i + i / 4 * weights) % 4]).collect(),
+        bias: (0..rows as usize).map(|i| [3, -8, 6, 1][(i + biases) % 4]).collect(),
+    };
+    let relu = |input: u32| Node::Lookup { input: Tensor(input), shift: 3, table: 0 };
+    let nodes = vec![linear(0, 4, weights, biases), relu(1), linear(2, 4, 1, 0), relu(3), linear(4, 2, 1, 2)];
+    let tables = vec![Table::clamp(-200, 200, 0, 31)];
+    Graph::new(vec![Range { low: -31, high: 31 }; 4], tables, nodes, Tensor(5), Interface::plain(2)).unwrap()
+}
+
+fn private_key(graph: &Graph, number: u8) -> Key {
+    Key::commit_hiding(graph, 8, &seed(number), &|| ()).unwrap()
+}
+
+fn hidden_weights(graph: &Graph, key: &Key, inputs: &[i32], number: u8, once: u32) -> HidingProof {
+    let hide = Hide::Weights(OneTime::new(seed(number), once));
+    prove_hiding(graph, Some(key), inputs, hide, seed(0x80 | number << 4 | once as u8), &mut |_| ()).unwrap()
+}
+
+/// The opening of its weights.
+fn opened(proof: &mut HidingProof) -> &mut hiding_commitment::Opening {
+    match proof.weights.as_mut().unwrap() {
+        WeightsOpening::Hiding(_, opening) => opening,
+        WeightsOpening::Open(_) => unreachable!(),
+    }
+}
+
+#[test]
+fn the_opening_of_hidden_weights_is_bound() {
+    let graph = private(1, 0);
+    let key = private_key(&graph, 1);
+    let inputs = [5, -9, 31, 0];
+    let proof = hidden_weights(&graph, &key, &inputs, 1, 4);
+    let model = Model::Key(key.clone());
+    model.verify_hiding(&proof).unwrap();
+    let refused = |model: &Model, change: &dyn Fn(&mut HidingProof)| {
+        let mut other = proof.clone();
+        change(&mut other);
+        let error = model.verify_hiding(&other).unwrap_err();
+        assert!(matches!(error, Error::Rejected(_)), "{error}");
+    };
+    for at in 0..3 {
+        refused(&model, &|proof| opened(proof).evals[at] += E::ONE);
+    }
+    for len in [0, 2, 4] {
+        refused(&model, &|proof| opened(proof).evals.resize(len, E::ZERO));
+    }
+    for other in [0, 3, 5, 8, u32::MAX] {
+        refused(&model, &|proof| {
+            let WeightsOpening::Hiding(number, _) = proof.weights.as_mut().unwrap() else { unreachable!() };
+            *number = other;
+        });
+    }
+    let donor = hidden_weights(&graph, &key, &inputs, 1, 5).weights;
+    refused(&model, &|proof| proof.weights.clone_from(&donor));
+    for at in 0..proof.sent.len() {
+        refused(&model, &|proof| proof.sent[at] += E::ONE);
+    }
+    // A key of the same name that says another value.
+    let mut forged = key;
+    let WeightsCommitment::Hiding { value, .. } = &mut forged.weights else { unreachable!() };
+    *value += E::ONE;
+    refused(&Model::Key(forged), &|_| ());
+}
+
+/// A key to several models, whose maker would choose between them when the inputs are known.
+#[test]
+fn all_commitments_of_a_key_are_to_the_same_weights() {
+    let inputs = [5, -9, 31, 0];
+    let graph = private(1, 0);
+    // Weights in another order, and another bias.
+    for other in [private(3, 0), private(1, 1)] {
+        let (mut mixed, donor) = (private_key(&graph, 1), private_key(&other, 2));
+        let roots = |key: &Key| match &key.weights {
+            WeightsCommitment::Hiding { roots, .. } => roots.clone(),
+            WeightsCommitment::Open(_) => unreachable!(),
+        };
+        let mut all = roots(&mixed);
+        all[5] = roots(&donor)[5];
+        let mut saying = |graph: &Graph, number: u8| {
+            mixed.weights = hiding_commitments(all.clone(), mixed.graph()).unwrap();
+            let shared = shared(&mixed.layout().unwrap(), graph, &seed(number));
+            let WeightsCommitment::Hiding { value, point, .. } = &mut mixed.weights else { unreachable!() };
+            *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+            mixed.clone()
+        };
+        let (key, false_key) = (saying(&graph, 1), saying(&other, 2));
+        let model = Model::Key(key.clone());
+        model.verify_hiding(&hidden_weights(&graph, &key, &inputs, 1, 4)).unwrap();
+        // The prover believes in a key of the same name that says the value of the other weights.
+        assert_eq!(key.id(), false_key.id());
+        let proof = hidden_weights(&other, &false_key, &inputs, 2, 5);
+        Model::Key(false_key).verify_hiding(&proof).unwrap();
+        let error = model.verify_hiding(&proof).unwrap_err().to_string();
+        assert!(error.contains("other commitments"), "{error}");
+    }
+}
+
+/// Two models that give the same outputs for inputs that the first layer does not see: what is shown of either is spread evenly over the field,
+/// also together.
+#[test]
+fn what_is_shown_does_not_depend_on_the_weights() {
+    let inputs = [0; 4];
+    let outputs = |graph: &Graph| graph.run(&inputs).unwrap().output().to_vec();
+    assert_eq!(outputs(&private(1, 0)), outputs(&private(3, 0)));
+    for order in [1, 3] {
+        let graph = private(order, 0);
+        let mut counts = [0f64; 16];
+        let mut known = std::collections::HashSet::new();
+        for number in 1..3 {
+            let key = private_key(&graph, number);
+            for once in 0..8 {
+                let mut proof = hidden_weights(&graph, &key, &inputs, number, once);
+                let values = opened(&mut proof).evals.clone();
+                for element in shown(&proof).into_iter().chain(values) {
+                    let coordinates: &[F] = element.as_basis_coefficients_slice();
+                    assert!(known.insert(coordinates.to_vec()), "an element is shown twice");
+                    for coordinate in coordinates {
+                        counts[(u64::from(coordinate.as_canonical_u32()) * 16 / u64::from(F::ORDER_U32))
+                            as usize] += 1.0;
+                    }
+                }
+            }
+        }
+        let expected = counts.iter().sum::<f64>() / 16.0;
+        let chi_square: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+        assert!(expected > 1000.0 && chi_square < 50.0, "{counts:?}");
+    }
+}
+
 /// The simulator of docs/proof.md: without any inputs, a transcript that passes every check before the opening of the commitment, when
 /// one challenge is known beforehand.
 #[test]
@@ -228,9 +366,9 @@ fn a_transcript_is_made_without_inputs() {
     let messages: Vec<Hidden> =
         sent.iter().zip(&blinded).map(|(sent, v)| Hidden { sent: *sent, masked: [-*v, *sent] }).collect();
     let commitments = Commitments { key: None, root: &[7; 32] };
-    let mut challenger = statement(&graph.id(), 1, &outputs);
+    let mut challenger = statement(&graph.id(), 1, None, &outputs);
     let settled =
-        settle(&circuit, &plan, &commitments, None, &messages, &outputs, |_| values, &mut challenger)
+        settle(&circuit, &plan, &commitments, None, &messages, [&[], &outputs], |_| values, &mut challenger)
             .unwrap();
     let pad = blinded[plan.messages];
     let [zero, one, two] = settled.sums;

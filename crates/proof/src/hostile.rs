@@ -7,6 +7,7 @@ use p3_field::{Field as _, PrimeCharacteristicRing as _};
 
 use crate::circuit::{Circuit, Sizes};
 use crate::field::{E, F, int};
+use crate::key::{WeightsCommitment, WeightsOpening};
 use crate::products::ProductsProof;
 use crate::products::prover::Values;
 use crate::prove::{Witness, finish};
@@ -631,7 +632,7 @@ fn a_key_with_weights_is_refused() {
         let half = graph(half, width);
         let inputs = [1, 2, 3, 4];
         // As the file of a key, and as what stands for one.
-        let bytes = [&b"ASSAYKY4"[..], &[7; 32], &half.encode()].concat();
+        let bytes = [&b"ASSAYKY5"[..], &[0; 4], &[7; 32], &half.encode()].concat();
         assert!(matches!(Key::from_bytes(&bytes), Err(Error::Key(_))), "{:?}", half.nodes());
         let proof = prove(&honest, &inputs).unwrap();
         assert!(verify(&half, &Proof { model: half.id(), ..proof }).is_err());
@@ -708,7 +709,7 @@ fn square(order: [i32; 3]) -> Graph {
         input: Tensor(input),
         rows: 4,
         weights: (0..16).map(|i| (i * seed) % 23 - 11).collect(),
-        bias: vec![3; 4],
+        bias: vec![3, 4, -2, 5],
     };
     let relu = |input: u32| Node::Lookup { input: Tensor(input), shift: 3, table: 0 };
     let nodes = vec![linear(0, order[0]), relu(1), linear(2, order[1]), relu(3), linear(4, order[2])];
@@ -732,7 +733,7 @@ fn other_weights_under_the_name_of_a_key_are_refused() {
     for order in [[5, 7, 3], [7, 3, 5], [3, 5, 7], [7, 5, 4]] {
         let other = square(order);
         let mut forged = Key::commit(&other).unwrap();
-        assert_ne!(forged.root, key.root);
+        assert_ne!(forged.id(), key.id());
         forged.id = key.id();
         let proof = prove_with_key(&other, &forged, &inputs, &mut |_| ()).unwrap();
         refused_with(&key, &proof);
@@ -744,6 +745,41 @@ fn other_weights_under_the_name_of_a_key_are_refused() {
         let mut mixed = honest;
         mixed.weights = proof.weights;
         refused_with(&key, &mixed);
+    }
+}
+
+/// The opening of its weights.
+fn opened(proof: &Proof) -> crate::commitment::Opening {
+    match &proof.weights.as_ref().unwrap().opening {
+        WeightsOpening::Open(opening) => *opening.clone(),
+        WeightsOpening::Hiding(..) => unreachable!(),
+    }
+}
+
+/// The proof with another opening of its weights.
+fn open(proof: &Proof, opening: crate::commitment::Opening) -> Proof {
+    let mut other = proof.clone();
+    other.weights.as_mut().unwrap().opening = WeightsOpening::Open(Box::new(opening));
+    other
+}
+
+/// Biases are committed to as weights are.
+#[test]
+fn other_biases_under_the_name_of_a_key_are_refused() {
+    let graph = square([7, 5, 3]);
+    let key = Key::commit(&graph).unwrap();
+    let inputs = [5, -9, 31, 0];
+    for node in [0, 2, 4] {
+        let mut nodes = graph.nodes().to_vec();
+        let Node::Linear { bias, .. } = &mut nodes[node] else { unreachable!() };
+        // Of the same range altogether.
+        bias.swap(0, 1);
+        let (ranges, tables) = (graph.inputs().to_vec(), graph.tables().to_vec());
+        let other = Graph::new(ranges, tables, nodes, graph.output(), graph.interface().clone()).unwrap();
+        let mut forged = Key::commit(&other).unwrap();
+        assert_ne!(forged.id(), key.id());
+        forged.id = key.id();
+        refused_with(&key, &prove_with_key(&other, &forged, &inputs, &mut |_| ()).unwrap());
     }
 }
 
@@ -774,16 +810,22 @@ fn every_message_about_committed_weights_is_bound() {
     change(&|w| w.rounds.swap(0, 1));
     change(&|w| _ = w.rounds.pop());
     change(&|w| w.rounds.push([E::ONE; 2]));
-    change(&|w| w.opening = proof.opening.clone());
-    change(&|w| w.opening.evals.clear());
-    change(&|w| w.opening.whir.initial_ood_answers.clear());
+    let open = |change: &dyn Fn(&mut crate::commitment::Opening)| {
+        let mut opening = opened(&proof);
+        change(&mut opening);
+        self::open(&proof, opening)
+    };
+    refused_with(&key, &open(&|opening| *opening = proof.opening.clone()));
+    refused_with(&key, &open(&|opening| opening.evals.clear()));
+    refused_with(&key, &open(&|opening| opening.whir.initial_ood_answers.clear()));
     let mut other = proof.clone();
     other.weights = None;
     refused_with(&key, &other);
     let mut other = proof.clone();
-    other.opening = proof.weights.as_ref().unwrap().opening.clone();
+    other.opening = opened(&proof);
     refused_with(&key, &other);
     let mut other = key.clone();
-    other.root[3] ^= 1;
+    let WeightsCommitment::Open(root) = &mut other.weights else { unreachable!() };
+    root[3] ^= 1;
     refused_with(&other, &proof);
 }

@@ -1,15 +1,27 @@
-//! Keys: a model without its weights, and a commitment to them.
+//! Keys: a model without its weights, and a commitment to them, or many that hide them.
 
 use assay_graph::Graph;
+use p3_field::PrimeCharacteristicRing as _;
 
-use crate::commitment::Root;
+use crate::circuit::LOG_MAX;
+use crate::commitment::{self, Root};
 use crate::error::Error;
+use crate::field::{Challenger, E, at_end, draw_point, transcript, without_end};
+use crate::file::{self, Reader};
+use crate::hiding::FILLER;
+use crate::hiding_commitment;
 use crate::weights::Layout;
 
 /// The first bytes of a key: "assay key" and the version of the protocol.
-const MAGIC: &[u8; 8] = b"ASSAYKY4";
+const MAGIC: &[u8; 8] = b"ASSAYKY5";
 
-/// What a verifier keeps instead of a model: the graph without the weights of its linear maps and convolutions, and a commitment
+/// The most proofs for which one key hides its weights.
+pub const HIDING_PROOFS_MAX: u32 = 1 << 16;
+
+/// Base-two logarithm of the random elements at the end of a commitment that hides weights: as many as make two evaluations uniform.
+const LOG_OWN: usize = FILLER.trailing_zeros() as usize;
+
+/// What a verifier keeps instead of a model: the graph without the weights and biases of its linear maps and convolutions, and a commitment
 /// to them. A proof that is checked with a key is about *the weights that were committed to*, whatever they are; that they are those of
 /// some model is known to whoever made the key from it, see [`Key::commit`].
 ///
@@ -32,8 +44,73 @@ const MAGIC: &[u8; 8] = b"ASSAYKY4";
 #[derive(Clone, Debug)]
 pub struct Key {
     graph: Graph,
-    pub(crate) root: Root,
+    pub(crate) weights: WeightsCommitment,
     pub(crate) id: [u8; 32],
+}
+
+/// What stands for the weights of a key.
+#[derive(Clone, Debug)]
+pub(crate) enum WeightsCommitment {
+    /// A commitment that is opened in every proof, and tells a little each time.
+    Open(Root),
+    /// WeightsCommitment that tell nothing, each for one proof.
+    Hiding {
+        roots: Vec<Root>,
+        /// What all are at `point` without the random elements at their ends.
+        value: E,
+        /// A point that nobody knew before all roots: vectors that agree there are the same.
+        point: Vec<E>,
+    },
+}
+
+/// The opening of committed weights.
+#[derive(Clone)]
+pub(crate) enum WeightsOpening {
+    Open(Box<commitment::Opening>),
+    /// Of the key's commitment with this number.
+    Hiding(u32, Box<hiding_commitment::Opening>),
+}
+
+const HIDES_ONE: Error =
+    Error::Rejected("it hides the weights and its key does not, or the other way around");
+
+impl WeightsCommitment {
+    fn layout(&self, graph: &Graph) -> Result<Layout, Error> {
+        match self {
+            WeightsCommitment::Open(_) => Layout::new(graph),
+            WeightsCommitment::Hiding { .. } => hiding_layout(graph),
+        }
+    }
+}
+
+/// Where weights lie in a commitment that hides them: behind them are [`FILLER`] random elements that all commitments of a key share, and at the
+/// end as many that each has for itself.
+fn hiding_layout(graph: &Graph) -> Result<Layout, Error> {
+    let mut layout = Layout::new(graph)?;
+    let len = shared_filler(&layout) + 2 * FILLER;
+    layout.log = (len.next_power_of_two().trailing_zeros() as usize).max(hiding_commitment::LOG_MIN);
+    if layout.log > LOG_MAX {
+        return Err(Error::Key("there are too many weights for one commitment"));
+    }
+    Ok(layout)
+}
+
+/// The first of the random elements that all commitments share.
+fn shared_filler(layout: &Layout) -> usize {
+    // A multiple of their number, so that they are one face of the cube.
+    layout.used.next_multiple_of(FILLER)
+}
+
+/// WeightsCommitment that hide weights, before their common value is known.
+pub(crate) fn hiding_commitments(roots: Vec<Root>, graph: &Graph) -> Result<WeightsCommitment, Error> {
+    let mut known = std::collections::HashSet::new();
+    if !roots.iter().all(|root| known.insert(*root)) {
+        return Err(Error::Key("it has the same commitment twice"));
+    }
+    let len = (roots.len() as u32).to_le_bytes();
+    let statement = [&b"assay hidden weights"[..], MAGIC, &len, &roots.concat(), &graph.encode()].concat();
+    let point = draw_point(&mut transcript(statement), hiding_layout(graph)?.log);
+    Ok(WeightsCommitment::Hiding { roots, value: E::ZERO, point })
 }
 
 impl Key {
@@ -47,15 +124,15 @@ impl Key {
         let public = graph.without_weights()?;
         let vector = Layout::new(&public)?.vector(graph);
         // The transcript of a proof absorbs the root later.
-        let (root, _) = crate::commitment::prover::commit(vector, &mut crate::field::transcript(Vec::new()))?;
-        Key::new(public, root)
+        let (root, _) = commitment::prover::commit(vector, &mut transcript(Vec::new()))?;
+        Key::new(public, WeightsCommitment::Open(root))
     }
 
-    fn new(graph: Graph, root: Root) -> Result<Key, Error> {
-        if Layout::new(&graph)?.is_empty() {
+    fn new(graph: Graph, weights: WeightsCommitment) -> Result<Key, Error> {
+        if weights.layout(&graph)?.is_empty() {
             return Err(Error::Key("the model has no weights"));
         }
-        let mut key = Key { graph, root, id: [0; 32] };
+        let mut key = Key { graph, weights, id: [0; 32] };
         key.id = *blake3::hash(&key.to_bytes()).as_bytes();
         Ok(key)
     }
@@ -70,6 +147,14 @@ impl Key {
         self.id
     }
 
+    /// For how many proofs it hides the weights; `None` when it does not.
+    pub fn hiding_proofs(&self) -> Option<u32> {
+        match &self.weights {
+            WeightsCommitment::Open(_) => None,
+            WeightsCommitment::Hiding { roots, .. } => Some(roots.len() as u32),
+        }
+    }
+
     /// Whether bytes begin as a key of this version does.
     pub fn is_key(bytes: &[u8]) -> bool {
         bytes.starts_with(MAGIC)
@@ -77,13 +162,27 @@ impl Key {
 
     /// The graph in the bytes of a key; `None` when they do not begin as one.
     pub(crate) fn graph_bytes(bytes: &[u8]) -> Option<&[u8]> {
-        let rest = bytes.strip_prefix(MAGIC)?;
-        Some(rest.split_first_chunk::<32>()?.1)
+        let mut reader = Reader { bytes: bytes.strip_prefix(MAGIC)? };
+        read_commitments(&mut reader).ok()?;
+        Some(reader.bytes)
     }
 
     /// The bytes of a key file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        [&MAGIC[..], &self.root, &self.graph.encode()].concat()
+        let mut w = MAGIC.to_vec();
+        match &self.weights {
+            WeightsCommitment::Open(root) => {
+                w.extend_from_slice(&0u32.to_le_bytes());
+                w.extend_from_slice(root);
+            }
+            WeightsCommitment::Hiding { roots, value, .. } => {
+                w.extend_from_slice(&(roots.len() as u32).to_le_bytes());
+                roots.iter().for_each(|root| w.extend_from_slice(root));
+                file::put_element(&mut w, *value);
+            }
+        }
+        w.extend_from_slice(&self.graph.encode());
+        w
     }
 
     /// Reads a key file.
@@ -94,8 +193,15 @@ impl Key {
         let rest = bytes
             .strip_prefix(MAGIC)
             .ok_or(Error::File("it does not begin as a key of this version does"))?;
-        let (root, graph) = rest.split_first_chunk().ok_or(Error::File("it ends too early"))?;
-        Key::new(Graph::decode(graph)?, *root)
+        let mut reader = Reader { bytes: rest };
+        let (roots, said) = read_commitments(&mut reader)?;
+        let graph = Graph::decode(reader.bytes)?;
+        let Some(said) = said else { return Key::new(graph, WeightsCommitment::Open(roots[0])) };
+        let mut weights = hiding_commitments(roots, &graph)?;
+        if let WeightsCommitment::Hiding { value, .. } = &mut weights {
+            *value = said;
+        }
+        Key::new(graph, weights)
     }
 
     /// As [`security_bits`](crate::security_bits), for a proof with this key: both commitments count.
@@ -103,6 +209,226 @@ impl Key {
     /// # Errors
     /// [`Error::Size`] when no proof covers the batch.
     pub fn security_bits(&self, batch: usize) -> Result<f64, Error> {
-        crate::bits(&self.graph, batch, Some(Layout::new(&self.graph)?.log))
+        crate::bits(&self.graph, batch, Some(self.layout()?.log))
+    }
+
+    pub(crate) fn layout(&self) -> Result<Layout, Error> {
+        self.weights.layout(&self.graph)
+    }
+
+    /// The commitment that is opened.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] when there is none.
+    pub(crate) fn root(&self, opening: &WeightsOpening) -> Result<&Root, Error> {
+        match (&self.weights, opening) {
+            (WeightsCommitment::Open(root), WeightsOpening::Open(_)) => Ok(root),
+            (WeightsCommitment::Hiding { roots, .. }, WeightsOpening::Hiding(number, _)) => roots
+                .get(*number as usize)
+                .ok_or(Error::Rejected("the key has no commitment with this number")),
+            _ => Err(HIDES_ONE),
+        }
+    }
+
+    /// The value of the committed weights at a point.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`].
+    pub(crate) fn opened(
+        &self,
+        opening: &WeightsOpening,
+        end: &[E],
+        challenger: &mut Challenger,
+    ) -> Result<E, Error> {
+        let root = self.root(opening)?;
+        match (&self.weights, opening) {
+            (_, WeightsOpening::Open(opening)) => commitment::verify(root, opening, end, challenger),
+            (WeightsCommitment::Hiding { value, point, .. }, WeightsOpening::Hiding(_, opening)) => {
+                hiding_commitment::verify(root, opening, &hiding_points(end, point), challenger)?;
+                let [opened, whole, own] = opening.evals[..] else {
+                    return Err(Error::Rejected("it is of another size"));
+                };
+                if without_end(point, LOG_OWN, [whole, own]) != *value {
+                    return Err(Error::Rejected("its weights are not those of the key's other commitments"));
+                }
+                Ok(opened)
+            }
+            _ => Err(HIDES_ONE),
+        }
+    }
+}
+
+/// Where a commitment that hides weights is opened: the end of the argument about them, and where all of a key are the same.
+fn hiding_points(end: &[E], point: &[E]) -> [Vec<E>; 3] {
+    [end.to_vec(), point.to_vec(), at_end(point, LOG_OWN)]
+}
+
+/// The roots, and the common value of those that hide.
+fn read_commitments(reader: &mut Reader<'_>) -> Result<(Vec<Root>, Option<E>), Error> {
+    let count = u32::from_le_bytes(reader.array()?);
+    if count > HIDING_PROOFS_MAX {
+        return Err(Error::File("it has more commitments than any key"));
+    }
+    let roots = (0..count.max(1)).map(|_| reader.array()).collect::<Result<_, _>>()?;
+    let value = if count == 0 { None } else { Some(reader.element()?) };
+    Ok((roots, value))
+}
+
+#[cfg(feature = "prover")]
+pub(crate) mod prover {
+    use super::*;
+    use crate::field::F;
+    use p3_multilinear_util::point::Point;
+    use p3_multilinear_util::poly::Poly;
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+    use rayon::prelude::*;
+
+    /// What opens one commitment of a key that hides its weights. It is used for one proof, and never again: two proofs from one
+    /// commitment may tell the weights.
+    pub struct OneTime {
+        seed: [u8; 32],
+        number: u32,
+    }
+
+    impl OneTime {
+        /// For the commitment with this number, from 0, of the key that [`Key::commit_hiding`] made with this seed.
+        pub fn new(seed: [u8; 32], number: u32) -> OneTime {
+            OneTime { seed, number }
+        }
+
+        fn generator(&self) -> StdRng {
+            StdRng::from_seed(derived(
+                "assay 2026-11 hidden weights: one commitment",
+                &self.seed,
+                self.number,
+            ))
+        }
+
+        /// The vector of the commitment, from the one that all share, and what is random in the commitment.
+        fn vector(&self, mut shared: Vec<F>) -> (Vec<F>, StdRng) {
+            let mut rng = self.generator();
+            let own = shared.len() - FILLER;
+            shared[own..].fill_with(|| rng.random());
+            (shared, rng)
+        }
+    }
+
+    fn derived(context: &str, seed: &[u8; 32], number: u32) -> [u8; 32] {
+        blake3::derive_key(context, &[&seed[..], &number.to_le_bytes()].concat())
+    }
+
+    /// What all commitments of a key have: the weights, and random elements behind them.
+    pub(crate) fn shared(layout: &Layout, graph: &Graph, seed: &[u8; 32]) -> Vec<F> {
+        let mut vector = layout.vector(graph);
+        let first = shared_filler(layout);
+        let mut rng = StdRng::from_seed(derived("assay 2026-11 hidden weights: all commitments", seed, 0));
+        vector[first..first + FILLER].fill_with(|| rng.random());
+        vector
+    }
+
+    impl Key {
+        /// As [`commit`](Key::commit), with commitments that tell nothing about the weights: one for each of `proofs` proofs, which are made with
+        /// [`prove_hiding`](crate::prove_hiding). Whoever knows the seed can read the weights in the proofs: it is 32 bytes from the
+        /// operating system's generator, for one key only. `report` is called as each commitment is made, from several threads.
+        ///
+        /// # Errors
+        /// As [`commit`](Key::commit); [`Error::Size`] when there are to be no proofs or more than [`HIDING_PROOFS_MAX`].
+        pub fn commit_hiding(
+            graph: &Graph,
+            proofs: u32,
+            seed: &[u8; 32],
+            report: &(dyn Fn() + Sync),
+        ) -> Result<Key, Error> {
+            if !(1..=HIDING_PROOFS_MAX).contains(&proofs) {
+                return Err(Error::Size(format!(
+                    "a key hides its weights in 1 to {HIDING_PROOFS_MAX} proofs, not in {proofs}"
+                )));
+            }
+            let public = graph.without_weights()?;
+            let layout = hiding_layout(&public)?;
+            let shared = shared(&layout, graph, seed);
+            let root = |number| {
+                let (vector, mut rng) = OneTime::new(*seed, number).vector(shared.clone());
+                let root = hiding_commitment::prover::commit(vector, &mut rng)?.root()?;
+                report();
+                Ok(root)
+            };
+            let roots = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
+            let mut weights = hiding_commitments(roots, &public)?;
+            if let WeightsCommitment::Hiding { value, point, .. } = &mut weights {
+                *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+            }
+            Key::new(public, weights)
+        }
+    }
+
+    /// Committed weights that can be opened.
+    pub(crate) enum Committed {
+        Open(Box<commitment::prover::Committed>),
+        /// With the commitment's number, and the point where all are the same.
+        Hiding(u32, Box<hiding_commitment::prover::Committed>, Vec<E>),
+    }
+
+    impl Committed {
+        /// Commits to the weights of a graph again; returns their vector and the commitment, too.
+        ///
+        /// # Errors
+        /// [`Error::Key`] when the key is of another model, or hides weights and there is nothing to open it with, or the other way around.
+        pub(crate) fn new(
+            key: &Key,
+            graph: &Graph,
+            once: Option<&OneTime>,
+        ) -> Result<(Vec<F>, Root, Committed), Error> {
+            const OTHER: Error = Error::Key("the key is of another model");
+            if graph.without_weights()?.id() != key.graph.id() {
+                return Err(OTHER);
+            }
+            let layout = key.layout()?;
+            match (&key.weights, once) {
+                (WeightsCommitment::Open(root), None) => {
+                    let vector = layout.vector(graph);
+                    let (found, committed) =
+                        commitment::prover::commit(vector.clone(), &mut transcript(Vec::new()))?;
+                    if found != *root {
+                        return Err(OTHER);
+                    }
+                    Ok((vector, found, Committed::Open(Box::new(committed))))
+                }
+                (WeightsCommitment::Hiding { roots, point, .. }, Some(once)) => {
+                    let (vector, mut rng) = once.vector(shared(&layout, graph, &once.seed));
+                    let committed = hiding_commitment::prover::commit(vector.clone(), &mut rng)?;
+                    let root = committed.root()?;
+                    if roots.get(once.number as usize) != Some(&root) {
+                        return Err(Error::Key(
+                            "the key is of another model, or was made with another secret",
+                        ));
+                    }
+                    Ok((vector, root, Committed::Hiding(once.number, Box::new(committed), point.clone())))
+                }
+                (WeightsCommitment::Open(_), Some(_)) => Err(Error::Key("the key does not hide its weights")),
+                (WeightsCommitment::Hiding { .. }, None) => {
+                    Err(Error::Key("the key hides its weights: a proof with it has to hide them"))
+                }
+            }
+        }
+
+        /// Opens them at a point.
+        ///
+        /// # Errors
+        /// [`Error::Prover`].
+        pub(crate) fn open(self, end: &[E], challenger: &mut Challenger) -> Result<WeightsOpening, Error> {
+            Ok(match self {
+                Committed::Open(committed) => {
+                    let opening = commitment::prover::open(*committed, end, challenger)?;
+                    WeightsOpening::Open(Box::new(opening))
+                }
+                Committed::Hiding(number, committed, point) => {
+                    let points = hiding_points(end, &point);
+                    let opening = hiding_commitment::prover::open(*committed, &points, challenger)?;
+                    WeightsOpening::Hiding(number, Box::new(opening))
+                }
+            })
+        }
     }
 }

@@ -70,15 +70,17 @@ pub use file::{FILE_BYTES_MAX, Proof};
 pub use floor::{Operations, operations};
 pub use hiding::HidingProof;
 #[cfg(feature = "prover")]
-pub use hiding::prover::prove_hiding;
-pub use key::Key;
+pub use hiding::prover::{Hide, prove_hiding};
+#[cfg(feature = "prover")]
+pub use key::prover::OneTime;
+pub use key::{HIDING_PROOFS_MAX, Key};
 pub use model::Model;
 #[cfg(feature = "prover")]
 pub use prove::{Stage, prove, prove_reporting, prove_with_key};
 pub use verify::{verify, verify_with_key};
 
 /// The version of the protocol. It is the first thing that a transcript absorbs.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The proven soundness of a proof about this graph and batch, in bits: a false statement is accepted with a probability of
 /// at most 2^-bits a try, 14 bits of which are work that a try costs. It leaves out collisions of BLAKE3 (128 bits).

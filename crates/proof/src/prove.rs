@@ -5,11 +5,14 @@ use p3_field::PrimeCharacteristicRing as _;
 use rayon::prelude::*;
 
 use crate::circuit::{Circuit, Sizes};
-use crate::commitment::{self, prover::commit};
+use crate::commitment::{self, Root, prover::commit};
 use crate::field::{Challenger, E, F, draw, int, observe};
 use crate::file::WeightsProof;
-use crate::key::Key;
-use crate::verify::{Claim, statement};
+use crate::key::{
+    Key,
+    prover::{Committed, OneTime},
+};
+use crate::verify::{Claim, Matrices, statement};
 use crate::weights::Layout;
 use crate::{Error, Proof, fractions, products, sumcheck};
 
@@ -67,14 +70,11 @@ pub fn prove_with_key(
 ) -> Result<Proof, Error> {
     let circuit = Circuit::new(graph);
     let sizes = circuit.sizes(graph.check_inputs(inputs)?)?;
-    if graph.without_weights()?.id() != key.graph().id() {
-        return Err(Error::Key("the key is of another model"));
-    }
+    let weights = Weights::commit(key, graph, None)?;
     report(Stage::Run);
     let trace = graph.run(inputs)?;
     let witness = Witness::new(&circuit, sizes, &trace);
-    let vector = Layout::new(key.graph())?.vector(graph);
-    finish(&circuit, sizes, inputs, trace.output(), witness, Some((key, vector)), report)
+    finish(&circuit, sizes, inputs, trace.output(), witness, Some(weights), report)
 }
 
 /// What the prover commits to, and where each row finds its entry.
@@ -143,14 +143,16 @@ pub(crate) fn finish(
     inputs: &[i32],
     outputs: &[i32],
     witness: Witness,
-    key: Option<(&Key, Vec<F>)>,
+    weights: Option<Weights<'_>>,
     report: &mut dyn FnMut(Stage),
 ) -> Result<Proof, Error> {
-    let model = key.as_ref().map_or(circuit.graph.id(), |(key, _)| key.id());
+    let model = weights.as_ref().map_or(circuit.graph.id(), |weights| weights.key.id());
     let batch = inputs.len() / circuit.graph.inputs().len();
     let mut challenger = statement(&model, batch, inputs, outputs);
     report(Stage::Commit);
-    let weights = key.map(|(key, vector)| Weights::commit(key, vector, &mut challenger)).transpose()?;
+    if let Some(weights) = &weights {
+        weights.observe(&mut challenger)?;
+    }
     let (root, commitment) = commit(witness.committed.clone(), &mut challenger)?;
     let Argued { levels, products, rounds, weights, point } =
         argue(circuit, sizes, inputs, outputs, witness, weights, &mut challenger, report)?;
@@ -161,26 +163,26 @@ pub(crate) fn finish(
 
 /// Committed weights.
 pub(crate) struct Weights<'a> {
-    key: &'a Key,
+    pub(crate) key: &'a Key,
     layout: Layout,
     vector: Vec<F>,
-    committed: commitment::prover::Committed,
+    root: Root,
+    committed: Committed,
 }
 
 impl<'a> Weights<'a> {
-    /// Commits to the weights again, and absorbs the commitment.
-    pub(crate) fn commit(
-        key: &'a Key,
-        vector: Vec<F>,
-        challenger: &mut Challenger,
-    ) -> Result<Weights<'a>, Error> {
-        let layout = Layout::new(key.graph())?;
-        let (root, committed) = commit(vector.clone(), &mut crate::field::transcript(Vec::new()))?;
-        if root != key.root {
-            return Err(Error::Key("the key is of another model"));
-        }
-        commitment::observe(&root, layout.log, challenger)?;
-        Ok(Weights { key, layout, vector, committed })
+    /// Commits to the weights again.
+    ///
+    /// # Errors
+    /// [`Error::Key`] when the key is of another model, or hides its weights and there is nothing to open it with, or the other way around.
+    pub(crate) fn commit(key: &'a Key, graph: &Graph, once: Option<&OneTime>) -> Result<Weights<'a>, Error> {
+        let (vector, root, committed) = Committed::new(key, graph, once)?;
+        Ok(Weights { key, layout: key.layout()?, vector, root, committed })
+    }
+
+    /// Absorbs the commitment.
+    pub(crate) fn observe(&self, challenger: &mut Challenger) -> Result<(), Error> {
+        commitment::observe(&self.root, self.layout.log, challenger)
     }
 }
 
@@ -242,12 +244,12 @@ pub(crate) fn argue(
             circuit.products.prove(&claim.products, &claim.batch, &values, challenger);
         claim.value -= products.value;
         let forms = circuit.products.forms(&operands);
-        let matrices = circuit.products.matrices(circuit.graph, &forms);
+        let value = circuit.products.matrices(circuit.graph, &forms);
         if public.is_some() && !forms.is_empty() {
-            observe(challenger, &[matrices]);
-            products.matrices = Some(matrices);
+            observe(challenger, &[value]);
+            products.matrices = Some(value);
         }
-        claim.join(circuit, &operands, forms, matrices, inputs, challenger);
+        claim.join(circuit, &operands, Matrices { value, forms }, inputs, challenger);
         products
     });
     let functional = claim.weights(circuit);
@@ -259,13 +261,12 @@ pub(crate) fn argue(
         Some((public_circuit, weights, mut public, known)) => {
             // What products read does not depend on committed weights.
             public.operands.clone_from(&claim.operands);
-            public.matrices.clone_from(&claim.matrices);
+            public.matrices = claim.matrices.clone();
             let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
             let Weights { layout, vector, committed, .. } = weights;
             let circuit = &public_circuit;
-            let matrices = products.as_ref().and_then(|products| products.matrices).unwrap_or(E::ZERO);
-            let values = [known, at_point, matrices];
-            Some(layout.prove(circuit, &public, &point, &vector, committed, values, challenger)?)
+            let said = [known, at_point];
+            Some(layout.prove(circuit, &public, &point, &vector, committed, said, challenger)?)
         }
     };
     Ok(Argued { levels, products, rounds, weights, point })

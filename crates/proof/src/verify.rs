@@ -123,12 +123,12 @@ pub(crate) fn follow<V: Value>(
     challenger: &mut Challenger,
     residuals: &mut Residuals,
 ) -> Result<End<V>, Error> {
-    let layout = Layout::new(circuit.graph)?;
+    let layout = commitments.key.map_or_else(|| Layout::new(circuit.graph), Key::layout)?;
     if messages.levels.len() != sizes.log_rows || messages.rounds.len() != sizes.log_committed {
         return Err(Error::Rejected("it is of another size"));
     }
-    if let Some(key) = commitments.key {
-        commitment::observe(&key.root, layout.log, challenger)?;
+    if let (Some(key), Some(weights)) = (commitments.key, messages.weights) {
+        commitment::observe(key.root(&weights.opening)?, layout.log, challenger)?;
     }
     commitment::observe(commitments.root, sizes.log_committed, challenger)?;
     let (alpha, beta) = (draw(challenger), draw(challenger));
@@ -145,7 +145,7 @@ pub(crate) fn follow<V: Value>(
             let operands = circuit.products.verify(weights, &claim.batch, products, challenger, residuals)?;
             claim.value = claim.value - products.value;
             let forms = circuit.products.forms(&operands);
-            let matrices = match products.matrices {
+            let value = match products.matrices {
                 Some(matrices) if commitments.key.is_some() && !forms.is_empty() => {
                     V::absorb(&[matrices], challenger);
                     matrices
@@ -159,7 +159,7 @@ pub(crate) fn follow<V: Value>(
                     ));
                 }
             };
-            claim.join(circuit, &operands, forms, matrices, inputs, challenger);
+            claim.join(circuit, &operands, Matrices { value, forms }, inputs, challenger);
         }
         _ => {
             return Err(Error::Rejected("it has products where the model has none, or the other way around"));
@@ -171,9 +171,7 @@ pub(crate) fn follow<V: Value>(
     match (commitments.key, messages.weights) {
         (None, None) if layout.is_empty() => {}
         (Some(key), Some(weights)) => {
-            let matrices = messages.products.and_then(|products| products.matrices);
-            let matrices = matrices.unwrap_or(V::known(E::ZERO));
-            layout.check(circuit, &claim, &point, key, weights, matrices, challenger, residuals)?;
+            layout.check(circuit, &claim, &point, key, weights, challenger, residuals)?;
             weight = weight + weights.at_point;
         }
         _ => return Err(Error::Rejected("it says nothing about the committed weights")),
@@ -217,8 +215,15 @@ pub(crate) struct Claim<V = E> {
     pub(crate) products: Vec<Vec<E>>,
     /// What the operands of products add to the weight of each slot, and the point of the batch that goes with it.
     pub(crate) operands: Option<(Vec<E>, Vec<E>)>,
+    pub(crate) matrices: Matrices<V>,
+}
+
+/// The share of weights in the left operands of products.
+#[derive(Clone)]
+pub(crate) struct Matrices<V> {
+    pub(crate) value: V,
     /// For each map that is a product, what its weights are summed with, see [`Products::forms`](crate::products::Products::forms).
-    pub(crate) matrices: Vec<(Vec<E>, Vec<E>)>,
+    pub(crate) forms: Vec<(Vec<E>, Vec<E>)>,
 }
 
 impl<V: Value> Claim<V> {
@@ -301,18 +306,16 @@ impl<V: Value> Claim<V> {
             inputs: known_inputs,
             products: linear.products,
             operands: None,
-            matrices: Vec::new(),
+            matrices: Matrices { value: V::known(E::ZERO), forms: Vec::new() },
         }
     }
 
-    /// Adds the claims about the operands of products, at their own point of the batch, with powers of a challenge. Of the left one, `matrices`
-    /// is the share of weights, of which `forms` says what it is.
+    /// Adds the claims about the operands of products, at their own point of the batch, with powers of a challenge.
     pub(crate) fn join(
         &mut self,
         circuit: &Circuit<'_>,
         operands: &Operands<V>,
-        forms: Vec<(Vec<E>, Vec<E>)>,
-        matrices: V,
+        matrices: Matrices<V>,
         inputs: &[i32],
         challenger: &mut Challenger,
     ) {
@@ -327,8 +330,8 @@ impl<V: Value> Claim<V> {
             slots.iter_mut().zip(&linear.inputs).for_each(|(slot, weight)| *slot += *weight);
         }
         let [left, right] = operands.values;
-        self.value = self.value + (left - matrices + right * mu - V::known(constant)) * mu;
-        self.matrices = forms;
+        self.value = self.value + (left - matrices.value + right * mu - V::known(constant)) * mu;
+        self.matrices = matrices;
         slots.iter_mut().for_each(|weight| *weight *= mu);
         self.operands = Some((slots, operands.batch.clone()));
     }

@@ -7,7 +7,7 @@
 //! maps that several places share add to the left operands of [`products`](crate::products), a form of the same kind.
 //!
 //! The weights of a map fill a block with the dimensions (rows, columns, 1) or (filters, channels of a group, kernel), each
-//! rounded up to a power of two, so that the extension of `out^T · x` at a point needs work in the widths only.
+//! rounded up to a power of two, so that the extension of `out^T · x` at a point needs work in the widths only. Its biases fill another one.
 
 use std::borrow::Cow;
 
@@ -20,19 +20,12 @@ use crate::error::Error;
 use crate::field::{Challenger, E, draw, eq, eq_table, select};
 use crate::file::WeightsProof;
 use crate::key::Key;
+use crate::sumcheck;
 use crate::value::{Residuals, Value};
 use crate::verify::Claim;
-use crate::{commitment, sumcheck};
 
-/// The block of one map.
+/// Part of the vector.
 struct Block {
-    /// The number of its node.
-    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover finds the weights with it"))]
-    node: usize,
-    /// Of a convolution that is no product.
-    window: Option<Window>,
-    /// Whether it is proved as a product.
-    product: bool,
     /// The dimensions.
     dims: [usize; 3],
     /// The first place; a multiple of the block's size.
@@ -40,6 +33,10 @@ struct Block {
 }
 
 impl Block {
+    fn new(dims: [usize; 3]) -> Block {
+        Block { dims, offset: 0 }
+    }
+
     fn logs(&self) -> [usize; 3] {
         self.dims.map(log)
     }
@@ -49,8 +46,27 @@ impl Block {
     }
 }
 
-/// The vectors `out` and `x` of a map.
-type Form<'a> = (Cow<'a, [E]>, Vec<E>);
+/// Where one map's weights and biases lie.
+struct Map {
+    /// The number of its node.
+    #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover finds the weights with it"))]
+    node: usize,
+    /// Of a convolution that is no product.
+    window: Option<Window>,
+    /// Of one that is proved as a product, which of all products it is.
+    product: Option<usize>,
+    weights: Block,
+    biases: Block,
+}
+
+/// What a map's weights and biases are summed with.
+struct Form<'a> {
+    /// The vectors of the bilinear form.
+    out: Cow<'a, [E]>,
+    x: Vec<E>,
+    /// One a bias.
+    biases: Vec<E>,
+}
 
 /// A form for no map, or a map without one.
 const FORMS: Error = Error::Rejected("its committed weights are not those of the model");
@@ -58,7 +74,9 @@ const FORMS: Error = Error::Rejected("its committed weights are not those of the
 /// Where all weights lie.
 pub(crate) struct Layout {
     /// In the order of the nodes.
-    blocks: Vec<Block>,
+    maps: Vec<Map>,
+    /// Places up to the last block's end.
+    pub(crate) used: usize,
     /// Base-two logarithm of the vector.
     pub(crate) log: usize,
 }
@@ -82,13 +100,15 @@ impl Layout {
         {
             return Err(Error::Key("some of its weights are committed and some are not"));
         }
-        let mut blocks = Vec::new();
-        let mut total = 0u64;
+        let mut maps = Vec::new();
+        let (mut total, mut products) = (0u64, 0);
         // Whether a tensor depends on committed weights or on a product other than through a look-up.
         let mut depends = vec![false];
         for (node, kind) in graph.nodes().iter().enumerate() {
             let reads = kind.operands().iter().any(|operand| depends[operand.index()]);
             depends.push(reads && !matches!(kind, Node::Lookup { .. }));
+            let product = chosen[node].then_some(products);
+            products += usize::from(chosen[node]);
             if matches!(kind, Node::Committed { .. } | Node::Product { .. }) {
                 if reads {
                     return Err(Error::Key(
@@ -103,34 +123,38 @@ impl Layout {
                 Node::Conv { window, .. } => {
                     let area = window.kernel[0] as usize * window.kernel[1] as usize;
                     let channels = (window.channels / window.groups) as usize;
-                    (Some(*window).filter(|_| !chosen[node]), [window.filters as usize, channels, area])
+                    let window_of_plain = Some(*window).filter(|_| product.is_none());
+                    (window_of_plain, [window.filters as usize, channels, area])
                 }
                 _ => continue,
             };
-            let block = Block { node, window, product: chosen[node], dims, offset: 0 };
-            total = total.saturating_add(1u64.checked_shl(block.log() as u32).unwrap_or(u64::MAX));
-            blocks.push(block);
+            let (weights, biases) = (Block::new(dims), Block::new([dims[0], 1, 1]));
+            for block in [&weights, &biases] {
+                total = total.saturating_add(1u64.checked_shl(block.log() as u32).unwrap_or(u64::MAX));
+            }
+            maps.push(Map { node, window, product, weights, biases });
         }
         if total > 1 << LOG_MAX {
             return Err(Error::Key("there are too many weights for one commitment"));
         }
         // Large ones first, so that each lies at a multiple of its size.
-        let mut order: Vec<usize> = (0..blocks.len()).collect();
-        order.sort_by_key(|at| std::cmp::Reverse(blocks[*at].log()));
-        let mut offset = 0;
-        for at in order {
-            blocks[at].offset = offset;
-            offset += 1 << blocks[at].log();
+        let mut order: Vec<&mut Block> =
+            maps.iter_mut().flat_map(|map| [&mut map.weights, &mut map.biases]).collect();
+        order.sort_by_key(|block| std::cmp::Reverse(block.log()));
+        let mut used = 0;
+        for block in order {
+            block.offset = used;
+            used += 1 << block.log();
         }
-        Ok(Layout { blocks, log: log(offset).max(LOG_MIN) })
+        Ok(Layout { maps, used, log: log(used).max(LOG_MIN) })
     }
 
     /// Whether no weight is committed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.maps.is_empty()
     }
 
-    /// For each map, the vectors `out` and `x` of its share in `known + tau · at_point + tau² · matrices`.
+    /// For each map, its share in `known + tau · at_point + tau² · matrices`. Biases are in `known` alone.
     fn forms<'a, V: Value>(
         &self,
         circuit: &Circuit<'_>,
@@ -150,35 +174,53 @@ impl Layout {
             known.into_iter().zip(at_point).map(|(known, at_point)| known + share * at_point).collect()
         };
         let x = known.into_iter().zip(at_point).map(add);
-        let mut others = claim.committed.iter().map(|out| Cow::from(out.as_slice())).zip(x);
+        let mut others = claim.committed.iter().zip(x);
+        let mut products = claim.matrices.forms.iter();
         let tau_2 = tau * tau;
-        let scaled = |(rows, columns): &(Vec<E>, Vec<E>)| {
-            (Cow::from(rows.iter().map(|row| *row * tau_2).collect::<Vec<E>>()), columns.clone())
+        // There is one for each map: `new` has found every one without its weights, and no other is there.
+        let form = |map: &Map| {
+            let biases = |results: &[E]| {
+                let plane = results.len() / map.biases.dims[0];
+                results.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect()
+            };
+            Some(match map.product {
+                None => {
+                    let (out, x) = others.next()?;
+                    Form { biases: biases(out), out: Cow::from(out), x }
+                }
+                Some(product) => {
+                    let (rows, columns) = products.next()?;
+                    let out = rows.iter().map(|row| *row * tau_2).collect();
+                    Form { biases: biases(claim.products.get(product)?), out, x: columns.clone() }
+                }
+            })
         };
-        let mut products = claim.matrices.iter().map(scaled);
-        // There is one for each block: `new` has found every map without its weights, and no other map is there.
-        let next = |block: &Block| if block.product { products.next() } else { others.next() };
-        let forms = self.blocks.iter().map(next).collect::<Option<Vec<_>>>();
+        let forms = self.maps.iter().map(form).collect::<Option<Vec<_>>>();
         forms.filter(|_| products.next().is_none() && others.next().is_none()).ok_or(FORMS)
+    }
+
+    /// The share of a block in the vector at a point, and the tables of the point inside of it.
+    fn at_block(&self, block: &Block, point: &[E]) -> (E, [Vec<E>; 3]) {
+        let (high, place) = point.split_at(self.log - block.log());
+        let [a, b, _] = block.logs();
+        let tables = [&place[..a], &place[a..a + b], &place[a + b..]].map(eq_table);
+        (select(high, block.offset >> block.log()), tables)
     }
 
     /// The value at a point of the function whose product with the weights is summed.
     fn at(&self, forms: &[Form<'_>], point: &[E]) -> E {
+        let dot = |a: &[E], b: &[E]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<E>();
         let mut total = E::ZERO;
-        for (block, (out, x)) in self.blocks.iter().zip(forms) {
-            let (high, place) = point.split_at(self.log - block.log());
-            let share = select(high, block.offset >> block.log());
-            let [a_log, b_log, _] = block.logs();
-            let a = eq_table(&place[..a_log]);
-            let b = eq_table(&place[a_log..a_log + b_log]);
-            let c = eq_table(&place[a_log + b_log..]);
-            let dot = |a: &[E], b: &[E]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<E>();
-            let value = match &block.window {
+        for (map, Form { out, x, biases }) in self.maps.iter().zip(forms) {
+            let (share, [table, ..]) = self.at_block(&map.biases, point);
+            total += share * dot(biases, &table);
+            let (share, [a, b, c]) = self.at_block(&map.weights, point);
+            let value = match &map.window {
                 None => dot(out, &a) * dot(x, &b),
                 Some(window) => {
                     // Filters and channels are summed first, one plane a group; a depthwise convolution is left.
                     let groups = window.groups as usize;
-                    let [filters, channels, _] = block.dims;
+                    let [filters, channels, _] = map.weights.dims;
                     let fold = |values: &[E], planes: usize, weights: &dyn Fn(usize) -> E| {
                         let plane = values.len() / planes;
                         let mut sums = vec![E::ZERO; plane * groups];
@@ -194,7 +236,7 @@ impl Layout {
                     let groups = window.groups;
                     let single = Window { channels: groups, filters: groups, ..*window };
                     let mut sum = E::ZERO;
-                    let (area, stride) = (block.dims[2], window.stride[1] as usize);
+                    let (area, stride) = (map.weights.dims[2], window.stride[1] as usize);
                     single.runs(|at, input, weight, count| {
                         let run: E = (0..count).map(|i| out[at + i] * x[input + i * stride]).sum();
                         sum += c[weight % area] * run;
@@ -219,7 +261,6 @@ impl Layout {
         point: &[E],
         key: &Key,
         weights: &WeightsProof<V>,
-        matrices: V,
         challenger: &mut Challenger,
         residuals: &mut Residuals,
     ) -> Result<(), Error> {
@@ -229,9 +270,9 @@ impl Layout {
         V::absorb(&[weights.at_point], challenger);
         let tau = draw(challenger);
         let forms = self.forms(circuit, claim, point, tau)?;
-        let mut value = weights.known + weights.at_point * tau + matrices * (tau * tau);
+        let mut value = weights.known + weights.at_point * tau + claim.matrices.value * (tau * tau);
         let end = sumcheck::verify(&weights.rounds, &mut value, challenger);
-        let opened = commitment::verify(&key.root, &weights.opening, &end, challenger)?;
+        let opened = key.opened(&weights.opening, &end, challenger)?;
         let product = V::known(E::ONE).times(V::known(self.at(&forms, &end) * opened));
         V::equal(product, value, residuals, "the committed weights give other values")
     }
@@ -240,33 +281,31 @@ impl Layout {
 #[cfg(feature = "prover")]
 pub(crate) mod prover {
     use super::*;
-    use crate::commitment::prover::Committed;
     use crate::field::{F, int, observe};
+    use crate::key::prover::Committed;
     use rayon::prelude::*;
 
     impl Block {
-        /// The place of a weight.
-        fn place(&self, [a, b, c]: [usize; 3]) -> usize {
-            let [_, b_log, c_log] = self.logs();
-            self.offset + (((a << b_log) + b) << c_log) + c
-        }
-
-        /// The dimensions' indices of the weight that a node lists at `at`.
-        fn index(&self, at: usize) -> [usize; 3] {
+        /// The place of what a node lists at `at`.
+        fn place(&self, at: usize) -> usize {
             let [_, b, c] = self.dims;
-            [at / (b * c), at / c % b, at % c]
+            let [_, b_log, c_log] = self.logs();
+            self.offset + ((((at / (b * c)) << b_log) + at / c % b) << c_log) + at % c
         }
     }
 
     impl Layout {
-        /// The vector of the weights of a graph.
+        /// The vector of the weights and biases of a graph.
         pub(crate) fn vector(&self, graph: &Graph) -> Vec<F> {
             let mut out = vec![F::ZERO; 1 << self.log];
-            for block in &self.blocks {
-                if let Node::Linear { weights, .. } | Node::Conv { weights, .. } = &graph.nodes()[block.node]
+            for map in &self.maps {
+                if let Node::Linear { weights, bias, .. } | Node::Conv { weights, bias, .. } =
+                    &graph.nodes()[map.node]
                 {
-                    for (at, weight) in weights.iter().enumerate() {
-                        out[block.place(block.index(at))] = int(*weight);
+                    for (block, values) in [(&map.weights, weights), (&map.biases, bias)] {
+                        for (at, value) in values.iter().enumerate() {
+                            out[block.place(at)] = int(*value);
+                        }
                     }
                 }
             }
@@ -276,10 +315,11 @@ pub(crate) mod prover {
         /// What [`at`](Layout::at) extends: the function at every place.
         fn function(&self, forms: &[Form<'_>]) -> Vec<E> {
             let mut function = vec![E::ZERO; 1 << self.log];
-            for (block, (out, x)) in self.blocks.iter().zip(forms) {
-                match &block.window {
-                    None => function[block.offset..]
-                        .par_chunks_mut(1 << block.logs()[1])
+            for (map, Form { out, x, biases }) in self.maps.iter().zip(forms) {
+                function[map.biases.offset..][..biases.len()].copy_from_slice(biases);
+                match &map.window {
+                    None => function[map.weights.offset..]
+                        .par_chunks_mut(1 << map.weights.logs()[1])
                         .zip(out.par_iter())
                         .for_each(|(row, out)| {
                             row.iter_mut().zip(x).for_each(|(place, x)| *place = *out * *x)
@@ -288,7 +328,7 @@ pub(crate) mod prover {
                         let stride = window.stride[1] as usize;
                         window.runs(|at, input, weight, count| {
                             let run: E = (0..count).map(|i| out[at + i] * x[input + i * stride]).sum();
-                            function[block.place(block.index(weight))] += run;
+                            function[map.weights.place(weight)] += run;
                         });
                     }
                 }
@@ -308,15 +348,15 @@ pub(crate) mod prover {
             point: &[E],
             vector: &[F],
             committed: Committed,
-            [known, at_point, matrices]: [E; 3],
+            [known, at_point]: [E; 2],
             challenger: &mut Challenger,
         ) -> Result<WeightsProof, Error> {
             observe(challenger, &[at_point]);
             let tau = draw(challenger);
             let function = self.function(&self.forms(circuit, claim, point, tau)?);
-            let value = known + tau * (at_point + tau * matrices);
+            let value = known + tau * (at_point + tau * claim.matrices.value);
             let (rounds, end, _) = sumcheck::prover::prove(vector, function, value, challenger);
-            let opening = commitment::prover::open(committed, &end, challenger)?;
+            let opening = committed.open(&end, challenger)?;
             Ok(WeightsProof { known, at_point, rounds, opening })
         }
     }

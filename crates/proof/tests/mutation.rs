@@ -85,7 +85,7 @@ proptest! {
 
     #[test]
     fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..2000)) {
-        let (magic, graph) = (b"ASSAYPF4", perceptron());
+        let (magic, graph) = (b"ASSAYPF5", perceptron());
         prop_assert!(!accepted(&graph, &noise));
         prop_assert!(!accepted(&graph, &[&magic[..], &graph.id(), &noise].concat()));
     }

@@ -1,4 +1,4 @@
-//! A model, its key, a proof about each and one that hides its inputs in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
+//! A model, its keys, a proof about each and one that hides its inputs in `docs/vectors`, for other verifiers and for the one in WebAssembly. Made anew with
 //! `ASSAY_UPDATE_VECTORS=1 cargo test -p assay-proof --test vectors`.
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,8 @@ use std::path::Path;
 
 use assay_graph::Graph;
 use assay_proof::{
-    HidingProof, Key, Model, Proof, prove, prove_hiding, prove_with_key, verify, verify_with_key,
+    Hide, HidingProof, Key, Model, OneTime, Proof, prove, prove_hiding, prove_with_key, verify,
+    verify_with_key,
 };
 
 #[test]
@@ -23,7 +24,13 @@ fn the_published_proof_is_what_the_prover_makes() {
     };
     let hidden = || {
         let inputs = common::inputs(&graph, 2, 5);
-        prove_hiding(&graph, None, &inputs, [1; 32], &mut |_| ()).unwrap().to_bytes().unwrap()
+        prove_hiding(&graph, None, &inputs, Hide::Inputs, [1; 32], &mut |_| ()).unwrap().to_bytes().unwrap()
+    };
+    let hiding = Key::commit_hiding(&graph, 2, &[2; 32], &|| ()).unwrap();
+    let hidden_weights = || {
+        let (inputs, hide) = (common::inputs(&graph, 2, 5), Hide::Weights(OneTime::new([2; 32], 1)));
+        let proof = prove_hiding(&graph, Some(&hiding), &inputs, hide, [3; 32], &mut |_| ()).unwrap();
+        proof.to_bytes().unwrap()
     };
     let files = [
         ("perceptron.graph", graph.encode()),
@@ -31,6 +38,8 @@ fn the_published_proof_is_what_the_prover_makes() {
         ("perceptron.key", key.to_bytes()),
         ("perceptron-key.proof", common::single_threaded(keyed)),
         ("perceptron-hidden.proof", common::single_threaded(hidden)),
+        ("perceptron-hiding.key", hiding.to_bytes()),
+        ("perceptron-hidden-weights.proof", common::single_threaded(hidden_weights)),
     ];
     for (name, made) in files {
         let path = folder.join(name);
@@ -46,4 +55,7 @@ fn the_published_proof_is_what_the_prover_makes() {
     verify_with_key(&key, &Proof::from_bytes(&read("perceptron-key.proof")).unwrap()).unwrap();
     let hidden = HidingProof::from_bytes(&read("perceptron-hidden.proof")).unwrap();
     Model::Graph(graph).verify_hiding(&hidden).unwrap();
+    let hiding = Model::from_bytes(&read("perceptron-hiding.key")).unwrap();
+    let hidden = HidingProof::from_bytes(&read("perceptron-hidden-weights.proof")).unwrap();
+    hiding.verify_hiding(&hidden).unwrap();
 }
