@@ -365,7 +365,7 @@ contract SettlementTest is Deployment {
 
     /// What a worker says of itself is `signed`, and `proved` where the arithmetic is an integer graph's, whose output is a proof.
     function test_a_receipt_may_say_proved_where_the_output_is_a_proof() public view {
-        uint32[4] memory arithmetics = [uint32(1), (1 << 30) + 1, (1 << 31) + 4, type(uint32).max];
+        uint32[4] memory arithmetics = [uint32(1), (1 << 30) + 1, (1 << 31) + 5, type(uint32).max];
         for (uint256 i; i < 4; ++i) {
             for (uint8 level; level < 5; ++level) {
                 Leaf[] memory all = leaves(1);

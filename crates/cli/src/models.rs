@@ -119,6 +119,9 @@ pub(crate) enum ModelCommand {
         /// Where to write the key; MODEL.key here when left out
         #[arg(long, short)]
         out: Option<PathBuf>,
+        /// Hide the weights of a model from ONNX, in this many proofs; what makes these is written beside the key, as MODEL.secret
+        #[arg(long, value_name = "PROOFS")]
+        hide: Option<u32>,
     },
     /// Make a secret key from a model that writes text, to check its answers with `assay verify --trace` without the model
     Key {
@@ -170,7 +173,7 @@ pub(crate) fn run(command: ModelCommand, json: bool) -> Result<()> {
             announce(&import(&args.path, &name)?, json)
         }
         ModelCommand::List => list(json),
-        ModelCommand::Commit { model, out } => proofs::commit(&model, out, json),
+        ModelCommand::Commit { model, out, hide } => proofs::commit(&model, out, hide, json),
         ModelCommand::Key { model, out } => light::make_key(&model, out, json),
         ModelCommand::Show { model } => {
             let (_, artifact) = open(&model)?;

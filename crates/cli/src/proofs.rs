@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use assay_proof::{HidingProof, Key, Model, Proof, Stage};
+use assay_proof::{AnyProof, Hide, Key, Model, Stage};
+use assay_worker::Secret;
 use clap::Args;
 use serde_json::json;
 
@@ -27,9 +28,9 @@ pub(crate) struct ProveArgs {
     /// receipt always is
     #[arg(long)]
     key: Option<PathBuf>,
-    /// What the proof is not to tell: it is then zero-knowledge, and larger
-    #[arg(long, value_enum, requires = "input")]
-    hide: Option<Hide>,
+    /// What the proof is not to tell: it is then zero-knowledge about that, and larger
+    #[arg(long, value_enum, value_delimiter = ',', requires = "input")]
+    hide: Vec<Hidden>,
     /// Have the worker that gave the receipt's answer prove it, which needs no model here
     #[arg(long, requires = "key", conflicts_with = "input")]
     from_worker: bool,
@@ -37,84 +38,39 @@ pub(crate) struct ProveArgs {
     list: verify::ListArgs,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Hide {
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Hidden {
     /// The inputs, and what lies between them and the outputs
     Inputs,
+    /// The weights behind a key that `assay model commit --hide` made; each proof uses one of those that it was made for
+    Weights,
 }
 
 /// What the files of proofs begin with, in any version.
 const MAGICS: [&[u8; 7]; 2] = [b"ASSAYPF", b"ASSAYZK"];
 
 /// Says what a proof leaves to know.
-const NOT_HIDING: &str =
-    "The proof is succinct, not hiding: it contains the inputs and reveals parts of the computation.";
-const HIDING: &str = "The proof is zero-knowledge: about the inputs it tells nothing but the outputs.";
-
-/// A proof of either kind.
-enum AnyProof {
-    Open(Proof),
-    Hiding(HidingProof),
-}
-
-impl AnyProof {
-    fn from_bytes(bytes: &[u8]) -> std::result::Result<AnyProof, assay_proof::Error> {
-        if HidingProof::is_hiding(bytes) {
-            return HidingProof::from_bytes(bytes).map(AnyProof::Hiding);
+fn tells(proof: &AnyProof) -> &'static str {
+    match (proof, proof.hides_weights()) {
+        (AnyProof::Open(_), _) => {
+            "The proof is succinct, not hiding: it contains the inputs and reveals parts of the computation."
         }
-        Proof::from_bytes(bytes).map(AnyProof::Open)
-    }
-
-    fn to_bytes(&self) -> std::result::Result<Vec<u8>, assay_proof::Error> {
-        match self {
-            AnyProof::Open(proof) => proof.to_bytes(),
-            AnyProof::Hiding(proof) => proof.to_bytes(),
+        (AnyProof::Hiding(proof), true) if proof.inputs.is_some() => {
+            "The proof is zero-knowledge: about the weights and biases it tells nothing but the outputs. It contains the inputs."
         }
-    }
-
-    fn model(&self) -> [u8; 32] {
-        match self {
-            AnyProof::Open(proof) => proof.model,
-            AnyProof::Hiding(proof) => proof.model,
+        (_, true) => {
+            "The proof is zero-knowledge: about inputs, weights and biases it tells nothing but the outputs."
         }
-    }
-
-    fn outputs(&self) -> &[i32] {
-        match self {
-            AnyProof::Open(proof) => &proof.outputs,
-            AnyProof::Hiding(proof) => &proof.outputs,
+        (_, false) if proof.has_committed_weights() => {
+            "The proof is zero-knowledge about the inputs. Of the weights behind the key it reveals parts, as every proof with a key that \
+             does not hide them."
         }
-    }
-
-    fn has_committed_weights(&self) -> bool {
-        match self {
-            AnyProof::Open(proof) => proof.has_committed_weights(),
-            AnyProof::Hiding(proof) => proof.has_committed_weights(),
-        }
-    }
-
-    fn is_hiding(&self) -> bool {
-        matches!(self, AnyProof::Hiding(_))
-    }
-
-    /// Checks it; returns how many examples it is about, and its bits of soundness.
-    fn verify(&self, model: &Model) -> std::result::Result<(usize, f64), assay_proof::Error> {
-        match self {
-            AnyProof::Open(proof) => {
-                model.verify(proof)?;
-                let examples = model.examples(&proof.inputs);
-                Ok((examples, model.security_bits(examples)?))
-            }
-            AnyProof::Hiding(proof) => {
-                model.verify_hiding(proof)?;
-                Ok((proof.examples, model.hiding_security_bits(proof.examples)?))
-            }
-        }
+        (_, false) => "The proof is zero-knowledge: about the inputs it tells nothing but the outputs.",
     }
 }
 
 /// Writes the key of a model.
-pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result<()> {
+pub(crate) fn commit(model: &str, out: Option<PathBuf>, hide: Option<u32>, as_json: bool) -> Result<()> {
     let named = |path: &std::path::PathBuf| models::name_of(path) == model || path == Path::new(model);
     let graph = match graphs::open(model) {
         Ok(graph) => graph,
@@ -122,22 +78,57 @@ pub(crate) fn commit(model: &str, out: Option<PathBuf>, as_json: bool) -> Result
         Err(error) if graphs::paths()?.iter().any(named) => return Err(error),
         Err(_) => {
             let (path, artifact) = models::open(model)?;
+            if hide.is_some() {
+                return Err(Error::said("only weights of models from ONNX can be hidden; leave --hide out"));
+            }
             return light::commit(&path, &artifact, out, as_json);
         }
     };
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(Path::new(model)))));
-    let spinner = ui::spinner("committing to the weights");
-    let key = Key::commit(&graph);
-    spinner.finish_and_clear();
-    let key = key.map_err(|error| Error::said(error.to_string()))?;
+    let said = |error: assay_proof::Error| Error::said(error.to_string());
+    let (key, secret) = match hide {
+        None => {
+            let spinner = ui::spinner("committing to the weights");
+            let key = Key::commit(&graph);
+            spinner.finish_and_clear();
+            (key.map_err(said)?, None)
+        }
+        Some(proofs) => {
+            let path = Secret::beside(&out);
+            // A secret cannot be made again, so none is ever overwritten.
+            if path.exists() {
+                return Err(Error::said(format!(
+                    "{} exists, and the key that it belongs to is worth nothing without it; choose another name with --out, or remove it",
+                    path.display()
+                )));
+            }
+            let (bar, seed) = (ui::bar(proofs.into(), "committing", false), keys::random()?);
+            let key = Key::commit_hiding(&graph, proofs, &seed, &|| bar.inc(1));
+            bar.finish_and_clear();
+            let key = key.map_err(said)?;
+            Secret::create(&path, &key, &seed).map_err(|error| Error::said(error.to_string()))?;
+            (key, Some(path))
+        }
+    };
     let bytes = key.to_bytes();
     home::write_atomically(&out, &bytes, 0o644)?;
     let (id, model) = (hex(&key.id()), hex(&graph.id()));
     if as_json {
-        ui::print_json(&json!({ "key": id, "model": model, "bytes": bytes.len(), "path": out }));
-    } else {
-        ui::say!("key {id}\nof the model {model}");
-        ui::say!("{}", ui::dim(&format!("{} has {:.1} kB", out.display(), bytes.len() as f64 / 1e3)));
+        ui::print_json(&json!({
+            "key": id, "model": model, "bytes": bytes.len(), "path": out, "hiding_proofs": hide, "secret": secret,
+        }));
+        return Ok(());
+    }
+    ui::say!("key {id}\nof the model {model}");
+    ui::say!("{}", ui::dim(&format!("{} has {:.1} kB", out.display(), bytes.len() as f64 / 1e3)));
+    if let (Some(path), Some(proofs)) = (secret, hide) {
+        ui::say!("It hides the weights in {proofs} proofs, which {} makes and counts.", path.display());
+        ui::say!(
+            "{}",
+            ui::dim(
+                "Keep that file to yourself, and never restore an older copy of it: two proofs from one count may tell the weights."
+            )
+        );
     }
     Ok(())
 }
@@ -177,10 +168,33 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
         });
         bar.set_position(Stage::ALL.iter().position(|known| *known == stage).unwrap_or(0) as u64);
     };
-    let proof = match (args.hide, &key) {
-        (Some(Hide::Inputs), key) => {
+    let hides = |what| args.hide.contains(&what);
+    let hide = match (&key, &args.key) {
+        (Some(key), Some(path)) if hides(Hidden::Weights) => {
+            if key.hiding_proofs().is_none() {
+                return Err(Error::said(format!(
+                    "{} does not hide its weights; make a key that does with `assay model commit --hide PROOFS`",
+                    path.display()
+                )));
+            }
+            let said = |error: assay_worker::Error| Error::said(error.to_string());
+            let secret = Secret::open(&Secret::beside(path), key).map_err(said)?;
+            secret.check(key, &graph).map_err(said)?;
+            let once = secret.take().map_err(said)?;
+            Some(if hides(Hidden::Inputs) { Hide::Both(once) } else { Hide::Weights(once) })
+        }
+        (None, _) if hides(Hidden::Weights) => {
+            return Err(Error::said(
+                "weights are hidden behind a key: make one with `assay model commit --hide PROOFS`, and name it with --key",
+            ));
+        }
+        _ => hides(Hidden::Inputs).then_some(Hide::Inputs),
+    };
+    let proof = match (hide, &key) {
+        (Some(hide), key) => {
             let seed = keys::random()?;
-            assay_proof::prove_hiding(&graph, key.as_ref(), &inputs, seed, &mut report).map(AnyProof::Hiding)
+            assay_proof::prove_hiding(&graph, key.as_ref(), &inputs, hide, seed, &mut report)
+                .map(AnyProof::Hiding)
         }
         (None, Some(key)) => {
             assay_proof::prove_with_key(&graph, key, &inputs, &mut report).map(AnyProof::Open)
@@ -195,14 +209,11 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     home::write_atomically(&args.out, &bytes, 0o644)?;
     let examples = inputs.len() / graph.inputs().len();
     if as_json {
-        // Without inputs and outputs.
-        let proof_bytes = match &proof {
-            AnyProof::Open(proof) => proof.proof_len(),
-            AnyProof::Hiding(proof) => proof.proof_len(),
-        };
         let said = json!({
             "model": hex(&graph.id()), "examples": examples, "seconds": seconds, "bytes": bytes.len(),
-            "proof_bytes": proof_bytes.map_err(said)?, "path": args.out, "hiding": proof.is_hiding(),
+            // Without inputs and outputs.
+            "proof_bytes": proof.proof_len().map_err(said)?, "path": args.out,
+            "hiding": proof.inputs().is_none(), "hides_weights": proof.hides_weights(),
         });
         graphs::print_outputs(&graph, proof.outputs(), Some(said));
         return Ok(());
@@ -216,7 +227,7 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
         args.out.display(),
         bytes.len() as f64 / 1e3
     );
-    ui::say!("{}", ui::dim(if proof.is_hiding() { HIDING } else { NOT_HIDING }));
+    ui::say!("{}", ui::dim(tells(&proof)));
     Ok(())
 }
 
@@ -248,7 +259,7 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         Error::Rejected(error.to_string())
     };
     let proof = AnyProof::from_bytes(&bytes).map_err(|error| rejected(&error))?;
-    let (name, hiding) = (hex(&proof.model()), proof.is_hiding());
+    let (name, shown) = (hex(&proof.model()), proof.inputs());
     let model = self::model(&name, model, key)?.ok_or_else(|| {
         Error::said(match proof.has_committed_weights() {
             true => format!("the proof is about the weights behind the key {name}; give that key with --key"),
@@ -258,25 +269,24 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         })
     })?;
     let started = Instant::now();
-    let (examples, bits) = proof.verify(&model).map_err(|error| rejected(&error))?;
+    model.verify_any(&proof).map_err(|error| rejected(&error))?;
     let (graph, seconds) = (model.graph(), started.elapsed().as_secs_f64());
+    let (examples, bits) = model.examples_and_bits(&proof).map_err(|error| rejected(&error))?;
     let is_key = matches!(model, Model::Key(_));
-    let inputs = match &proof {
-        AnyProof::Open(_) => None,
-        AnyProof::Hiding(proof) => Some(hex(&proof.commitment())),
+    let commitment = match &proof {
+        AnyProof::Hiding(proof) if shown.is_none() => Some(hex(&proof.commitment())),
+        _ => None,
     };
     // The words that the inputs are, where the model takes words: `None` when it does not or they are none.
     let takes_rows = matches!(graph.interface().encoding, assay_graph::Encoding::Rows { .. });
-    let words = match &proof {
-        AnyProof::Open(proof) => graph.row_numbers(&proof.inputs),
-        AnyProof::Hiding(_) => None,
-    };
+    let words = shown.and_then(|inputs| graph.row_numbers(inputs));
     if as_json {
         let mut said = json!({
             "valid": true, "model": name, "examples": examples, "seconds": seconds,
-            "security_bits": bits, "committed_weights": is_key, "hiding": hiding, "commitment": inputs,
+            "security_bits": bits, "committed_weights": is_key, "hiding": shown.is_none(),
+            "hides_weights": proof.hides_weights(), "commitment": commitment,
         });
-        if takes_rows && !hiding {
+        if takes_rows && shown.is_some() {
             said["words"] = json!(words.map(|words| {
                 words.chunks_exact(graph.numbers()).map(<[u32]>::to_vec).collect::<Vec<_>>()
             }));
@@ -285,11 +295,11 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
         return Ok(());
     }
     graphs::print_outputs(graph, proof.outputs(), None);
-    let kind = if hiding { "zero-knowledge" } else { "succinct, not hiding" };
+    let kind = if matches!(proof, AnyProof::Hiding(_)) { "zero-knowledge" } else { "succinct, not hiding" };
     ui::say!("\n{} ({kind}), checked in {:.1} ms", ui::green("PROVED"), seconds * 1e3);
     ui::say!("\n{}", ui::bold("What this proves"));
     let subject = if is_key { "The model behind the key" } else { "The model" };
-    match &inputs {
+    match &commitment {
         None => {
             ui::say!("  {subject} {name} gives these outputs for the inputs in the file.");
             match words {
@@ -309,10 +319,10 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     }
     ui::say!("\n{}", ui::bold("What you still trust"));
     ui::say!("  Mathematics: a false proof costs about 2^{bits:.0} attempts, or a collision of BLAKE3.");
-    if hiding && takes_rows {
+    if shown.is_none() && takes_rows {
         ui::say!("  That the inputs, which nobody sees, are rows of the model's table of words.");
     }
-    if hiding {
+    if shown.is_none() {
         ui::say!("  That the model is the one that you mean. Any inputs that give these outputs would do.");
     } else {
         ui::say!("  That the inputs in the file are the ones that you mean, and the model is.");
@@ -320,12 +330,6 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     if is_key {
         ui::say!("  Whoever made the key: it was made from the model that you mean, and keeps its bounds.");
     }
-    ui::say!("{}", ui::dim(if hiding { HIDING } else { NOT_HIDING }));
-    if hiding && is_key {
-        ui::say!(
-            "{}",
-            ui::dim("About the weights behind the key it does reveal parts, as every proof with a key.")
-        );
-    }
+    ui::say!("{}", ui::dim(tells(&proof)));
     Ok(())
 }

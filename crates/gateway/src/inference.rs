@@ -11,7 +11,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use assay_proof::{Model, Proof};
+use assay_proof::{AnyProof, Hide, Model};
 use assay_receipt::{Bundle, Bytes32, GRAPH_ARITHMETIC, Member, Request};
 use assay_verify::{CheckKind, Expected, Outcome, Report};
 use axum::body::Bytes;
@@ -455,9 +455,11 @@ async fn ask(
     let answer = collect(vec![running]).await?.pop();
     // It was checked before it became an answer.
     let proof = answer.as_ref().and_then(|answer| answer.output.proof_file());
-    let read = proof.as_deref().and_then(|file| Proof::from_bytes(file).ok());
+    let read = proof.as_deref().and_then(|file| AnyProof::from_bytes(file).ok());
     match (answer, read) {
-        (Some(answer), Some(read)) => Ok(Done { outputs: read.outputs, proof, assay: Some(answer.assay) }),
+        (Some(answer), Some(read)) => {
+            Ok(Done { outputs: read.outputs().to_vec(), proof, assay: Some(answer.assay) })
+        }
         _ => Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "the answer is no proof".into())),
     }
 }
@@ -499,8 +501,8 @@ async fn prove(
                 (proof.outputs, bytes)
             }
             Some(seed) => {
-                let proof =
-                    assay_proof::prove_hiding(graph, None, &inputs, seed, &mut |_| ()).map_err(said)?;
+                let proof = assay_proof::prove_hiding(graph, None, &inputs, Hide::Inputs, seed, &mut |_| ())
+                    .map_err(said)?;
                 let bytes = proof.to_bytes().map_err(said)?;
                 (proof.outputs, bytes)
             }

@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use alloy_primitives::{Address, Bytes, address};
-use assay_proof::{Model, Proof};
+use assay_proof::{AnyProof, Model};
 use revm::handler::EthPrecompiles;
 use revm::precompile::{
     Precompile, PrecompileHalt, PrecompileId, PrecompileOutput, PrecompileResult, PrecompileSpecId,
@@ -66,9 +66,9 @@ fn run(input: &[u8], gas_limit: u64, reservoir: u64) -> PrecompileResult {
         }
         let said = |error: assay_proof::Error| error.to_string();
         let (model, proof) =
-            (Model::from_bytes(model).map_err(said)?, Proof::from_bytes(proof).map_err(said)?);
-        model.verify(&proof).map_err(said)?;
-        Ok(Some(encoded(&proof)))
+            (Model::from_bytes(model).map_err(said)?, AnyProof::from_bytes(proof).map_err(said)?);
+        model.verify_any(&proof).map_err(said)?;
+        Ok(Some(encoded(&proof).ok_or("the proof hides its inputs")?))
     };
     // A defect of the verifier is the same on every node, and ends this call and not the chain.
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(checked));
@@ -86,17 +86,18 @@ fn split(input: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::try_from(u32::from_be_bytes(*len)).ok()?)
 }
 
-/// `abi.encode(bytes32, int32[], int32[])`.
-fn encoded(proof: &Proof) -> Vec<u8> {
+/// `abi.encode(bytes32, int32[], int32[])`; `None` when the inputs are hidden.
+fn encoded(proof: &AnyProof) -> Option<Vec<u8>> {
+    let (inputs, outputs) = (proof.inputs()?, proof.outputs());
     fn word(number: u64) -> [u8; 32] {
         let mut word = [0; 32];
         word[24..].copy_from_slice(&number.to_be_bytes());
         word
     }
-    let mut out = proof.model.to_vec();
+    let mut out = proof.model().to_vec();
     out.extend(word(96));
-    out.extend(word(128 + 32 * proof.inputs.len() as u64));
-    for values in [&proof.inputs, &proof.outputs] {
+    out.extend(word(128 + 32 * inputs.len() as u64));
+    for values in [inputs, outputs] {
         out.extend(word(values.len() as u64));
         for value in values {
             // Sign-extended.
@@ -104,5 +105,5 @@ fn encoded(proof: &Proof) -> Vec<u8> {
             out.extend(value.to_be_bytes());
         }
     }
-    out
+    Some(out)
 }

@@ -297,6 +297,11 @@ pub(crate) mod prover {
             OneTime { seed, number }
         }
 
+        /// The commitment's number.
+        pub fn number(&self) -> u32 {
+            self.number
+        }
+
         fn generator(&self) -> StdRng {
             StdRng::from_seed(derived(
                 "assay 2026-11 hidden weights: one commitment",
@@ -357,10 +362,31 @@ pub(crate) mod prover {
             let roots = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
             let mut weights = hiding_commitments(roots, &public)?;
             if let WeightsCommitment::Hiding { value, point, .. } = &mut weights {
-                *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+                *value = evaluated(shared, point);
             }
             Key::new(public, weights)
         }
+    }
+
+    impl Key {
+        /// Checks that it was made from this model with this seed, without making its commitments again.
+        ///
+        /// # Errors
+        /// [`Error::Key`] when it was not, or does not hide its weights.
+        pub fn check_seed(&self, graph: &Graph, seed: &[u8; 32]) -> Result<(), Error> {
+            let WeightsCommitment::Hiding { value, point, .. } = &self.weights else {
+                return Err(Error::Key("the key does not hide its weights"));
+            };
+            let same = graph.without_weights()?.id() == self.graph.id()
+                && evaluated(shared(&self.layout()?, graph, seed), point) == *value;
+            if same { Ok(()) } else { Err(OTHER) }
+        }
+    }
+
+    const OTHER: Error = Error::Key("the key is of another model, or was made with another secret");
+
+    fn evaluated(vector: Vec<F>, point: &[E]) -> E {
+        Poly::new(vector).eval_base(&Point::new(point.to_vec()))
     }
 
     /// Committed weights that can be opened.
@@ -380,7 +406,6 @@ pub(crate) mod prover {
             graph: &Graph,
             once: Option<&OneTime>,
         ) -> Result<(Vec<F>, Root, Committed), Error> {
-            const OTHER: Error = Error::Key("the key is of another model");
             if graph.without_weights()?.id() != key.graph.id() {
                 return Err(OTHER);
             }
@@ -400,9 +425,7 @@ pub(crate) mod prover {
                     let committed = hiding_commitment::prover::commit(vector.clone(), &mut rng)?;
                     let root = committed.root()?;
                     if roots.get(once.number as usize) != Some(&root) {
-                        return Err(Error::Key(
-                            "the key is of another model, or was made with another secret",
-                        ));
+                        return Err(OTHER);
                     }
                     Ok((vector, root, Committed::Hiding(once.number, Box::new(committed), point.clone())))
                 }

@@ -36,6 +36,7 @@
 //! ```
 
 mod adjoint;
+mod any;
 mod circuit;
 mod commitment;
 mod error;
@@ -63,6 +64,7 @@ mod value;
 mod verify;
 mod weights;
 
+pub use any::AnyProof;
 pub use assay_graph::Graph;
 pub use error::Error;
 pub use file::{FILE_BYTES_MAX, Proof};

@@ -1,6 +1,6 @@
 //! Answers that are proofs.
 
-use assay_proof::{Model, Proof};
+use assay_proof::{AnyProof, Model};
 use assay_receipt::{Bundle, Bytes32, GRAPH_ARITHMETIC, Level, Output, Request};
 
 use crate::check::{rejected_words, signed_words};
@@ -67,26 +67,26 @@ pub fn check_proved(bundle: &Bundle, expected: &Expected, model: &Model) -> Resu
     Ok(Report { checks: checks.0, ..report })
 }
 
-/// The proof that an output is, if it shows what this model gives for the inputs of a request.
+/// The proof that an output is, if it shows what this model gives for the inputs of a request. It may hide the model's weights.
 ///
 /// # Errors
 /// A sentence that says what is wrong with it.
-pub fn proof_of(request: &Request, output: &Output, model: &Model) -> Result<Proof, String> {
+pub fn proof_of(request: &Request, output: &Output, model: &Model) -> Result<AnyProof, String> {
     let inputs =
         request.inference_inputs().ok_or("the request is none for the outputs of an integer graph")?;
     let file = output.proof_file().ok_or("the answer carries no proof")?;
-    let proof = Proof::from_bytes(&file).map_err(|error| error.to_string())?;
+    let proof = AnyProof::from_bytes(&file).map_err(|error| error.to_string())?;
     // What comes first decides what is said, since each alone would do.
-    if proof.model != model.id() || request.model.0 != model.id() {
+    if proof.model() != model.id() || request.model.0 != model.id() {
         return Err("the proof is about another model".to_owned());
     }
-    if proof.inputs != inputs {
+    if proof.inputs() != Some(&inputs) {
         return Err("the proof is about other inputs than those of the request".to_owned());
     }
     if model.examples(&inputs) != output.prompt_tokens as usize {
         let (found, claimed) = (model.examples(&inputs), output.prompt_tokens);
         return Err(format!("the request has {found} examples, where {claimed} are charged"));
     }
-    model.verify(&proof).map_err(|error| error.to_string())?;
+    model.verify_any(&proof).map_err(|error| error.to_string())?;
     Ok(proof)
 }

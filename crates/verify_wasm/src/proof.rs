@@ -1,6 +1,6 @@
 //! One proof and the model that it is about, as bytes, to JSON.
 
-use assay_proof::{Error, HidingProof, Model, Proof};
+use assay_proof::{AnyProof, Error, Model};
 use serde_json::{Value, json};
 
 /// The JSON answer about a request: the file of the model or of its key and the file of the proof, each after its length, and the
@@ -28,51 +28,39 @@ fn file(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
     let said = |error: Error| error.to_string();
     let model = Model::from_bytes(model).map_err(said)?;
-    if HidingProof::is_hiding(proof) {
-        let proof = HidingProof::from_bytes(proof).map_err(said)?;
-        model.verify_hiding(&proof).map_err(said)?;
-        if !rows.is_empty() {
-            return Err("the proof hides its inputs: it may be about others than those".into());
-        }
-        let bits = model.hiding_security_bits(proof.examples).map_err(said)?;
-        return Ok(told(&model, &proof.outputs, proof.examples, bits, Value::Null));
-    }
-    let proof = Proof::from_bytes(proof).map_err(said)?;
-    model.verify(&proof).map_err(said)?;
+    let proof = AnyProof::from_bytes(proof).map_err(said)?;
+    model.verify_any(&proof).map_err(said)?;
+    let (examples, bits) = model.examples_and_bits(&proof).map_err(said)?;
+    let graph = model.graph();
     if !rows.is_empty() {
+        let Some(shown) = proof.inputs() else {
+            return Err("the proof hides its inputs: it may be about others than those".into());
+        };
         let rows: Vec<f64> = serde_json::from_slice(rows).map_err(|error| error.to_string())?;
-        let inputs = model.graph().encode_inputs(&rows).map_err(|error| error.to_string())?;
-        if inputs != proof.inputs {
+        let inputs = graph.encode_inputs(&rows).map_err(|error| error.to_string())?;
+        if inputs != shown {
             return Err("the proof is about other inputs than those".into());
         }
     }
-    let examples = model.examples(&proof.inputs);
-    let bits = model.security_bits(examples).map_err(said)?;
-    let graph = model.graph();
-    let words = graph.row_numbers(&proof.inputs);
-    let words = words.map(|numbers| json!(numbers.chunks_exact(graph.numbers()).collect::<Vec<_>>()));
-    let inputs = json!(proof.inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>());
-    let mut told = told(&model, &proof.outputs, examples, bits, inputs);
-    told["words"] = json!(words);
-    Ok(told)
-}
-
-/// What a proof shows; `inputs` is null when they are hidden, and `words` where the model takes none or the inputs are no rows of its table.
-fn told(model: &Model, outputs: &[i32], examples: usize, bits: f64, inputs: Value) -> Value {
-    let graph = model.graph();
-    let outputs = || outputs.chunks_exact(graph.width(graph.output()));
+    let inputs = proof.inputs();
+    // The words that they are, where the model takes words.
+    let words = inputs.and_then(|inputs| graph.row_numbers(inputs));
+    let outputs = || proof.outputs().chunks_exact(graph.width(graph.output()));
     let label = |example: &[i32]| graph.class(example).map(|class| graph.interface().labels[class].clone());
-    json!({
+    Ok(json!({
         "valid": true,
         "model": hex(&model.id()),
         "examples": examples,
         "security_bits": bits,
-        "hiding": inputs.is_null(),
-        "inputs": inputs,
-        "words": Value::Null,
+        "hiding": inputs.is_none(),
+        "hides_weights": proof.hides_weights(),
+        "inputs": inputs.map(|inputs| inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>()),
+        "words": words.map(|words| {
+            words.chunks_exact(graph.numbers()).map(<[u32]>::to_vec).collect::<Vec<_>>()
+        }),
         "outputs": outputs().map(|example| graph.decode_outputs(example)).collect::<Vec<_>>(),
         "labels": outputs().filter_map(label).collect::<Vec<_>>(),
-    })
+    }))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -183,7 +183,7 @@ pub struct Model {
     /// ONNX, whose answers are proofs.
     pub artifact: PathBuf,
     /// For an integer graph: the key that `assay model commit` made. The model is then offered under the key's id, and its
-    /// weights stay with this worker. Default: they are public.
+    /// weights stay with this worker; of a key that hides them, the secret lies beside it. Default: they are public.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
     /// The artifact of a much smaller model of the same family, which guesses ahead: faster, and the same answers. Its

@@ -43,6 +43,24 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
+    /// The secret of a key that hides its weights is unusable.
+    #[error("The secret {path} cannot be used: {fault}. Nothing was proved with it.")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// A key that hides its weights has no commitments left.
+    #[error(
+        "The key's {proofs} proofs are all made, as {path} counts: commit to the model anew with `assay model commit`."
+    )]
+    SecretUsedUp {
+        /// The file.
+        path: PathBuf,
+        /// For how many proofs the key was made.
+        proofs: u32,
+    },
     /// A key or certificate is unusable.
     #[error(
         "The identity file {path} cannot be used: {fault}. Restore it from a backup, or remove it to start as a new worker."

@@ -45,10 +45,12 @@ mod memory;
 mod metrics;
 mod proofs;
 mod prove;
+mod secret;
 mod server;
 mod settle;
 
 pub use config::{Chain, Config, Forward, Model};
 pub use error::Error;
 pub use log::statements;
+pub use secret::Secret;
 pub use server::{Ready, run};

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_engine::request::OutputVerdict;
-use assay_proof::{BATCH_MAX, Graph, Key};
+use assay_proof::{AnyProof, BATCH_MAX, Graph, Hide, Key};
 use assay_receipt::{FailureCode, GRAPH_ARITHMETIC, GenerateCall, Offer, Output, Request};
 use tokio::sync::Semaphore;
 
 use crate::answer::{Answer, Trouble, beside, check_whole};
 use crate::local::{ModelFile, Replayed};
-use crate::{Config, Error, Model, files};
+use crate::{Config, Error, Model, Secret, files};
 
 /// Most inputs of a request: in decimal they still fit into a request.
 const INPUTS_MAX: usize = 1 << 20;
@@ -18,8 +18,10 @@ const INPUTS_MAX: usize = 1 << 20;
 /// A graph, and its turn to be proved: a proof uses every processor.
 pub(crate) struct Prover {
     graph: Arc<Graph>,
-    /// With it the weights stay here, and who checks has the key only.
+    /// With a key the weights stay here, and who checks has the key only.
     model: Arc<assay_proof::Model>,
+    /// Of a key that hides the weights.
+    secret: Option<Arc<Secret>>,
     turn: Arc<Semaphore>,
     /// Longest time of an audit, waiting included.
     audit_limit: Duration,
@@ -31,14 +33,21 @@ impl Prover {
         let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
         let bytes = files::map(&model.artifact)?;
         let graph = Graph::decode((*bytes).as_ref()).map_err(|fault| refused(fault.to_string()))?;
+        let mut secret = None;
         let public = match &model.key {
             None => assay_proof::Model::Graph(graph.clone()),
             Some(path) => {
                 let key = Key::from_bytes((*files::map(path)?).as_ref())
                     .map_err(|fault| Error::Model { path: path.clone(), fault: fault.to_string() })?;
-                let own = Key::commit(&graph).map_err(|fault| refused(fault.to_string()))?;
-                if own.id() != key.id() {
-                    return Err(refused(format!("{} is the key of another model", path.display())));
+                if key.hiding_proofs().is_some() {
+                    let found = Secret::open(&Secret::beside(path), &key)?;
+                    found.check(&key, &graph)?;
+                    secret = Some(Arc::new(found));
+                } else {
+                    let own = Key::commit(&graph).map_err(|fault| refused(fault.to_string()))?;
+                    if own.id() != key.id() {
+                        return Err(refused(format!("{} is the key of another model", path.display())));
+                    }
                 }
                 assay_proof::Model::Key(key)
             }
@@ -52,6 +61,7 @@ impl Prover {
         let prover = Prover {
             graph: Arc::new(graph),
             model: Arc::new(public),
+            secret,
             turn: Arc::new(Semaphore::new(1)),
             audit_limit: Duration::from_millis(config.request_deadline_ms),
         };
@@ -97,19 +107,9 @@ impl Prover {
     /// Proves: one chunk, then the receipt.
     pub(crate) async fn answer(&self, answer: Answer, inputs: Vec<i32>) {
         answer.metrics.running.inc();
-        let proving = self.in_turn(move |graph, model| {
-            let proof = match model {
-                assay_proof::Model::Graph(graph) => assay_proof::prove(graph, &inputs),
-                assay_proof::Model::Key(key) => assay_proof::prove_with_key(graph, key, &inputs, &mut |_| ()),
-            }?;
-            Ok(Output::proof(&proof.to_bytes()?, model.examples(&inputs) as u32))
-        });
-        let proved = answer.within_limits(proving).await.and_then(|proved| {
-            proved.map_err(|fault: assay_proof::Error| {
-                let message = format!("The inputs cannot be proved: {fault}.");
-                Trouble::new(FailureCode::BadRequest, message)
-            })
-        });
+        let secret = self.secret.clone();
+        let proving = self.in_turn(move |graph, model| prove(graph, model, secret.as_deref(), &inputs));
+        let proved = answer.within_limits(proving).await.and_then(|proved| proved);
         answer.metrics.running.dec();
         answer.whole(proved).await;
     }
@@ -126,4 +126,31 @@ impl Prover {
         });
         Replayed::within(self.audit_limit, check).await
     }
+}
+
+/// The answer that is a proof for these inputs; one that hides the weights, when the model's key does.
+fn prove(
+    graph: &Graph,
+    model: &assay_proof::Model,
+    secret: Option<&Secret>,
+    inputs: &[i32],
+) -> Result<Output, Trouble> {
+    let proof = match (model, secret) {
+        (assay_proof::Model::Graph(graph), _) => assay_proof::prove(graph, inputs).map(AnyProof::Open),
+        (assay_proof::Model::Key(key), None) => {
+            assay_proof::prove_with_key(graph, key, inputs, &mut |_| ()).map(AnyProof::Open)
+        }
+        (assay_proof::Model::Key(key), Some(secret)) => {
+            let failed = |message| Trouble::new(FailureCode::Internal, message);
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed)
+                .map_err(|error| failed(format!("The system gives no random bytes: {error}.")))?;
+            let hide = Hide::Weights(secret.take().map_err(|error| failed(error.to_string()))?);
+            assay_proof::prove_hiding(graph, Some(key), inputs, hide, seed, &mut |_| ()).map(AnyProof::Hiding)
+        }
+    };
+    let file = proof.and_then(|proof| proof.to_bytes()).map_err(|fault| {
+        Trouble::new(FailureCode::BadRequest, format!("The inputs cannot be proved: {fault}."))
+    })?;
+    Ok(Output::proof(&file, model.examples(inputs) as u32))
 }

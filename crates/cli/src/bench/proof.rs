@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay_graph::Graph;
-use assay_proof::{Key, Model};
+use assay_proof::{Hide, Key, Model};
 use serde_json::json;
 
 use super::python::{self, Script};
@@ -183,7 +183,7 @@ fn ours(
     // Hiding has a copy.
     let hidden = (!large).then(|| Model::Graph(graph.clone()));
     for examples in [1, batch] {
-        if hidden.as_ref().is_some_and(|hidden| hidden.hiding_security_bits(examples).is_ok()) {
+        if hidden.as_ref().is_some_and(|hidden| hidden.hiding_security_bits(examples, true).is_ok()) {
             runs.push((examples, if examples == 1 { rounds } else { 2 }, None, true));
         }
     }
@@ -217,8 +217,9 @@ fn ours(
             if let (true, Some(hidden)) = (hide, &hidden) {
                 // What hides nothing may be known to all.
                 let seed = [round as u8; 32];
-                let (proof, seconds) =
-                    timed(|| assay_proof::prove_hiding(&graph, None, inputs, seed, &mut |_| ()));
+                let (proof, seconds) = timed(|| {
+                    assay_proof::prove_hiding(&graph, None, inputs, Hide::Inputs, seed, &mut |_| ())
+                });
                 let proof = proof.map_err(|error| said(&error))?;
                 row.prove = row.prove.min(seconds);
                 let (checked, seconds) = timed(|| hidden.verify_hiding(&proof));
