@@ -307,8 +307,8 @@ function Shown({ result }: { result: Result }): JSX.Element {
           <Icon name="checks" /> Proved, and checked in this page
         </h2>
         <p>
-          The model {short(proved.model)} gives exactly these outputs for your numbers. A false proof would take about 2<sup>{Math.floor(proved.security_bits)}</sup> tries. The proof hides
-          nothing: it holds your numbers.
+          The model {short(proved.model)} gives exactly these outputs for your numbers. A false proof would take about 2<sup>{Math.floor(proved.security_bits)}</sup> tries.{" "}
+          {proved.hides_weights ? "The proof tells nothing else about the model's weights. It holds your numbers." : "The proof hides nothing: it holds your numbers."}
         </p>
       </div>
       <table class="facts">

@@ -11,6 +11,8 @@ export type Proved =
       model: string;
       examples: number;
       security_bits: number;
+      /** Whether it tells nothing about the weights but what the outputs say. */
+      hides_weights: boolean;
       outputs: number[][];
       /** The chosen class of each example; none where outputs are numbers. */
       labels: string[];

@@ -103,6 +103,54 @@ fn a_prediction_is_proved_by_one_process_and_checked_by_another() {
     assert!(String::from_utf8_lossy(&answer.stderr).contains("which is not here"));
 }
 
+/// Weights that nobody is to learn: as many proofs as the key is for, each checked with the key alone.
+#[test]
+fn weights_are_hidden_in_as_many_proofs_as_their_key_is_for() {
+    let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let (model, rows) = (data("digits_mlp.onnx"), data("digits_mlp.json"));
+    let run = |arguments: &[&str]| assay(home.path(), arguments);
+    let there = |arguments: &[&str]| assay(elsewhere.path(), arguments);
+    let error = |output: &Output| {
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+    };
+    json(&run(&["model", "import", &model, "--calibrate", &rows, "--json"]));
+    let (key, proof, open) = (file("digits.key"), file("hidden.proof"), file("open.key"));
+    let commit = ["model", "commit", "digits_mlp", "--out", &key, "--hide", "2", "--json"];
+    let committed = json(&run(&commit));
+    assert_eq!(
+        (&committed["hiding_proofs"], &committed["secret"]),
+        (&2.into(), &file("digits.secret").into())
+    );
+    assert!(error(&run(&commit)).contains("exists"), "a secret is not overwritten");
+    json(&run(&["model", "commit", "digits_mlp", "--out", &open, "--json"]));
+
+    let prove = |hide: &str, key: &str| {
+        run(&["prove", "digits_mlp", "--input", &rows, "--hide", hide, "--key", key, "-o", &proof, "--json"])
+    };
+    assert!(error(&prove("weights", &open)).contains("does not hide its weights"));
+    assert!(error(&prove("inputs", &key)).contains("has to hide them"));
+    let without_key = run(&["prove", "digits_mlp", "--input", &rows, "--hide", "weights", "-o", &proof]);
+    assert!(error(&without_key).contains("--key"));
+    for (hide, inputs) in [("weights", false), ("inputs,weights", true)] {
+        let proved = json(&prove(hide, &key));
+        assert_eq!((&proved["hides_weights"], &proved["hiding"]), (&true.into(), &inputs.into()));
+        let checked = json(&there(&["verify", &proof, "--key", &key, "--json"]));
+        assert_eq!((&checked["valid"], &checked["model"]), (&true.into(), &committed["key"]));
+        assert_eq!((&checked["hides_weights"], &checked["hiding"]), (&true.into(), &inputs.into()));
+        assert_eq!(checked["outputs"], proved["outputs"]);
+        assert!(checked["security_bits"].as_f64().unwrap() > 100.0);
+        let told = there(&["verify", &proof, "--key", &key]);
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.contains("PROVED (zero-knowledge)") && told.contains("weights and biases"), "{told}");
+        assert_eq!(there(&["verify", &proof, "--key", &open]).status.code(), Some(1));
+    }
+    assert!(error(&prove("weights", &key)).contains("2 proofs are all made"));
+    std::fs::remove_file(file("digits.secret")).unwrap();
+    assert!(error(&prove("weights", &key)).contains("digits.secret"));
+}
+
 /// A transformer as PyTorch exports it, with and without the model at hand.
 #[test]
 fn a_transformer_from_pytorch_is_proved_by_one_process_and_checked_by_another() {

@@ -10,7 +10,7 @@ mod proofs;
 use assay_proof::{Key, Model};
 use assay_receipt::{AnyStatement, Bytes32, Domain, Verdict};
 use assay_verify::{State, check_proved, check_sequence};
-use network::{Answer, CHAT, Network, PRIVATE, SCORES, TEXT, VECTORS, Worker, endless, graph, wait};
+use network::{Answer, CHAT, HIDDEN, Network, PRIVATE, SCORES, TEXT, VECTORS, Worker, endless, graph, wait};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -492,7 +492,7 @@ async fn workers_prove_models_from_onnx_and_a_proof_of_another_model_is_caught()
     let index = network.http.post(format!("{}/v2/repository/index", network.url)).json(&json!({}));
     let index: Value = index.send().await.unwrap().json().await.unwrap();
     let names: Vec<&Value> = index.as_array().unwrap().iter().map(|row| &row["name"]).collect();
-    assert_eq!(names, [PRIVATE, SCORES]);
+    assert_eq!(names, [HIDDEN, PRIVATE, SCORES]);
     let (status, plain) = infer(&network, SCORES, &two(None)).await;
     assert_eq!((status, &plain["outputs"][1]["data"]), (200, &json!(["left", "left"])), "{plain}");
     assert!(network.record(cheater).await["suspended"].is_null(), "no worker was asked");
@@ -521,7 +521,7 @@ async fn workers_prove_models_from_onnx_and_a_proof_of_another_model_is_caught()
     let report = check_proved(&bundle, &expected, &model).unwrap();
     assert_eq!(report.state, State::Proved, "{:?}", report.failed().collect::<Vec<_>>());
     let proof = assay_verify::proof_of(&bundle.request, &bundle.output, &model).unwrap();
-    assert_eq!(json!(model.graph().decode_outputs(&proof.outputs)), answer["outputs"][0]["data"]);
+    assert_eq!(json!(model.graph().decode_outputs(proof.outputs())), answer["outputs"][0]["data"]);
     // An auditor checks proofs as well.
     let audit = network.http.post(format!("{}/assay/audit/{id}", network.url)).json(&json!({}));
     let audit: Value = audit.send().await.unwrap().json().await.unwrap();
@@ -536,6 +536,34 @@ async fn workers_prove_models_from_onnx_and_a_proof_of_another_model_is_caught()
     assert_eq!(chat.status().as_u16(), 404, "it writes no text");
     assert!(!network.get("/v1/models").await.to_string().contains(SCORES));
     assert!(network.get("/assay/models").await.to_string().contains(SCORES));
+}
+
+/// A worker whose proofs tell nothing about the weights makes as many as its key is for, whether or not it is killed between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_proves_and_hides_its_weights() {
+    let network = Network::start(1, false, |_| {}).await;
+    for _ in 0..2 {
+        let (status, answer) = infer(&network, HIDDEN, &two(Some("proved"))).await;
+        assert_eq!((status, &answer["parameters"]["assay_state"]), (200, &json!("proved")), "{answer}");
+        let scores: Vec<f64> = serde_json::from_value(answer["outputs"][0]["data"].clone()).unwrap();
+        assert!(scores.iter().zip([8.5, 1.0, 11.5, 10.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{scores:?}");
+        let file =
+            network.http.get(format!("{}/v2/models/{HIDDEN}/assay", network.url)).send().await.unwrap();
+        let model = Model::from_bytes(&file.bytes().await.unwrap()).unwrap();
+        let id = answer["parameters"]["assay_request_id"].as_str().unwrap();
+        let (bundle, expected) = network.evidence(id, Bytes32(model.id())).await;
+        let proof = assay_verify::proof_of(&bundle.request, &bundle.output, &model).unwrap();
+        assert!(proof.hides_weights());
+        assert_eq!(check_proved(&bundle, &expected, &model).unwrap().state, State::Proved);
+    }
+    network.workers[0].kill();
+    network.workers[0].revive().await;
+    assert_eq!(infer(&network, HIDDEN, &two(Some("proved"))).await.0, 200);
+    // A fourth would tell the weights. Nobody is blamed, and other models are still proved.
+    let (status, answer) = infer(&network, HIDDEN, &two(Some("proved"))).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("3 proofs, which are all made"), "{answer}");
+    assert_eq!(infer(&network, PRIVATE, &two(Some("proved"))).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

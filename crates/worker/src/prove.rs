@@ -145,7 +145,15 @@ fn prove(
             let mut seed = [0; 32];
             getrandom::fill(&mut seed)
                 .map_err(|error| failed(format!("The system gives no random bytes: {error}.")))?;
-            let hide = Hide::Weights(secret.take().map_err(|error| failed(error.to_string()))?);
+            let once = secret.take().map_err(|error| match error {
+                // No fault of the worker's, which serves other models still.
+                Error::SecretUsedUp { proofs, .. } => Trouble::new(
+                    FailureCode::BadRequest,
+                    format!("This model's key hides its weights in {proofs} proofs, which are all made: it needs another key."),
+                ),
+                error => failed(error.to_string()),
+            })?;
+            let hide = Hide::Weights(once);
             assay_proof::prove_hiding(graph, Some(key), inputs, hide, seed, &mut |_| ()).map(AnyProof::Hiding)
         }
     };

@@ -187,6 +187,8 @@ pub const PROOF_KEY: &str = "tiny.key";
 /// The name of the integer graph that every worker proves, and of one that the first worker proves without showing its weights.
 pub const SCORES: &str = "scores";
 pub const PRIVATE: &str = "private";
+/// As [`PRIVATE`], with a key that hides the weights, in three proofs.
+pub const HIDDEN: &str = "hidden";
 
 /// `min(relu(a + weight * b), 150)` and `a`, of inputs with one digit behind the point.
 pub fn graph(weight: i32) -> Graph {
@@ -226,6 +228,10 @@ impl Network {
         write(&false_scores, &graph(2).encode());
         write(&private, &graph(3).encode());
         write(&key, &assay_proof::Key::commit(&graph(3)).unwrap().to_bytes());
+        let hiding_key = folder.path().join("hidden.key");
+        let hiding = assay_proof::Key::commit_hiding(&graph(3), 3, &[5; 32], &|| ()).unwrap();
+        write(&hiding_key, &hiding.to_bytes());
+        assay_worker::Secret::create(&assay_worker::Secret::beside(&hiding_key), &hiding, &[5; 32]).unwrap();
         let model = |artifact: &Path, price: u128, impersonate: Option<Bytes32>| assay_worker::Model {
             name: NAME.into(),
             artifact: artifact.to_owned(),
@@ -261,8 +267,10 @@ impl Network {
                 };
                 config.models.push(assay_worker::Model { name: SCORES.into(), ..proved });
                 if number == 0 {
-                    let (name, key) = (PRIVATE.into(), Some(key.clone()));
-                    config.models.push(assay_worker::Model { name, key, ..model(&private, 70, None) });
+                    for (name, key) in [(PRIVATE, &key), (HIDDEN, &hiding_key)] {
+                        let (name, key) = (name.into(), Some(key.clone()));
+                        config.models.push(assay_worker::Model { name, key, ..model(&private, 70, None) });
+                    }
                 }
             });
             workers.push(worker.await);
