@@ -88,6 +88,20 @@ for (let at = 0; at < hidden.length; at += 1009) {
   other[at] ^= 1 << (at % 8);
   assert.equal(check(model, other).valid, false, `byte ${at}`);
 }
+// Hidden weights, with the numbers in the open.
+const [hiding, private_] = [await read("docs/vectors/perceptron-hiding.key"), await read("docs/vectors/perceptron-hidden-weights.proof")];
+const shown = check(hiding, private_, rows.slice(0, told.examples * rows.length / report.examples));
+assert.deepEqual([shown.valid, shown.hiding, shown.hides_weights, shown.examples], [true, false, true, 2], shown.reason);
+assert.deepEqual([report.hides_weights, told.hides_weights], [false, false]);
+assert.ok(shown.security_bits > 100 && shown.security_bits < 128);
+assert.match(check(hiding, private_, rows.slice(1, 1 + 2 * rows.length / report.examples)).reason, /other inputs/);
+assert.equal(check(key, private_).valid, false);
+assert.equal(check(hiding, keyed).valid, false);
+for (let at = 0; at < private_.length; at += 1409) {
+  const other = private_.slice();
+  other[at] ^= 1 << (at % 8);
+  assert.equal(check(hiding, other).valid, false, `byte ${at}`);
+}
 // It does not leak.
 const before = memory.buffer.byteLength;
 for (let count = 0; count < 20; count++) check(model, proof);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use assay_graph::Graph;
-use assay_proof::{Hide, Key, Model};
+use assay_proof::{AnyProof, Hide, Key, Model, OneTime};
 use serde_json::json;
 
 use super::python::{self, Script};
@@ -41,6 +41,17 @@ const MODELS: [(&str, &str, usize); 5] = [
 
 /// The model that is proved one example at a time and with public weights only.
 const LARGE: &str = "gpt2";
+
+/// The proofs for which a key hides its weights, where that is measured.
+const HIDING_PROOFS: u32 = 100;
+
+/// What a proof hides.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open,
+    HidesInputs,
+    HidesWeights,
+}
 
 /// What one system took for one model. Times in seconds; zero where there is no such thing.
 struct Row {
@@ -106,7 +117,8 @@ pub(crate) fn run(args: &Args, as_json: bool) -> Result<()> {
     ui::say!(
         "\nOf a batch: inference and proving an example, verifying the whole. The floor is what this machine needs for the protocol's field operations \
          and hashes alone, of a proof with public weights. The key is what the verifier reads \
-         beside the proof (EZKL's: what the prover reads): the model, or with committed weights what `assay model commit` writes."
+         beside the proof (EZKL's: what the prover reads): the model, or with committed weights what `assay model commit` writes; hidden ones are in a key for \
+         {HIDING_PROOFS} proofs, which the set-up makes."
     );
     Ok(())
 }
@@ -171,82 +183,81 @@ fn ours(
         batch /= 2;
     }
     let large = name == LARGE;
+    let open = Model::Graph(graph);
+    let graph = open.graph();
     // A model that is valid only by the range of each single value cannot do without its weights.
-    let (key, committing) = timed(|| if large { None } else { Key::commit(&graph).ok() });
-    let mut runs = vec![(1, rounds, None, false)];
+    let (key, committing) = timed(|| if large { None } else { Key::commit(graph).ok() });
+    // What the bench hides may be known to all.
+    let seed = [1; 32];
+    let hide = || Key::commit_hiding(graph, HIDING_PROOFS.max(u32::from(rounds) + 2), &seed, &|| ()).ok();
+    let (hiding_key, hiding) = timed(|| key.as_ref().and_then(|_| hide()));
+    let (key, hiding_key) = (key.map(Model::Key), hiding_key.map(Model::Key));
+    let mut kinds = vec![("Assay", Kind::Open, &open, 0.0)];
+    kinds.extend(key.as_ref().map(|key| ("Assay, committed weights", Kind::Open, key, committing)));
     if !large {
-        runs.push((batch, 2, None, false));
+        kinds.push(("Assay, hidden inputs", Kind::HidesInputs, &open, 0.0));
     }
-    if let Some(key) = &key {
-        runs.extend([(1, rounds, Some(key), false), (batch, 2, Some(key), false)]);
-    }
-    // Hiding has a copy.
-    let hidden = (!large).then(|| Model::Graph(graph.clone()));
-    for examples in [1, batch] {
-        if hidden.as_ref().is_some_and(|hidden| hidden.hiding_security_bits(examples, true).is_ok()) {
-            runs.push((examples, if examples == 1 { rounds } else { 2 }, None, true));
-        }
-    }
-    for (examples, rounds, key, hide) in runs {
-        let mut row = Row {
-            model: title,
-            system: match (key.is_some(), hide) {
-                (true, _) => "Assay, committed weights",
-                (false, true) => "Assay, hidden inputs",
-                (false, false) => "Assay",
+    kinds.extend(hiding_key.as_ref().map(|key| ("Assay, hidden weights", Kind::HidesWeights, key, hiding)));
+    let sizes = if large { vec![(1, rounds)] } else { vec![(1, rounds), (batch, 2)] };
+    let mut once = (0..).map(|number| OneTime::new(seed, number));
+    for (system, kind, model, committing) in kinds {
+        for (examples, rounds) in &sizes {
+            let (examples, rounds) = (*examples, *rounds);
+            let hides_inputs = kind == Kind::HidesInputs;
+            if kind != Kind::Open && model.hiding_security_bits(examples, hides_inputs).is_err() {
+                continue;
             }
-            .to_owned(),
-            examples,
-            setup: setup + if key.is_some() { committing } else { 0.0 },
-            infer: f64::INFINITY,
-            prove: f64::INFINITY,
-            floor: 0.0,
-            verify: f64::INFINITY,
-            proof_bytes: 0,
-            key_bytes: key.map_or_else(|| graph.encode(), Key::to_bytes).len() as u64,
-            peak_bytes: 0,
-        };
-        reset_peak();
-        for round in 0..usize::from(rounds) {
-            // Single proofs are of different examples.
-            let first = if examples == 1 { round * width % inputs.len() } else { 0 };
-            let inputs = &inputs[first..first + examples * width];
-            let (trace, seconds) = timed(|| graph.run(inputs));
-            trace.map_err(|error| said(&error))?;
-            row.infer = row.infer.min(seconds);
-            if let (true, Some(hidden)) = (hide, &hidden) {
-                // What hides nothing may be known to all.
-                let seed = [round as u8; 32];
-                let (proof, seconds) = timed(|| {
-                    assay_proof::prove_hiding(&graph, None, inputs, Hide::Inputs, seed, &mut |_| ())
+            let mut row = Row {
+                model: title,
+                system: system.to_owned(),
+                examples,
+                setup: setup + committing,
+                infer: f64::INFINITY,
+                prove: f64::INFINITY,
+                floor: 0.0,
+                verify: f64::INFINITY,
+                proof_bytes: 0,
+                key_bytes: model.to_bytes().len() as u64,
+                peak_bytes: 0,
+            };
+            reset_peak();
+            for round in 0..usize::from(rounds) {
+                // Single proofs are of different examples.
+                let first = if examples == 1 { round * width % inputs.len() } else { 0 };
+                let inputs = &inputs[first..first + examples * width];
+                let (trace, seconds) = timed(|| graph.run(inputs));
+                trace.map_err(|error| said(&error))?;
+                row.infer = row.infer.min(seconds);
+                let (seed, key) =
+                    ([round as u8; 32], if let Model::Key(key) = model { Some(key) } else { None });
+                let hide = match kind {
+                    Kind::Open => None,
+                    Kind::HidesInputs => Some(Hide::Inputs),
+                    Kind::HidesWeights => once.next().map(Hide::Weights),
+                };
+                let (proof, seconds) = timed(|| match (hide, key) {
+                    (None, None) => assay_proof::prove(graph, inputs).map(AnyProof::Open),
+                    (None, Some(key)) => {
+                        assay_proof::prove_with_key(graph, key, inputs, &mut |_| ()).map(AnyProof::Open)
+                    }
+                    (Some(hide), key) => {
+                        assay_proof::prove_hiding(graph, key, inputs, hide, seed, &mut |_| ())
+                            .map(AnyProof::Hiding)
+                    }
                 });
                 let proof = proof.map_err(|error| said(&error))?;
                 row.prove = row.prove.min(seconds);
-                let (checked, seconds) = timed(|| hidden.verify_hiding(&proof));
+                let (checked, seconds) = timed(|| model.verify_any(&proof));
                 checked.map_err(|error| said(&error))?;
                 row.verify = row.verify.min(seconds);
                 row.proof_bytes = proof.proof_len().map_err(|error| said(&error))? as u64;
-                continue;
             }
-            let (proof, seconds) = timed(|| match key {
-                None => assay_proof::prove(&graph, inputs),
-                Some(key) => assay_proof::prove_with_key(&graph, key, inputs, &mut |_| ()),
-            });
-            let proof = proof.map_err(|error| said(&error))?;
-            row.prove = row.prove.min(seconds);
-            let (checked, seconds) = timed(|| match key {
-                None => assay_proof::verify(&graph, &proof),
-                Some(key) => assay_proof::verify_with_key(key, &proof),
-            });
-            checked.map_err(|error| said(&error))?;
-            row.verify = row.verify.min(seconds);
-            row.proof_bytes = proof.proof_len().map_err(|error| said(&error))? as u64;
+            row.peak_bytes = peak();
+            if kind == Kind::Open && matches!(model, Model::Graph(_)) {
+                row.floor = floor(graph, examples, rounds).map_err(|error| said(&error))?;
+            }
+            rows.push(row);
         }
-        row.peak_bytes = peak();
-        if key.is_none() && !hide {
-            row.floor = floor(&graph, examples, rounds).map_err(|error| said(&error))?;
-        }
-        rows.push(row);
     }
     spinner.finish_and_clear();
     Ok(())
