@@ -1,8 +1,8 @@
 //! What the protocol's field operations and hashes cost without anything else.
 //!
 //! Counted are the passes over the vectors of one proof, with its sizes: transforms and hashes of the commitment's codewords, the tree of
-//! fractions, and every round of every sum-check. All of them are counted whole, also where zeros, ones and numbers of the base field make a pass
-//! cheaper: the first layers of a transform, the first rounds of sum-checks, the numerators of rows. That is up to a fifth too much. Left out are memory, wiring,
+//! fractions, and every round of every sum-check. Where numbers of the base field, ones or zeros make a pass cheaper, it is counted as that: the layers of a transform
+//! that only copy, the first rounds of sum-checks over committed vectors, the numerators of leaves. Left out are memory, wiring,
 //! table look-ups, running the model, samples outside the domain, what has logarithmic size, and proof of work. [`Operations::spend`]
 //! does as many of them on numbers that stay in the cache, so its time is about the floor of a machine, and a prover's distance from it is
 //! what could still be gained.
@@ -46,15 +46,21 @@ pub fn operations(graph: &Graph, batch: usize) -> Result<Operations, Error> {
         commitment::prover::codewords(sizes.log_committed)?.into_iter().enumerate()
     {
         let degree = if number == 0 { 1.0 } else { DEGREE as f64 };
-        base += degree * size(log_domain) * log as f64 / 2.0;
+        // Layers above the rate only copy; the last `folding` variables are columns.
+        base += degree * size(log_domain) * (log - folding) as f64 / 2.0;
         hashed += 4.0 * degree * size(log_domain) + 64.0 * size(log_domain - folding);
     }
-    // A sum-check of degree 2 over two vectors of N: two products a pair and round, and two folds.
+    // A sum-check of degree 2 over two vectors of N: two products a pair and round, and two folds. Where one of them is over the base field,
+    // all but a fold of the first round's N / 2 pairs are products with that.
     let rounds = 4.0;
+    let mixed = DEGREE as f64;
     // The one in the opening, and the one before it with the weights of the linear claim.
-    extension += 2.0 * rounds * values + values;
-    // Three products a pair to add fractions; four and two with eq to sum, four folds and the table of eq; λ.
-    extension += (3.0 + 11.0 + 0.5) * leaves;
+    extension += 2.0 * (rounds - 1.5) * values + values;
+    base += 2.0 * 1.5 * mixed * values;
+    // Three products a pair to add fractions, one where all numerators are 1, as those of nearly all leaves are; four and two with eq to sum, four folds and
+    // the table of eq; λ. Of the N / 4 pairs of the last level's first round, a product and two folds are with numerators of the base field.
+    extension += (2.0 + 11.0 - 0.75 + 0.5) * leaves;
+    base += 0.75 * mixed * leaves;
     if !circuit.products.is_empty() {
         let operands = size(circuit.products.log_operands + sizes.log_batch);
         // The sum-check of degree 3 has three vectors: eight products a pair, and three folds.
@@ -129,8 +135,8 @@ mod tests {
         {
             assert!((1.8..2.3).contains(&(large / small)), "{small} {large}");
         }
-        // 2^15 leaves and values: some 24 multiplications each.
-        assert_eq!(small.extension, 23.5 * 32768.0);
+        // 2^15 leaves and values: some 19 multiplications each.
+        assert_eq!(small.extension, 18.75 * 32768.0);
         small.spend(1e-3);
         assert!(operations(&graph, 0).is_err());
     }
