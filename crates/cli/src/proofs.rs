@@ -95,6 +95,9 @@ pub(crate) fn commit(model: &str, out: Option<PathBuf>, hide: Option<u32>, as_js
         }
         Some(proofs) => {
             let path = Secret::beside(&out);
+            if path == out {
+                return Err(Error::said("a key is no secret; give --out another extension than .secret"));
+            }
             // A secret cannot be made again, so none is ever overwritten.
             if path.exists() {
                 return Err(Error::said(format!(
@@ -180,6 +183,12 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
             let said = |error: assay_worker::Error| Error::said(error.to_string());
             let secret = Secret::open(&Secret::beside(path), key).map_err(said)?;
             secret.check(key, &graph).map_err(said)?;
+            // Before anything is used up.
+            let examples = inputs.len() / graph.inputs().len();
+            let model = Model::Key(key.clone());
+            model
+                .hiding_security_bits(examples, hides(Hidden::Inputs))
+                .map_err(|error| Error::said(error.to_string()))?;
             let once = secret.take().map_err(said)?;
             Some(if hides(Hidden::Inputs) { Hide::Both(once) } else { Hide::Weights(once) })
         }

@@ -117,14 +117,20 @@ impl Graph {
     /// # Errors
     /// [`Error::Invalid`] when the bytes cannot be read as a graph.
     pub fn work(bytes: &[u8]) -> Result<Work, Error> {
-        let Parts { inputs, nodes, .. } = Parts::read(bytes)?;
+        let Parts { inputs, nodes, tables, .. } = Parts::read(bytes)?;
         let mut widths = vec![inputs.len() as u64];
         let mut operations = 0u64;
+        // A proof has an entry for each key of a table, and for each remainder that a shift leaves.
+        let mut entries: u64 = tables.iter().map(|table| table.values.len() as u64).sum();
+        let mut shifts = std::collections::HashSet::new();
         for node in &nodes {
             let of = |tensor: &Tensor| widths.get(tensor.index()).copied().unwrap_or(0);
             operations = operations.saturating_add(node.operations());
             let map = match node {
                 Node::Committed { map, .. } => {
+                    // What it reads is found twice, combined, and folded at a point.
+                    let read: u64 = map.operands().iter().map(of).sum();
+                    operations = operations.saturating_add(read.saturating_mul(4));
                     if let Node::Conv { window, .. } = &**map {
                         let across = u64::from(window.channels) + u64::from(window.filters);
                         let area =
@@ -135,6 +141,11 @@ impl Graph {
                 }
                 node => node,
             };
+            if let Node::Lookup { shift, .. } = map
+                && shifts.insert(*shift)
+            {
+                entries = entries.saturating_add(1u64.checked_shl(*shift).unwrap_or(u64::MAX));
+            }
             widths.push(match map {
                 Node::Linear { rows, .. } => u64::from(*rows),
                 Node::Conv { window, .. } => window.output_len() as u64,
@@ -145,16 +156,16 @@ impl Graph {
                 Node::Committed { .. } => 0,
             });
         }
-        Ok(Work { operations, values: widths.into_iter().fold(0, u64::saturating_add) })
+        Ok(Work { operations, values: widths.into_iter().fold(entries, u64::saturating_add) })
     }
 }
 
 /// What a graph takes to check, see [`Graph::work`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
-    /// Multiplications of one evaluation.
+    /// Multiplications of one evaluation; for a map without its weights, those of a check.
     pub operations: u64,
-    /// Values in all tensors, of one example.
+    /// Values in all tensors, of one example, and entries of tables and of remainders.
     pub values: u64,
 }
 

@@ -49,11 +49,13 @@ fn words(output: &[u8]) -> Vec<U256> {
 
 #[test]
 fn a_contract_gets_the_statement_of_a_proof_that_holds() {
-    for (model, proof, examples) in
-        [("perceptron.graph", "perceptron.proof", 40), ("perceptron.key", "perceptron-key.proof", 2)]
-    {
+    for (model, proof, examples) in [
+        ("perceptron.graph", "perceptron.proof", 40),
+        ("perceptron.key", "perceptron-key.proof", 2),
+        ("perceptron-hiding.key", "perceptron-hidden-weights.proof", 2),
+    ] {
         let (model, file) = (vector(model), vector(proof));
-        let read = assay_proof::Proof::from_bytes(&file).unwrap();
+        let read = assay_proof::AnyProof::from_bytes(&file).unwrap();
         let outcome = call(input(&model, &file));
         assert_eq!(outcome.failure, None, "{proof}: {}", String::from_utf8_lossy(&outcome.output));
         let words = words(&outcome.output);
@@ -62,14 +64,14 @@ fn a_contract_gets_the_statement_of_a_proof_that_holds() {
                 &[[if *value < 0 { 0xff } else { 0 }; 28].as_slice(), &value.to_be_bytes()].concat(),
             )
         };
-        assert_eq!(words[0], U256::from_be_slice(&read.model));
+        assert_eq!(words[0], U256::from_be_slice(&read.model()));
         assert_eq!((words[1], words[2]), (U256::from(96), U256::from(128 + 32 * 6 * examples)));
         assert_eq!(words[3], U256::from(6 * examples));
         let outputs = 4 + 6 * examples;
-        assert!(words[4..outputs].iter().copied().eq(read.inputs.iter().map(signed)));
+        assert!(words[4..outputs].iter().copied().eq(read.inputs().unwrap().iter().map(signed)));
         assert_eq!(words[outputs], U256::from(3 * examples));
-        assert!(words[outputs + 1..].iter().copied().eq(read.outputs.iter().map(signed)));
-        assert!(read.inputs.iter().any(|value| *value < 0), "negative numbers are among them");
+        assert!(words[outputs + 1..].iter().copied().eq(read.outputs().iter().map(signed)));
+        assert!(read.inputs().unwrap().iter().any(|value| *value < 0), "negative numbers are among them");
     }
 }
 
@@ -95,6 +97,13 @@ fn what_is_not_proved_reverts_with_a_reason() {
     refused(input(&other, &proof), "about the model");
     refused(input(&key, &proof), "about the model");
     refused(input(&graph, &keyed), "committed weights");
+    // Before it is checked: one with a wrong commitment is refused for the same reason.
+    let mut hidden = vector("perceptron-hidden.proof");
+    refused(input(&graph, &hidden), "hides its inputs");
+    hidden[100] ^= 1;
+    assert!(assay_proof::HidingProof::from_bytes(&hidden).is_ok());
+    refused(input(&graph, &hidden), "hides its inputs");
+    refused(input(&key, &vector("perceptron-hidden-weights.proof")), "about the model");
     refused(input(&graph, &proof[..proof.len() - 1]), "not a proof");
     refused(input(&graph, &[]), "not a proof");
     refused(input(b"ASSAYGR1", &proof), "");
@@ -179,4 +188,16 @@ fn the_price_grows_with_the_work_and_is_taken_first() {
     let outcome = call(input(&bytes, &vector("perceptron.proof")));
     assert_eq!((outcome.failure, outcome.output.len()), (Some(Failure::Revert), 0));
     assert!(outcome.gas_used > 29_000_000, "all that was given is gone: {}", outcome.gas_used);
+    // Maps without their weights, each of one row, that all read the same thousand values; and remainders.
+    let map =
+        |input: u32| Node::Linear { input: Tensor(input), rows: 1, weights: vec![1; 1000], bias: vec![0] };
+    let mut nodes = vec![Node::Gather { inputs: vec![Tensor::INPUT], index: vec![0; 1000] }];
+    nodes.extend((0..50).map(|_| map(1)));
+    let lookup = Node::Lookup { input: Tensor(1), shift: 15, table: 0 };
+    nodes.extend([lookup.clone(), lookup]);
+    let (inputs, tables) = (vec![Range { low: 0, high: 1 }], vec![assay_graph::Table::clamp(0, 1, 0, 1)]);
+    let graph = Graph::new(inputs, tables, nodes, Tensor(51), Interface::plain(1)).unwrap();
+    let work = Graph::work(&graph.without_weights().unwrap().encode()).unwrap();
+    assert_eq!(work.operations, 50 * 4 * 1000);
+    assert_eq!(work.values, 1 + 1000 + 50 + 2 * 1000 + 2 + (1 << 15));
 }

@@ -346,9 +346,14 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
     {
         return Err(Error::Rejected("it has other inputs than examples"));
     }
+    verify::check_outputs(graph, proof.examples, &proof.outputs)?;
+    if proof.weights.is_some() != key.is_some() {
+        return Err(Error::Rejected(
+            "it says nothing about the committed weights, or of some that are not there",
+        ));
+    }
     let circuit = circuit(graph, inputs.is_none())?;
     let plan = Plan::new(&circuit, proof.examples, log_weights(key)?)?;
-    verify::check_outputs(graph, proof.examples, &proof.outputs)?;
     let evals = &proof.opening.evals;
     let (Some(values), Some(pads)) = (evals.first_chunk::<2>(), evals.get(2..).and_then(<[E]>::first_chunk))
     else {
@@ -356,7 +361,6 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
     };
     if proof.sent.len() != plan.messages
         || proof.blinded.len() != 1 << plan.log_pads
-        || proof.weights.is_some() != key.is_some()
         || evals.len() != 2 + 2 * DEGREE
     {
         return Err(Error::Rejected("it is of another size"));
@@ -422,9 +426,8 @@ pub(crate) fn statement(
     bytes.extend_from_slice(model);
     bytes.extend_from_slice(&(examples as u32).to_le_bytes());
     bytes.extend_from_slice(&verify::hash(outputs));
-    if let Some(inputs) = inputs {
-        bytes.extend_from_slice(&verify::hash(inputs));
-    }
+    bytes.push(u8::from(inputs.is_some()));
+    bytes.extend(inputs.map(verify::hash).into_iter().flatten());
     crate::field::transcript(bytes)
 }
 
@@ -578,12 +581,12 @@ pub(crate) mod prover {
         };
         let circuit = circuit(graph, hides_inputs)?;
         let batch = graph.check_inputs(inputs)?;
+        let plan = Plan::new(&circuit, batch, log_weights(key)?)?;
         let weights = match (key, once) {
             (Some(key), once) => Some(Weights::commit(key, graph, once.as_ref())?),
             (None, Some(_)) => return Err(Error::Key("only weights behind a key can be hidden")),
             (None, None) => None,
         };
-        let plan = Plan::new(&circuit, batch, log_weights(key)?)?;
         report(Stage::Run);
         let trace = graph.run(inputs)?;
         let witness = Witness::new(&circuit, plan.sizes, &trace);

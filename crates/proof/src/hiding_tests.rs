@@ -2,18 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 use assay_graph::{Graph, Interface, Node, Range, Table, Tensor};
-use p3_field::{BasedVectorSpace as _, PrimeCharacteristicRing as _, PrimeField32 as _};
+use p3_field::{BasedVectorSpace as _, Field as _, PrimeCharacteristicRing as _, PrimeField32 as _};
 use p3_multilinear_util::point::Point;
 use p3_multilinear_util::poly::Poly;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::circuit::Circuit;
-use crate::field::{DEGREE, E, F, draw_point, int};
+use crate::field::{DEGREE, E, F, draw_point, eq_table, int};
 use crate::hiding::prover::{Block, finish};
-use crate::hiding::{Plan, balances, blinds, settle, statement};
-use crate::key::prover::shared;
-use crate::key::{WeightsCommitment, WeightsOpening, hiding_commitments};
+use crate::hiding::{FILLER, Plan, balances, blinds, settle, statement};
+use crate::key::prover::{own, secret, shared};
+use crate::key::{WeightsCommitment, WeightsOpening, hiding_commitments, hiding_points};
 use crate::prove::Witness;
 use crate::value::Hidden;
 use crate::verify::Commitments;
@@ -300,7 +300,8 @@ fn all_commitments_of_a_key_are_to_the_same_weights() {
         all[5] = roots(&donor)[5];
         let mut saying = |graph: &Graph, number: u8| {
             mixed.weights = hiding_commitments(all.clone(), mixed.graph()).unwrap();
-            let shared = shared(&mixed.layout().unwrap(), graph, &seed(number));
+            let secret = secret(graph, 8, &seed(number));
+            let shared = shared(&mixed.layout().unwrap(), graph, &secret);
             let WeightsCommitment::Hiding { value, point, .. } = &mut mixed.weights else { unreachable!() };
             *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
             mixed.clone()
@@ -315,6 +316,73 @@ fn all_commitments_of_a_key_are_to_the_same_weights() {
         let error = model.verify_hiding(&proof).unwrap_err().to_string();
         assert!(error.contains("other commitments"), "{error}");
     }
+}
+
+/// The rank of a matrix over the base field, given as rows.
+fn rank(mut rows: Vec<Vec<F>>) -> usize {
+    let (mut rank, columns) = (0, rows[0].len());
+    for column in 0..columns {
+        let Some(pivot) = (rank..rows.len()).find(|row| rows[*row][column] != F::ZERO) else { continue };
+        rows.swap(rank, pivot);
+        let (head, tail) = rows.split_at_mut(rank + 1);
+        let inverse = head[rank][column].inverse();
+        for row in tail {
+            let factor = row[column] * inverse;
+            row.iter_mut().zip(&head[rank]).for_each(|(a, b)| *a -= factor * *b);
+        }
+        rank += 1;
+    }
+    rank
+}
+
+/// The coordinates of what each place of a part of the vector adds at a point.
+fn shares(point: &[E], part: std::ops::Range<usize>) -> Vec<Vec<F>> {
+    let table = &eq_table(point)[part];
+    let coordinate = |at: usize| table.iter().map(|eq| eq.as_basis_coefficients_slice()[at]).collect();
+    (0..DEGREE).map(coordinate).collect()
+}
+
+/// What is random makes the values that a proof shows of the weights uniform: linear functions of it that take all values.
+#[test]
+fn the_random_elements_hide_the_values_that_are_shown() {
+    let graph = private(1, 0);
+    let key = private_key(&graph, 1);
+    let layout = key.layout().unwrap();
+    let len = 1 << layout.log;
+    let first = layout.used.next_multiple_of(FILLER);
+    let (all, own_part) = (first..first + FILLER, len - FILLER..len);
+    assert!(all.end <= own_part.start);
+    let WeightsCommitment::Hiding { point, .. } = &key.weights else { unreachable!() };
+    let mut rng = StdRng::from_seed(seed(3));
+    for _ in 0..4 {
+        let end: Vec<E> = (0..layout.log).map(|_| rng.random()).collect();
+        let [opened, whole, end_part] = hiding_points(&end, point);
+        // The value of the weights and that of the commitment's own part, both at once.
+        let both = [shares(&opened, own_part.clone()), shares(&end_part, own_part.clone())].concat();
+        assert_eq!(rank(both.clone()), 2 * DEGREE);
+        // Eight elements of it would not do.
+        assert!(rank(both.into_iter().map(|row| row[..8].to_vec()).collect()) < 2 * DEGREE);
+        // The value that all commitments share is one of the shared part, and of no other random elements.
+        assert_eq!(rank(shares(&whole, all.clone())), DEGREE);
+        assert!(eq_table(&end_part)[..own_part.start].iter().all(|eq| *eq == E::ZERO));
+        let ends = eq_table(&end_part)[own_part.clone()].to_vec();
+        let factor: E = point[..layout.log - 8].iter().copied().product();
+        assert!(
+            eq_table(&whole)[own_part.clone()].iter().zip(ends).all(|(whole, end)| *whole == factor * end)
+        );
+    }
+    // They are random, and where they should be.
+    let secrets = [secret(&graph, 8, &seed(1)), secret(&graph, 7, &seed(1)), secret(&graph, 8, &seed(2))];
+    let [base, other_size, other_seed] = secrets.map(|secret| shared(&layout, &graph, &secret));
+    let [zero, one] = [0, 1].map(|number| own(base.clone(), &secrets[0], number).0);
+    let differ = |a: &[F], b: &[F], part: std::ops::Range<usize>| {
+        (0..len).all(|at| (a[at] != b[at]) == part.contains(&at))
+    };
+    assert!(differ(&base, &layout.vector(&graph), all.clone()));
+    assert!(differ(&base, &other_size, all.clone()) && differ(&base, &other_seed, all));
+    assert!(differ(&zero, &base, own_part.clone()) && differ(&zero, &one, own_part));
+    let other = shared(&layout, &private(3, 0), &secret(&private(3, 0), 8, &seed(1)));
+    assert!(base[first..first + FILLER].iter().zip(&other[first..]).all(|(a, b)| a != b));
 }
 
 /// Two models that give the same outputs for inputs that the first layer does not see: what is shown of either is spread evenly over the field,

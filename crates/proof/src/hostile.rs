@@ -763,23 +763,49 @@ fn open(proof: &Proof, opening: crate::commitment::Opening) -> Proof {
     other
 }
 
-/// Biases are committed to as weights are.
+/// Biases are committed to as weights are: of matrices, of convolutions, and of maps that places share, also behind another product.
 #[test]
 fn other_biases_under_the_name_of_a_key_are_refused() {
-    let graph = square([7, 5, 3]);
-    let key = Key::commit(&graph).unwrap();
-    let inputs = [5, -9, 31, 0];
-    for node in [0, 2, 4] {
-        let mut nodes = graph.nodes().to_vec();
-        let Node::Linear { bias, .. } = &mut nodes[node] else { unreachable!() };
-        // Of the same range altogether.
-        bias.swap(0, 1);
-        let (ranges, tables) = (graph.inputs().to_vec(), graph.tables().to_vec());
-        let other = Graph::new(ranges, tables, nodes, graph.output(), graph.interface().clone()).unwrap();
-        let mut forged = Key::commit(&other).unwrap();
-        assert_ne!(forged.id(), key.id());
-        forged.id = key.id();
-        refused_with(&key, &prove_with_key(&other, &forged, &inputs, &mut |_| ()).unwrap());
+    let conv = |input: u32, window: Window| Node::Conv {
+        input: Tensor(input),
+        window,
+        weights: (0..window.weights_len() as i32).map(|i| (i * 5) % 13 - 6).collect(),
+        bias: (0..window.filters as i32).map(|i| 5 - 3 * i).collect(),
+    };
+    let round = |input: u32| Node::Lookup { input: Tensor(input), shift: 2, table: 0 };
+    let squares = Node::Product { inputs: [Tensor::INPUT; 2], groups: 6, rows: 1, columns: 1, inner: 1 };
+    let wide = Window { kernel: [1, 2], output: [1, 2], ..Window::pointwise(2, 3, [1, 3]) };
+    let shared = Window::pointwise(2, 3, [1, 3]);
+    let small = |nodes: Vec<Node>, width| {
+        let (inputs, tables) = (vec![Range { low: -9, high: 9 }; 6], vec![Table::clamp(-40, 40, -9, 30)]);
+        let last = Tensor(nodes.len() as u32);
+        Graph::new(inputs, tables, nodes, last, Interface::plain(width)).unwrap()
+    };
+    let graphs = [
+        square([7, 5, 3]),
+        small(vec![conv(0, wide), round(1)], 6),
+        small(vec![conv(0, shared), round(1), conv(2, Window::pointwise(3, 4, [1, 3]))], 12),
+        small(vec![squares, round(1), conv(2, shared)], 9),
+    ];
+    for graph in graphs {
+        let key = Key::commit(&graph).unwrap();
+        let inputs: Vec<i32> = (0..graph.inputs().len() as i32).map(|i| i * 7 % 11 - 4).collect();
+        verify_with_key(&key, &prove_with_key(&graph, &key, &inputs, &mut |_| ()).unwrap()).unwrap();
+        let mut changed = 0;
+        for node in 0..graph.nodes().len() {
+            let mut nodes = graph.nodes().to_vec();
+            let (Node::Linear { bias, .. } | Node::Conv { bias, .. }) = &mut nodes[node] else { continue };
+            bias[1] -= 1;
+            changed += 1;
+            let (ranges, tables) = (graph.inputs().to_vec(), graph.tables().to_vec());
+            let interface = graph.interface().clone();
+            let other = Graph::new(ranges, tables, nodes, graph.output(), interface).unwrap();
+            let mut forged = Key::commit(&other).unwrap();
+            assert_ne!(forged.id(), key.id());
+            forged.id = key.id();
+            refused_with(&key, &prove_with_key(&other, &forged, &inputs, &mut |_| ()).unwrap());
+        }
+        assert!(changed > 0);
     }
 }
 

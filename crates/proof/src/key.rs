@@ -53,7 +53,7 @@ pub struct Key {
 pub(crate) enum WeightsCommitment {
     /// A commitment that is opened in every proof, and tells a little each time.
     Open(Root),
-    /// WeightsCommitment that tell nothing, each for one proof.
+    /// Commitments that tell nothing, each for one proof.
     Hiding {
         roots: Vec<Root>,
         /// What all are at `point` without the random elements at their ends.
@@ -101,7 +101,7 @@ fn shared_filler(layout: &Layout) -> usize {
     layout.used.next_multiple_of(FILLER)
 }
 
-/// WeightsCommitment that hide weights, before their common value is known.
+/// Commitments that hide weights, before their common value is known.
 pub(crate) fn hiding_commitments(roots: Vec<Root>, graph: &Graph) -> Result<WeightsCommitment, Error> {
     let mut known = std::collections::HashSet::new();
     if !roots.iter().all(|root| known.insert(*root)) {
@@ -259,7 +259,7 @@ impl Key {
 }
 
 /// Where a commitment that hides weights is opened: the end of the argument about them, and where all of a key are the same.
-fn hiding_points(end: &[E], point: &[E]) -> [Vec<E>; 3] {
+pub(crate) fn hiding_points(end: &[E], point: &[E]) -> [Vec<E>; 3] {
     [end.to_vec(), point.to_vec(), at_end(point, LOG_OWN)]
 }
 
@@ -301,35 +301,30 @@ pub(crate) mod prover {
         pub fn number(&self) -> u32 {
             self.number
         }
-
-        fn generator(&self) -> StdRng {
-            StdRng::from_seed(derived(
-                "assay 2026-11 hidden weights: one commitment",
-                &self.seed,
-                self.number,
-            ))
-        }
-
-        /// The vector of the commitment, from the one that all share, and what is random in the commitment.
-        fn vector(&self, mut shared: Vec<F>) -> (Vec<F>, StdRng) {
-            let mut rng = self.generator();
-            let own = shared.len() - FILLER;
-            shared[own..].fill_with(|| rng.random());
-            (shared, rng)
-        }
     }
 
-    fn derived(context: &str, seed: &[u8; 32], number: u32) -> [u8; 32] {
-        blake3::derive_key(context, &[&seed[..], &number.to_le_bytes()].concat())
+    /// What all that is random in a key's commitments is derived from. One seed gives different keys, of another model or size, nothing in common.
+    pub(crate) fn secret(graph: &Graph, proofs: usize, seed: &[u8; 32]) -> [u8; 32] {
+        let key = [&seed[..], &graph.id(), &(proofs as u32).to_le_bytes()].concat();
+        blake3::derive_key("assay 2026-11 hidden weights: one key", &key)
     }
 
     /// What all commitments of a key have: the weights, and random elements behind them.
-    pub(crate) fn shared(layout: &Layout, graph: &Graph, seed: &[u8; 32]) -> Vec<F> {
-        let mut vector = layout.vector(graph);
+    pub(crate) fn shared(layout: &Layout, graph: &Graph, secret: &[u8; 32]) -> Vec<F> {
+        let seed = blake3::derive_key("assay 2026-11 hidden weights: all commitments", secret);
+        let (mut vector, mut rng) = (layout.vector(graph), StdRng::from_seed(seed));
         let first = shared_filler(layout);
-        let mut rng = StdRng::from_seed(derived("assay 2026-11 hidden weights: all commitments", seed, 0));
         vector[first..first + FILLER].fill_with(|| rng.random());
         vector
+    }
+
+    /// The vector of the commitment with this number, from what all have, and what is random in the commitment.
+    pub(crate) fn own(mut shared: Vec<F>, secret: &[u8; 32], number: u32) -> (Vec<F>, StdRng) {
+        let context = "assay 2026-11 hidden weights: one commitment";
+        let seed = blake3::derive_key(context, &[&secret[..], &number.to_le_bytes()].concat());
+        let (first, mut rng) = (shared.len() - FILLER, StdRng::from_seed(seed));
+        shared[first..].fill_with(|| rng.random());
+        (shared, rng)
     }
 
     impl Key {
@@ -352,9 +347,10 @@ pub(crate) mod prover {
             }
             let public = graph.without_weights()?;
             let layout = hiding_layout(&public)?;
-            let shared = shared(&layout, graph, seed);
+            let secret = secret(graph, proofs as usize, seed);
+            let shared = shared(&layout, graph, &secret);
             let root = |number| {
-                let (vector, mut rng) = OneTime::new(*seed, number).vector(shared.clone());
+                let (vector, mut rng) = own(shared.clone(), &secret, number);
                 let root = hiding_commitment::prover::commit(vector, &mut rng)?.root()?;
                 report();
                 Ok(root)
@@ -362,32 +358,23 @@ pub(crate) mod prover {
             let roots = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
             let mut weights = hiding_commitments(roots, &public)?;
             if let WeightsCommitment::Hiding { value, point, .. } = &mut weights {
-                *value = evaluated(shared, point);
+                *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
             }
             Key::new(public, weights)
         }
     }
 
     impl Key {
-        /// Checks that it was made from this model with this seed, without making its commitments again.
+        /// Checks that it was made from this model with this seed, by making its first commitment again.
         ///
         /// # Errors
         /// [`Error::Key`] when it was not, or does not hide its weights.
         pub fn check_seed(&self, graph: &Graph, seed: &[u8; 32]) -> Result<(), Error> {
-            let WeightsCommitment::Hiding { value, point, .. } = &self.weights else {
-                return Err(Error::Key("the key does not hide its weights"));
-            };
-            let same = graph.without_weights()?.id() == self.graph.id()
-                && evaluated(shared(&self.layout()?, graph, seed), point) == *value;
-            if same { Ok(()) } else { Err(OTHER) }
+            Committed::new(self, graph, Some(&OneTime::new(*seed, 0))).map(drop)
         }
     }
 
     const OTHER: Error = Error::Key("the key is of another model, or was made with another secret");
-
-    fn evaluated(vector: Vec<F>, point: &[E]) -> E {
-        Poly::new(vector).eval_base(&Point::new(point.to_vec()))
-    }
 
     /// Committed weights that can be opened.
     pub(crate) enum Committed {
@@ -421,7 +408,8 @@ pub(crate) mod prover {
                     Ok((vector, found, Committed::Open(Box::new(committed))))
                 }
                 (WeightsCommitment::Hiding { roots, point, .. }, Some(once)) => {
-                    let (vector, mut rng) = once.vector(shared(&layout, graph, &once.seed));
+                    let secret = secret(graph, roots.len(), &once.seed);
+                    let (vector, mut rng) = own(shared(&layout, graph, &secret), &secret, once.number);
                     let committed = hiding_commitment::prover::commit(vector.clone(), &mut rng)?;
                     let root = committed.root()?;
                     if roots.get(once.number as usize) != Some(&root) {

@@ -13,7 +13,8 @@
 //! What a proof says: *these inputs give these outputs in the graph with this id*. Values in the committed vector cannot
 //! wrap around in the field, because a graph bounds them ([`assay_graph::VALUE_MAX`]). It is succinct, but **not hiding**:
 //! inputs and outputs are in the open, and the openings of the commitment leak parts of what lies between. So it is no
-//! zero-knowledge proof. [`prove_hiding`] makes those: a [`HidingProof`] is larger, and tells nothing about the inputs but the outputs.
+//! zero-knowledge proof. [`prove_hiding`] makes those: a [`HidingProof`] is larger, and tells nothing about the inputs, or the
+//! weights behind a key that was made for it, or both, but the outputs.
 //!
 //! This crate does no I/O and knows no clock. Without its `prover` feature it has no threads.
 //!

@@ -112,7 +112,7 @@ fn hiding_key(graph: &Graph, proofs: u32) -> Key {
 
 #[test]
 fn weights_are_hidden() {
-    for (graph, batch) in [(perceptron(), 1), (perceptron(), 5), (convolution(), 3)] {
+    for (graph, batch) in [(perceptron(), 1), (perceptron(), 5), (convolution(), 3), (attention(), 2)] {
         let key = hiding_key(&graph, 3);
         assert_eq!(key.hiding_proofs(), Some(3));
         let bytes = key.to_bytes();

@@ -99,6 +99,16 @@ impl Prover {
             let message = format!("{examples} examples are sent, where one proof covers {most}: send fewer.");
             return Err(Trouble::new(FailureCode::ContextExceeded, message));
         }
+        if let Some(secret) = &self.secret {
+            // Before anything is used up.
+            if secret.left().map_err(unusable)? == 0 {
+                return Err(bad(USED_UP.into()));
+            }
+            if self.model.hiding_security_bits(examples, false).is_err() {
+                let message = format!("{examples} examples are sent, which no proof covers: send fewer.");
+                return Err(Trouble::new(FailureCode::ContextExceeded, message));
+            }
+        }
         let price = offer.price(examples as u32, 0); // at most 2^16
         check_whole(call, price, "proof")?;
         Ok(inputs)
@@ -128,6 +138,16 @@ impl Prover {
     }
 }
 
+/// No fault of the worker's, which serves other models still.
+const USED_UP: &str =
+    "This model's key hides its weights in a number of proofs, which are all made: it needs another key.";
+
+/// A secret that cannot be used. Callers need not know where it lies.
+fn unusable(error: Error) -> Trouble {
+    tracing::error!(%error, "no proof can be made");
+    Trouble::new(FailureCode::Internal, "The worker cannot use the secret of this model's key.")
+}
+
 /// The answer that is a proof for these inputs; one that hides the weights, when the model's key does.
 fn prove(
     graph: &Graph,
@@ -141,17 +161,13 @@ fn prove(
             assay_proof::prove_with_key(graph, key, inputs, &mut |_| ()).map(AnyProof::Open)
         }
         (assay_proof::Model::Key(key), Some(secret)) => {
-            let failed = |message| Trouble::new(FailureCode::Internal, message);
             let mut seed = [0; 32];
-            getrandom::fill(&mut seed)
-                .map_err(|error| failed(format!("The system gives no random bytes: {error}.")))?;
+            getrandom::fill(&mut seed).map_err(|error| {
+                Trouble::new(FailureCode::Internal, format!("The system gives no random bytes: {error}."))
+            })?;
             let once = secret.take().map_err(|error| match error {
-                // No fault of the worker's, which serves other models still.
-                Error::SecretUsedUp { proofs, .. } => Trouble::new(
-                    FailureCode::BadRequest,
-                    format!("This model's key hides its weights in {proofs} proofs, which are all made: it needs another key."),
-                ),
-                error => failed(error.to_string()),
+                Error::SecretUsedUp { .. } => Trouble::new(FailureCode::BadRequest, USED_UP),
+                error => unusable(error),
             })?;
             let hide = Hide::Weights(once);
             assay_proof::prove_hiding(graph, Some(key), inputs, hide, seed, &mut |_| ()).map(AnyProof::Hiding)

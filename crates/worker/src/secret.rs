@@ -61,7 +61,10 @@ impl Secret {
     pub fn create(path: &Path, key: &Key, seed: &[u8; 32]) -> Result<(), Error> {
         let io = |source| Error::Io { what: "write the secret of the key", path: path.to_owned(), source };
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
-        file.write_all(&[&MAGIC[..], &key.id(), seed].concat()).and_then(|()| file.sync_all()).map_err(io)
+        file.write_all(&[&MAGIC[..], &key.id(), seed].concat()).and_then(|()| file.sync_all()).map_err(io)?;
+        // The name, too, must survive a loss of power: without its secret a key is worth nothing.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()).map_err(io)
     }
 
     /// The secret of a key.
