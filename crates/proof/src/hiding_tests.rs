@@ -13,7 +13,7 @@ use crate::field::{DEGREE, E, F, draw_point, eq_table, int};
 use crate::hiding::prover::{Block, finish};
 use crate::hiding::{FILLER, Plan, balances, blinds, settle, statement};
 use crate::key::prover::{own, secret, shared};
-use crate::key::{WeightsCommitment, WeightsOpening, hiding_commitments, hiding_points};
+use crate::key::{WeightsCommitment, WeightsOpening, common_point, hiding_points};
 use crate::prove::Witness;
 use crate::value::Hidden;
 use crate::verify::Commitments;
@@ -299,11 +299,10 @@ fn all_commitments_of_a_key_are_to_the_same_weights() {
         let mut all = roots(&mixed);
         all[5] = roots(&donor)[5];
         let mut saying = |graph: &Graph, number: u8| {
-            mixed.weights = hiding_commitments(all.clone(), mixed.graph()).unwrap();
-            let secret = secret(graph, 8, &seed(number));
-            let shared = shared(&mixed.layout().unwrap(), graph, &secret);
-            let WeightsCommitment::Hiding { value, point, .. } = &mut mixed.weights else { unreachable!() };
-            *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+            let point = common_point(&all, mixed.graph()).unwrap();
+            let shared = shared(&mixed.layout().unwrap(), graph, &secret(graph, 8, &seed(number)));
+            let value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+            mixed.weights = WeightsCommitment::Hiding { roots: all.clone(), value, point };
             mixed.clone()
         };
         let (key, false_key) = (saying(&graph, 1), saying(&other, 2));

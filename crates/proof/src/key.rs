@@ -1,7 +1,6 @@
 //! Keys: a model without its weights, and a commitment to them, or many that hide them.
 
 use assay_graph::Graph;
-use p3_field::PrimeCharacteristicRing as _;
 
 use crate::circuit::LOG_MAX;
 use crate::commitment::{self, Root};
@@ -101,16 +100,18 @@ fn shared_filler(layout: &Layout) -> usize {
     layout.used.next_multiple_of(FILLER)
 }
 
-/// Commitments that hide weights, before their common value is known.
-pub(crate) fn hiding_commitments(roots: Vec<Root>, graph: &Graph) -> Result<WeightsCommitment, Error> {
+/// The point at which commitments that hide weights are the same.
+///
+/// # Errors
+/// [`Error::Key`] when one is there twice, or there are too many weights.
+pub(crate) fn common_point(roots: &[Root], graph: &Graph) -> Result<Vec<E>, Error> {
     let mut known = std::collections::HashSet::new();
     if !roots.iter().all(|root| known.insert(*root)) {
         return Err(Error::Key("it has the same commitment twice"));
     }
     let len = (roots.len() as u32).to_le_bytes();
     let statement = [&b"assay hidden weights"[..], MAGIC, &len, &roots.concat(), &graph.encode()].concat();
-    let point = draw_point(&mut transcript(statement), hiding_layout(graph)?.log);
-    Ok(WeightsCommitment::Hiding { roots, value: E::ZERO, point })
+    Ok(draw_point(&mut transcript(statement), hiding_layout(graph)?.log))
 }
 
 impl Key {
@@ -194,13 +195,15 @@ impl Key {
             .strip_prefix(MAGIC)
             .ok_or(Error::File("it does not begin as a key of this version does"))?;
         let mut reader = Reader { bytes: rest };
-        let (roots, said) = read_commitments(&mut reader)?;
+        let (roots, value) = read_commitments(&mut reader)?;
         let graph = Graph::decode(reader.bytes)?;
-        let Some(said) = said else { return Key::new(graph, WeightsCommitment::Open(roots[0])) };
-        let mut weights = hiding_commitments(roots, &graph)?;
-        if let WeightsCommitment::Hiding { value, .. } = &mut weights {
-            *value = said;
-        }
+        let weights = match value {
+            None => WeightsCommitment::Open(roots[0]),
+            Some(value) => {
+                let point = common_point(&roots, &graph)?;
+                WeightsCommitment::Hiding { roots, value, point }
+            }
+        };
         Key::new(graph, weights)
     }
 
@@ -263,7 +266,7 @@ pub(crate) fn hiding_points(end: &[E], point: &[E]) -> [Vec<E>; 3] {
     [end.to_vec(), point.to_vec(), at_end(point, LOG_OWN)]
 }
 
-/// The roots, and the common value of those that hide.
+/// The roots, at least one, and the common value of those that hide.
 fn read_commitments(reader: &mut Reader<'_>) -> Result<(Vec<Root>, Option<E>), Error> {
     let count = u32::from_le_bytes(reader.array()?);
     if count > HIDING_PROOFS_MAX {
@@ -355,12 +358,10 @@ pub(crate) mod prover {
                 report();
                 Ok(root)
             };
-            let roots = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
-            let mut weights = hiding_commitments(roots, &public)?;
-            if let WeightsCommitment::Hiding { value, point, .. } = &mut weights {
-                *value = Poly::new(shared).eval_base(&Point::new(point.clone()));
-            }
-            Key::new(public, weights)
+            let roots: Vec<Root> = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
+            let point = common_point(&roots, &public)?;
+            let value = Poly::new(shared).eval_base(&Point::new(point.clone()));
+            Key::new(public, WeightsCommitment::Hiding { roots, value, point })
         }
     }
 
