@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -57,25 +58,36 @@ pub(crate) struct Draft {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
+    is_kept: bool,
 }
 
 impl Draft {
     /// Begins a file with these permissions.
     pub(crate) fn create(path: &Path, mode: u32) -> std::io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt as _;
-        let temporary = path.with_extension(format!("part-{}", std::process::id()));
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        Ok(Self { file, temporary, path: path.to_owned() })
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".part-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let temporary = path.with_file_name(name);
+        // A process of this number may have left one, with other permissions.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        Ok(Self { file, temporary, path: path.to_owned(), is_kept: false })
     }
 
     /// Puts the file in its place; its length in bytes.
-    pub(crate) fn keep(self) -> std::io::Result<u64> {
+    pub(crate) fn keep(mut self) -> std::io::Result<u64> {
         self.file.sync_all()?;
+        let bytes = self.file.metadata()?.len();
         std::fs::rename(&self.temporary, &self.path)?;
-        // The new name itself must survive a loss of power.
+        self.is_kept = true;
+        // The new name itself must survive a loss of power, where the folder can be opened.
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
-        Ok(self.file.metadata()?.len())
+        File::open(parent.unwrap_or(Path::new("."))).map_or(Ok(()), |folder| folder.sync_all())?;
+        Ok(bytes)
     }
 }
 
@@ -91,8 +103,10 @@ impl Write for Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // It has another name when it was kept, and a leftover file is not worth an error.
-        let _ = std::fs::remove_file(&self.temporary);
+        if !self.is_kept {
+            // A leftover file is not worth an error.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
     }
 }
 
@@ -120,10 +134,12 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
         drop(draft);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        let mut draft = Draft::create(&path, 0o600).unwrap();
-        draft.write_all(b"newer").unwrap();
-        assert_eq!(draft.keep().unwrap(), 5);
-        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+        // Two at once: the last that is kept stays.
+        let [mut first, mut second] = [(); 2].map(|()| Draft::create(&path, 0o600).unwrap());
+        first.write_all(b"newest").unwrap();
+        second.write_all(b"newer").unwrap();
+        assert_eq!((second.keep().unwrap(), std::fs::read(&path).unwrap()), (5, b"newer".to_vec()));
+        assert_eq!((first.keep().unwrap(), std::fs::read(&path).unwrap()), (6, b"newest".to_vec()));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -119,7 +119,7 @@ pub(crate) enum ModelCommand {
         /// Where to write the key; MODEL.key here when left out
         #[arg(long, short)]
         out: Option<PathBuf>,
-        /// Hide the weights of a model from ONNX, in this many proofs; what makes these is written beside the key, as MODEL.secret
+        /// Hide the weights of a model from ONNX, in this many proofs; what makes these is written beside the key, with the extension secret
         #[arg(long, value_name = "PROOFS")]
         hide: Option<u32>,
     },

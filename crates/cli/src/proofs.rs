@@ -1,5 +1,6 @@
 //! `assay prove`, and the part of `assay verify` that checks proofs.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -85,8 +86,20 @@ pub(crate) fn commit(model: &str, out: Option<PathBuf>, hide: Option<u32>, as_js
         }
     };
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.key", models::name_of(Path::new(model)))));
+    let secret = Secret::beside(&out);
+    if secret == out {
+        return Err(Error::said("a key is no secret; give --out another extension than .secret"));
+    }
+    // Neither a secret nor the key that it is of can be made again.
+    if secret.exists() {
+        return Err(Error::said(format!(
+            "{} makes the proofs of a key of this name, which is not overwritten; choose another name with --out, or remove it",
+            secret.display()
+        )));
+    }
+    let mut draft = home::Draft::create(&out, 0o644).map_err(Error::file("write", &out))?;
     let said = |error: assay_proof::Error| Error::said(error.to_string());
-    let (key, secret) = match hide {
+    let (key, seed) = match hide {
         None => {
             let spinner = ui::spinner("committing to the weights");
             let key = Key::commit(&graph);
@@ -94,27 +107,25 @@ pub(crate) fn commit(model: &str, out: Option<PathBuf>, hide: Option<u32>, as_js
             (key.map_err(said)?, None)
         }
         Some(proofs) => {
-            let path = Secret::beside(&out);
-            if path == out {
-                return Err(Error::said("a key is no secret; give --out another extension than .secret"));
-            }
-            // A secret cannot be made again, so none is ever overwritten.
-            if path.exists() {
-                return Err(Error::said(format!(
-                    "{} exists, and the key that it belongs to is worth nothing without it; choose another name with --out, or remove it",
-                    path.display()
-                )));
-            }
             let (bar, seed) = (ui::bar(proofs.into(), "committing", false), keys::random()?);
             let key = Key::commit_hiding(&graph, proofs, &seed, &|| bar.inc(1));
             bar.finish_and_clear();
-            let key = key.map_err(said)?;
-            Secret::create(&path, &key, &seed).map_err(|error| Error::said(error.to_string()))?;
-            (key, Some(path))
+            (key.map_err(said)?, Some(seed))
         }
     };
     let bytes = key.to_bytes();
-    home::write_atomically(&out, &bytes, 0o644)?;
+    draft.write_all(&bytes).map_err(Error::file("write", &out))?;
+    if let Some(seed) = seed {
+        Secret::create(&secret, &key, &seed).map_err(|error| Error::said(error.to_string()))?;
+    }
+    draft.keep().map_err(|source| {
+        if seed.is_some() {
+            // There is no such key.
+            let _ = std::fs::remove_file(&secret);
+        }
+        Error::file("write", &out)(source)
+    })?;
+    let secret = seed.map(|_| secret);
     let (id, model) = (hex(&key.id()), hex(&graph.id()));
     if as_json {
         ui::print_json(&json!({
@@ -159,6 +170,43 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     let reals = graphs::read_rows(input)?;
     let inputs = graph.encode_inputs(&reals).map_err(|error| Error::said(error.to_string()))?;
     let key = args.key.as_deref().map(read_key).transpose()?;
+    let examples = inputs.len() / graph.inputs().len();
+    let mut draft = home::Draft::create(&args.out, 0o644).map_err(Error::file("write", &args.out))?;
+    let mut left = None;
+    let hides = |what| args.hide.contains(&what);
+    let hide = match (&key, &args.key) {
+        (Some(key), Some(path)) if hides(Hidden::Weights) => {
+            if key.hiding_proofs().is_none() {
+                return Err(Error::said(format!(
+                    "{} does not hide its weights; make a key that does with `assay model commit --hide PROOFS`",
+                    path.display()
+                )));
+            }
+            let said = |error: assay_worker::Error| Error::said(error.to_string());
+            let found = Secret::open(&Secret::beside(path), key).map_err(said)?;
+            found.check(key, &graph).map_err(said)?;
+            // Before anything is used up.
+            let model = Model::Key(key.clone());
+            model
+                .hiding_security_bits(examples, hides(Hidden::Inputs))
+                .map_err(|error| Error::said(error.to_string()))?;
+            let once = found.take().map_err(said)?;
+            left = Some(found.left().map_err(said)?);
+            Some(if hides(Hidden::Inputs) { Hide::Both(once) } else { Hide::Weights(once) })
+        }
+        (None, _) if hides(Hidden::Weights) => {
+            return Err(Error::said(
+                "weights are hidden behind a key: make one with `assay model commit --hide PROOFS`, and name it with --key",
+            ));
+        }
+        (Some(key), Some(path)) if key.hiding_proofs().is_some() => {
+            return Err(Error::said(format!(
+                "{} hides its weights, so a proof with it has to as well; add --hide weights",
+                path.display()
+            )));
+        }
+        _ => hides(Hidden::Inputs).then_some(Hide::Inputs),
+    };
     let bar = ui::bar(Stage::ALL.len() as u64, "proving", false);
     let started = Instant::now();
     let mut report = |stage| {
@@ -170,34 +218,6 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
             Stage::Open => "opening",
         });
         bar.set_position(Stage::ALL.iter().position(|known| *known == stage).unwrap_or(0) as u64);
-    };
-    let hides = |what| args.hide.contains(&what);
-    let hide = match (&key, &args.key) {
-        (Some(key), Some(path)) if hides(Hidden::Weights) => {
-            if key.hiding_proofs().is_none() {
-                return Err(Error::said(format!(
-                    "{} does not hide its weights; make a key that does with `assay model commit --hide PROOFS`",
-                    path.display()
-                )));
-            }
-            let said = |error: assay_worker::Error| Error::said(error.to_string());
-            let secret = Secret::open(&Secret::beside(path), key).map_err(said)?;
-            secret.check(key, &graph).map_err(said)?;
-            // Before anything is used up.
-            let examples = inputs.len() / graph.inputs().len();
-            let model = Model::Key(key.clone());
-            model
-                .hiding_security_bits(examples, hides(Hidden::Inputs))
-                .map_err(|error| Error::said(error.to_string()))?;
-            let once = secret.take().map_err(said)?;
-            Some(if hides(Hidden::Inputs) { Hide::Both(once) } else { Hide::Weights(once) })
-        }
-        (None, _) if hides(Hidden::Weights) => {
-            return Err(Error::said(
-                "weights are hidden behind a key: make one with `assay model commit --hide PROOFS`, and name it with --key",
-            ));
-        }
-        _ => hides(Hidden::Inputs).then_some(Hide::Inputs),
     };
     let proof = match (hide, &key) {
         (Some(hide), key) => {
@@ -215,14 +235,14 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     let said = |error: assay_proof::Error| Error::said(error.to_string());
     let proof = proof.map_err(said)?;
     let bytes = proof.to_bytes().map_err(said)?;
-    home::write_atomically(&args.out, &bytes, 0o644)?;
-    let examples = inputs.len() / graph.inputs().len();
+    draft.write_all(&bytes).and_then(|()| draft.keep()).map_err(Error::file("write", &args.out))?;
     if as_json {
         let said = json!({
             "model": hex(&graph.id()), "examples": examples, "seconds": seconds, "bytes": bytes.len(),
             // Without inputs and outputs.
             "proof_bytes": proof.proof_len().map_err(said)?, "path": args.out,
-            "hiding": proof.inputs().is_none(), "hides_weights": proof.hides_weights(),
+            "hiding": matches!(proof, AnyProof::Hiding(_)), "hides_inputs": proof.inputs().is_none(),
+            "hides_weights": proof.hides_weights(), "proofs_left": left,
         });
         graphs::print_outputs(&graph, proof.outputs(), Some(said));
         return Ok(());
@@ -237,6 +257,9 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
         bytes.len() as f64 / 1e3
     );
     ui::say!("{}", ui::dim(tells(&proof)));
+    if let Some(left) = left {
+        ui::say!("{}", ui::dim(&format!("The key can hide its weights in {left} more.")));
+    }
     Ok(())
 }
 
@@ -292,8 +315,8 @@ pub(crate) fn verify(path: &Path, model: Option<&str>, key: Option<&Path>, as_js
     if as_json {
         let mut said = json!({
             "valid": true, "model": name, "examples": examples, "seconds": seconds,
-            "security_bits": bits, "committed_weights": is_key, "hiding": shown.is_none(),
-            "hides_weights": proof.hides_weights(), "commitment": commitment,
+            "security_bits": bits, "committed_weights": is_key, "hiding": matches!(proof, AnyProof::Hiding(_)),
+            "hides_inputs": shown.is_none(), "hides_weights": proof.hides_weights(), "commitment": commitment,
         });
         if takes_rows && shown.is_some() {
             said["words"] = json!(words.map(|words| {

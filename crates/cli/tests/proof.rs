@@ -123,22 +123,33 @@ fn weights_are_hidden_in_as_many_proofs_as_their_key_is_for() {
         (&committed["hiding_proofs"], &committed["secret"]),
         (&2.into(), &file("digits.secret").into())
     );
-    assert!(error(&run(&commit)).contains("exists"), "a secret is not overwritten");
+    // Neither the secret nor its key is overwritten, also by a key that hides nothing.
+    assert!(error(&run(&commit)).contains("is not overwritten"));
+    assert!(error(&run(&["model", "commit", "digits_mlp", "--out", &key])).contains("is not overwritten"));
+    let lost = file("no/such/folder.key");
+    assert!(
+        error(&run(&["model", "commit", "digits_mlp", "--out", &lost, "--hide", "2"])).contains("folder.key")
+    );
+    // A proof that cannot be written uses nothing up.
+    let lost =
+        run(&["prove", "digits_mlp", "--input", &rows, "--hide", "weights", "--key", &key, "-o", &lost]);
+    assert!(error(&lost).contains("folder.key"));
     json(&run(&["model", "commit", "digits_mlp", "--out", &open, "--json"]));
 
     let prove = |hide: &str, key: &str| {
         run(&["prove", "digits_mlp", "--input", &rows, "--hide", hide, "--key", key, "-o", &proof, "--json"])
     };
     assert!(error(&prove("weights", &open)).contains("does not hide its weights"));
-    assert!(error(&prove("inputs", &key)).contains("has to hide them"));
+    assert!(error(&prove("inputs", &key)).contains("add --hide weights"));
     let without_key = run(&["prove", "digits_mlp", "--input", &rows, "--hide", "weights", "-o", &proof]);
     assert!(error(&without_key).contains("--key"));
     for (hide, inputs) in [("weights", false), ("inputs,weights", true)] {
         let proved = json(&prove(hide, &key));
-        assert_eq!((&proved["hides_weights"], &proved["hiding"]), (&true.into(), &inputs.into()));
+        assert_eq!(proved["proofs_left"], if inputs { 0 } else { 1 });
+        assert_eq!((&proved["hides_weights"], &proved["hides_inputs"]), (&true.into(), &inputs.into()));
         let checked = json(&there(&["verify", &proof, "--key", &key, "--json"]));
         assert_eq!((&checked["valid"], &checked["model"]), (&true.into(), &committed["key"]));
-        assert_eq!((&checked["hides_weights"], &checked["hiding"]), (&true.into(), &inputs.into()));
+        assert_eq!((&checked["hides_weights"], &checked["hides_inputs"]), (&true.into(), &inputs.into()));
         assert_eq!(checked["outputs"], proved["outputs"]);
         assert!(checked["security_bits"].as_f64().unwrap() > 100.0);
         let told = there(&["verify", &proof, "--key", &key]);

@@ -9,7 +9,6 @@ use crate::error::{ApiError, Error};
 use crate::gateway::Gateway;
 use crate::openai::collect;
 use crate::serve::{self, Job};
-use crate::store::Due;
 use assay_engine::light::{Commitment, KEY_BYTES_MAX};
 use assay_engine::request::Processor;
 use assay_receipt::{Address, Bundle, Bytes32, Member, Members, Offer, Request, TRACE_PROOF_ARITHMETIC};
@@ -415,7 +414,7 @@ pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject, model_name: String
                     if !audit::is_possible(&gateway, &subject) {
                         break;
                     }
-                    match gateway.store.proof_done(subject.nonce, Due::Replay).await {
+                    match gateway.store.proof_done(subject.nonce, true).await {
                         Ok(()) => audit::later(&gateway, subject),
                         // It stays due, for the next start.
                         Err(error) => tracing::error!(%error, request_id, "a replay was not stored"),
@@ -428,7 +427,7 @@ pub(crate) fn later(gateway: &Arc<Gateway>, subject: Subject, model_name: String
                 }
             }
         }
-        if let Err(error) = gateway.store.proof_done(subject.nonce, Due::Nothing).await {
+        if let Err(error) = gateway.store.proof_done(subject.nonce, false).await {
             tracing::error!(%error, request_id = subject.request_id, "the end of a proof was not stored");
         }
     });

@@ -133,7 +133,7 @@ async fn recover_proofs(gateway: &Arc<Gateway>, due: Vec<Bytes32>) -> Result<(),
             Ok(subject) => proofs::later(gateway, subject, dossier.entry.model_name, dossier.entry.key),
             Err(error) => {
                 tracing::warn!(request_id = dossier.entry.request_id, error = error.message, "no proof");
-                gateway.store.proof_done(nonce, Due::Nothing).await?;
+                gateway.store.proof_done(nonce, false).await?;
             }
         }
     }

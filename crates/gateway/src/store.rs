@@ -416,12 +416,14 @@ impl Store {
         .await
     }
 
-    /// Notes that an answer is not to be proved in the background any more, and what is to be done with it next.
-    pub(crate) async fn proof_done(&self, nonce: Bytes32, next: Due) -> Result<(), Error> {
+    /// Notes that an answer is not to be proved in the background any more, and whether it is to be replayed instead.
+    pub(crate) async fn proof_done(&self, nonce: Bytes32, replay: bool) -> Result<(), Error> {
         self.write(move |transaction| {
             transaction.open_table(PROOFS_DUE).map_err(failed)?.remove(nonce.0).map_err(failed)?;
-            next.note(transaction, &nonce)?;
-            update(transaction, &nonce, |entry| entry.proof_due = next == Due::Proof)
+            if replay {
+                Due::Replay.note(transaction, &nonce)?;
+            }
+            update(transaction, &nonce, |entry| entry.proof_due = false)
         })
         .await
     }

@@ -29,10 +29,10 @@ impl Range {
         self.low <= value && value <= self.high
     }
 
-    /// The range of each column of a table, given row by row.
+    /// The range of each column of a table, given row by row in rows of `len` values; without rows, ranges that hold nothing.
     ///
     /// # Panics
-    /// When the rows have no values: `len` is 0.
+    /// When `len` is 0.
     pub fn of_columns(len: usize, values: &[i16]) -> Vec<Range> {
         let mut columns = vec![Range { low: i32::MAX, high: i32::MIN }; len];
         for row in values.chunks_exact(len) {

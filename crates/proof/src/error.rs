@@ -24,7 +24,7 @@ pub enum Error {
     #[error("{0}; prove fewer examples at once, or choose a smaller model")]
     Size(String),
     /// The weights and the commitment to them do not go together.
-    #[error("the weights cannot be committed to or proved with this key: {0}; make a key from the model")]
+    #[error("the weights cannot be committed to or proved with this key: {0}")]
     Key(&'static str),
     /// A check failed: the proof proves nothing.
     #[error("the proof is not valid: {0}; nothing is proved by it")]

@@ -296,7 +296,7 @@ impl Model {
         check(graph, self.id(), key, proof)
     }
 
-    /// As [`security_bits`](Self::security_bits), for proofs that hide something: the inputs, or not them.
+    /// As [`security_bits`](Self::security_bits), for proofs that hide the inputs, or the weights alone.
     ///
     /// # Errors
     /// [`Error::Size`] when no such proof covers the batch.
@@ -341,10 +341,13 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
         return Err(Error::Model { expected: hex(&id), found: hex(&proof.model) });
     }
     let inputs = proof.inputs.as_deref();
-    if let Some(inputs) = inputs
-        && graph.check_inputs(inputs)? != proof.examples
-    {
-        return Err(Error::Rejected("it has other inputs than examples"));
+    if let Some(inputs) = inputs {
+        if !proof.hides_weights() {
+            return Err(Error::Rejected("it hides nothing"));
+        }
+        if graph.check_inputs(inputs)? != proof.examples {
+            return Err(Error::Rejected("it has other inputs than examples"));
+        }
     }
     verify::check_outputs(graph, proof.examples, &proof.outputs)?;
     if proof.weights.is_some() != key.is_some() {
@@ -442,7 +445,7 @@ impl HidingProof {
         self.weights.is_some()
     }
 
-    /// Whether it hides them.
+    /// Whether it tells nothing about the weights behind its key.
     pub fn hides_weights(&self) -> bool {
         matches!(self.weights, Some(WeightsOpening::Hiding(..)))
     }
@@ -582,6 +585,7 @@ pub(crate) mod prover {
         let circuit = circuit(graph, hides_inputs)?;
         let batch = graph.check_inputs(inputs)?;
         let plan = Plan::new(&circuit, batch, log_weights(key)?)?;
+        report(Stage::Commit);
         let weights = match (key, once) {
             (Some(key), once) => Some(Weights::commit(key, graph, once.as_ref())?),
             (None, Some(_)) => return Err(Error::Key("only weights behind a key can be hidden")),

@@ -246,6 +246,22 @@ fn opened(proof: &mut HidingProof) -> &mut hiding_commitment::Opening {
     }
 }
 
+/// The format of proofs that hide is for those that do.
+#[test]
+fn a_proof_that_hides_nothing_is_refused() {
+    let graph = graph();
+    let circuit = Circuit::new(&graph);
+    let plan = Plan::new(&circuit, 2, None).unwrap();
+    let trace = graph.run(&INPUTS).unwrap();
+    let witness = Witness::new(&circuit, plan.sizes, &trace);
+    let mut rng = StdRng::from_seed(seed(1));
+    let block = Block::new(plan.log_pads, &mut rng);
+    let shown = [&INPUTS[..], trace.output()];
+    let proof = finish(&circuit, &plan, 2, shown, witness, None, block, &mut rng, &mut |_| ()).unwrap();
+    let error = Model::Graph(graph).verify_hiding(&proof).unwrap_err().to_string();
+    assert!(error.contains("hides nothing"), "{error}");
+}
+
 #[test]
 fn the_opening_of_hidden_weights_is_bound() {
     let graph = private(1, 0);
@@ -384,8 +400,8 @@ fn the_random_elements_hide_the_values_that_are_shown() {
     assert!(base[first..first + FILLER].iter().zip(&other[first..]).all(|(a, b)| a != b));
 }
 
-/// Two models that give the same outputs for inputs that the first layer does not see: what is shown of either is spread evenly over the field,
-/// also together.
+/// Two models that give the same outputs for inputs that the first layer does not see: what is shown of either is spread evenly over the field, and
+/// nothing is shown twice. That the values of the weights are uniform, the test before shows.
 #[test]
 fn what_is_shown_does_not_depend_on_the_weights() {
     let inputs = [0; 4];

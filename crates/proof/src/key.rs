@@ -210,8 +210,11 @@ impl Key {
     /// As [`security_bits`](crate::security_bits), for a proof with this key: both commitments count.
     ///
     /// # Errors
-    /// [`Error::Size`] when no proof covers the batch.
+    /// [`Error::Size`] when no proof covers the batch; [`Error::Key`] when it hides its weights, which such a proof does not.
     pub fn security_bits(&self, batch: usize) -> Result<f64, Error> {
+        if self.hiding_proofs().is_some() {
+            return Err(Error::Key("the key hides its weights: a proof with it has to hide them"));
+        }
         crate::bits(&self.graph, batch, Some(self.layout()?.log))
     }
 
@@ -375,7 +378,9 @@ pub(crate) mod prover {
         }
     }
 
-    const OTHER: Error = Error::Key("the key is of another model, or was made with another secret");
+    const OTHER: Error = Error::Key(
+        "the key is of another model, or was made with another secret; use that, or make a key from this model",
+    );
 
     /// Committed weights that can be opened.
     pub(crate) enum Committed {
@@ -409,6 +414,9 @@ pub(crate) mod prover {
                     Ok((vector, found, Committed::Open(Box::new(committed))))
                 }
                 (WeightsCommitment::Hiding { roots, point, .. }, Some(once)) => {
+                    if once.number as usize >= roots.len() {
+                        return Err(Error::Key("the key has no commitment with this number"));
+                    }
                     let secret = secret(graph, roots.len(), &once.seed);
                     let (vector, mut rng) = own(shared(&layout, graph, &secret), &secret, once.number);
                     let committed = hiding_commitment::prover::commit(vector.clone(), &mut rng)?;

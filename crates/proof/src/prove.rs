@@ -70,6 +70,7 @@ pub fn prove_with_key(
 ) -> Result<Proof, Error> {
     let circuit = Circuit::new(graph);
     let sizes = circuit.sizes(graph.check_inputs(inputs)?)?;
+    report(Stage::Commit);
     let weights = Weights::commit(key, graph, None)?;
     report(Stage::Run);
     let trace = graph.run(inputs)?;

@@ -123,8 +123,7 @@ impl Layout {
                 Node::Conv { window, .. } => {
                     let area = window.kernel[0] as usize * window.kernel[1] as usize;
                     let channels = (window.channels / window.groups) as usize;
-                    let window_of_plain = Some(*window).filter(|_| product.is_none());
-                    (window_of_plain, [window.filters as usize, channels, area])
+                    (Some(*window).filter(|_| product.is_none()), [window.filters as usize, channels, area])
                 }
                 _ => continue,
             };

@@ -41,7 +41,7 @@ pub struct Member {
     pub models: Vec<Offer>,
 }
 
-/// The arithmetic of integer graphs (models from ONNX), whose answers are proofs: 2^31 and the version of the proof's file.
+/// The arithmetic of integer graphs (models from ONNX), whose answers are proofs: 2^31 and the version of proofs that hide nothing.
 pub const GRAPH_ARITHMETIC: u32 = (1 << 31) + 5;
 
 /// Stands where an arithmetic does in offers and receipts of proofs of answers in text (`docs/trace-proof.md`): 2^30 and the version

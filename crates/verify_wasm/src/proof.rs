@@ -52,12 +52,11 @@ fn check(model: &[u8], proof: &[u8], rows: &[u8]) -> Result<Value, String> {
         "model": hex(&model.id()),
         "examples": examples,
         "security_bits": bits,
-        "hiding": inputs.is_none(),
+        "hiding": matches!(proof, AnyProof::Hiding(_)),
+        "hides_inputs": inputs.is_none(),
         "hides_weights": proof.hides_weights(),
         "inputs": inputs.map(|inputs| inputs.chunks_exact(graph.inputs().len()).collect::<Vec<_>>()),
-        "words": words.map(|words| {
-            words.chunks_exact(graph.numbers()).map(<[u32]>::to_vec).collect::<Vec<_>>()
-        }),
+        "words": words.as_ref().map(|words| words.chunks_exact(graph.numbers()).collect::<Vec<_>>()),
         "outputs": outputs().map(|example| graph.decode_outputs(example)).collect::<Vec<_>>(),
         "labels": outputs().filter_map(label).collect::<Vec<_>>(),
     }))

@@ -78,7 +78,7 @@ for (let at = 0; at < keyed.length; at += 509) {
 // Hidden inputs.
 const hidden = await read("docs/vectors/perceptron-hidden.proof");
 const told = check(model, hidden);
-assert.deepEqual([told.valid, told.hiding, told.inputs, told.examples], [true, true, null, 2], told.reason);
+assert.deepEqual([told.valid, told.hiding, told.hides_inputs, told.inputs, told.examples], [true, true, true, null, 2], told.reason);
 assert.equal(report.hiding, false);
 assert.ok(told.security_bits > 100 && told.security_bits < 128);
 assert.match(check(model, hidden, rows.slice(0, 12)).reason, /hides its inputs/);
@@ -91,7 +91,7 @@ for (let at = 0; at < hidden.length; at += 1009) {
 // Hidden weights, with the numbers in the open.
 const [hiding, private_] = [await read("docs/vectors/perceptron-hiding.key"), await read("docs/vectors/perceptron-hidden-weights.proof")];
 const shown = check(hiding, private_, rows.slice(0, told.examples * rows.length / report.examples));
-assert.deepEqual([shown.valid, shown.hiding, shown.hides_weights, shown.examples], [true, false, true, 2], shown.reason);
+assert.deepEqual([shown.valid, shown.hiding, shown.hides_inputs, shown.hides_weights, shown.examples], [true, true, false, true, 2], shown.reason);
 assert.deepEqual([report.hides_weights, told.hides_weights], [false, false]);
 assert.ok(shown.security_bits > 100 && shown.security_bits < 128);
 assert.match(check(hiding, private_, rows.slice(1, 1 + 2 * rows.length / report.examples)).reason, /other inputs/);

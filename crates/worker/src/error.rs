@@ -44,7 +44,7 @@ pub enum Error {
         mode: u32,
     },
     /// The secret of a key that hides its weights is unusable.
-    #[error("The secret {path} cannot be used: {fault}. Nothing was proved with it.")]
+    #[error("The secret {path} cannot be used: {fault}. No proof was made.")]
     Secret {
         /// The file.
         path: PathBuf,

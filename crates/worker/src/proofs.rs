@@ -133,7 +133,8 @@ struct Hashed {
 }
 
 impl Hashed {
-    fn wanted(&self) -> std::io::Result<()> {
+    /// Fails when nobody waits any more.
+    fn check_wanted(&self) -> std::io::Result<()> {
         match self.unwanted.load(Ordering::Acquire) {
             true => Err(std::io::Error::other("nobody waits for the proof any more")),
             false => Ok(()),
@@ -143,7 +144,7 @@ impl Hashed {
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.wanted()?;
+        self.check_wanted()?;
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.bytes += written as u64;
@@ -152,7 +153,7 @@ impl Write for Hashed {
 
     /// Whether anybody still waits, too.
     fn flush(&mut self) -> std::io::Result<()> {
-        self.wanted()?;
+        self.check_wanted()?;
         self.file.flush()
     }
 }

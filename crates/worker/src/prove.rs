@@ -99,16 +99,6 @@ impl Prover {
             let message = format!("{examples} examples are sent, where one proof covers {most}: send fewer.");
             return Err(Trouble::new(FailureCode::ContextExceeded, message));
         }
-        if let Some(secret) = &self.secret {
-            // Before anything is used up.
-            if secret.left().map_err(unusable)? == 0 {
-                return Err(bad(USED_UP.into()));
-            }
-            if self.model.hiding_security_bits(examples, false).is_err() {
-                let message = format!("{examples} examples are sent, which no proof covers: send fewer.");
-                return Err(Trouble::new(FailureCode::ContextExceeded, message));
-            }
-        }
         let price = offer.price(examples as u32, 0); // at most 2^16
         check_whole(call, price, "proof")?;
         Ok(inputs)
@@ -138,7 +128,7 @@ impl Prover {
     }
 }
 
-/// No fault of the worker's, which serves other models still.
+/// What a caller reads when a key's proofs are all made: no fault of the worker's, which serves other models still.
 const USED_UP: &str =
     "This model's key hides its weights in a number of proofs, which are all made: it needs another key.";
 
@@ -161,6 +151,11 @@ fn prove(
             assay_proof::prove_with_key(graph, key, inputs, &mut |_| ()).map(AnyProof::Open)
         }
         (assay_proof::Model::Key(key), Some(secret)) => {
+            // Before anything is used up.
+            if model.hiding_security_bits(model.examples(inputs), false).is_err() {
+                let message = "No proof covers so many examples: send fewer.";
+                return Err(Trouble::new(FailureCode::ContextExceeded, message));
+            }
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| {
                 Trouble::new(FailureCode::Internal, format!("The system gives no random bytes: {error}."))
