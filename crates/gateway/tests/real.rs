@@ -556,8 +556,11 @@ async fn a_worker_proves_and_hides_its_weights() {
         assert!(proof.hides_weights());
         assert_eq!(check_proved(&bundle, &expected, &model).unwrap().state, State::Proved);
     }
+    let left = "assay_worker_hiding_proofs_left{model=\"hidden\"}";
+    assert_eq!(network.workers[0].metric(left).await, Some(1.0));
     network.workers[0].kill();
     network.workers[0].revive().await;
+    assert_eq!(network.workers[0].metric(left).await, Some(1.0));
     assert_eq!(infer(&network, HIDDEN, &two(Some("proved"))).await.0, 200);
     // A fourth would tell the weights. Nobody is blamed, and other models are still proved.
     let (status, answer) = infer(&network, HIDDEN, &two(Some("proved"))).await;

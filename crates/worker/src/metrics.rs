@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     waiting: Family<ModelLabel, Gauge>,
     running: Family<ModelLabel, Gauge>,
     loaded: Family<ModelLabel, Gauge>,
+    hiding_proofs_left: Family<ModelLabel, Gauge>,
     kv_pages: Family<ModelLabel, Gauge>,
     kv_pages_held: Family<ModelLabel, Gauge>,
     kv_pages_cached: Family<ModelLabel, Gauge>,
@@ -84,6 +85,8 @@ pub(crate) struct ModelMetrics {
     pub(crate) running: Gauge,
     /// 1 while the model is in memory.
     pub(crate) loaded: Gauge,
+    /// Proofs that a key can still hide its weights in; there for models with such a key only.
+    hiding_proofs_left: (Family<ModelLabel, Gauge>, ModelLabel),
     /// Pages of keys and values.
     pub(crate) kv_pages: Gauge,
     /// Pages that requests hold.
@@ -115,6 +118,12 @@ pub(crate) struct ModelMetrics {
 }
 
 impl ModelMetrics {
+    /// Says in how many proofs the model's key can still hide its weights.
+    pub(crate) fn hiding_proofs_left(&self, left: u32) {
+        let (family, label) = &self.hiding_proofs_left;
+        family.get_or_create(label).set(left.into());
+    }
+
     /// Counts where the engine's time went since `before`.
     pub(crate) fn spent(&self, before: Spent, now: Spent) {
         let stages = |s: Spent| [s.linear, s.attention, s.rows, s.choice, s.waiting];
@@ -146,6 +155,7 @@ impl Metrics {
             waiting: Family::default(),
             running: Family::default(),
             loaded: Family::default(),
+            hiding_proofs_left: Family::default(),
             kv_pages: Family::default(),
             kv_pages_held: Family::default(),
             kv_pages_cached: Family::default(),
@@ -176,6 +186,8 @@ impl Metrics {
         r.register("waiting_requests", "Requests that wait for a place", self.waiting.clone());
         r.register("running_requests", "Requests that run", self.running.clone());
         r.register("model_loaded", "1 while the model is in memory", self.loaded.clone());
+        let help = "Proofs that the model's key can still hide its weights in";
+        r.register("hiding_proofs_left", help, self.hiding_proofs_left.clone());
         r.register("kv_pages", "Pages of keys and values", self.kv_pages.clone());
         r.register("kv_pages_held", "Pages that requests hold", self.kv_pages_held.clone());
         r.register("kv_pages_cached", "Pages kept for requests to come", self.kv_pages_cached.clone());
@@ -208,6 +220,7 @@ impl Metrics {
             waiting: self.waiting.get_or_create_owned(&label),
             running: self.running.get_or_create_owned(&label),
             loaded: self.loaded.get_or_create_owned(&label),
+            hiding_proofs_left: (self.hiding_proofs_left.clone(), label.clone()),
             kv_pages: self.kv_pages.get_or_create_owned(&label),
             kv_pages_held: self.kv_pages_held.get_or_create_owned(&label),
             kv_pages_cached: self.kv_pages_cached.get_or_create_owned(&label),

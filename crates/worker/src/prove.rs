@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::answer::{Answer, Trouble, beside, check_whole};
 use crate::local::{ModelFile, Replayed};
+use crate::metrics::ModelMetrics;
 use crate::{Config, Error, Model, Secret, files};
 
 /// Most inputs of a request: in decimal they still fit into a request.
@@ -29,7 +30,11 @@ pub(crate) struct Prover {
 
 impl Prover {
     /// Opens a graph, and its key if it is offered under one. Takes seconds: call it where blocking is allowed.
-    pub(crate) fn open(model: &Model, config: &Config) -> Result<(Prover, ModelFile), Error> {
+    pub(crate) fn open(
+        model: &Model,
+        config: &Config,
+        metrics: &ModelMetrics,
+    ) -> Result<(Prover, ModelFile), Error> {
         let refused = |fault: String| Error::Model { path: model.artifact.clone(), fault };
         let bytes = files::map(&model.artifact)?;
         let graph = Graph::decode((*bytes).as_ref()).map_err(|fault| refused(fault.to_string()))?;
@@ -42,6 +47,7 @@ impl Prover {
                 if key.hiding_proofs().is_some() {
                     let found = Secret::open(&Secret::beside(path), &key)?;
                     found.check(&key, &graph)?;
+                    metrics.hiding_proofs_left(found.left()?);
                     secret = Some(Arc::new(found));
                 } else {
                     let own = Key::commit(&graph).map_err(|fault| refused(fault.to_string()))?;
@@ -107,8 +113,9 @@ impl Prover {
     /// Proves: one chunk, then the receipt.
     pub(crate) async fn answer(&self, answer: Answer, inputs: Vec<i32>) {
         answer.metrics.running.inc();
-        let secret = self.secret.clone();
-        let proving = self.in_turn(move |graph, model| prove(graph, model, secret.as_deref(), &inputs));
+        let (secret, metrics) = (self.secret.clone(), answer.metrics.clone());
+        let proving =
+            self.in_turn(move |graph, model| prove(graph, model, secret.as_deref(), &inputs, &metrics));
         let proved = answer.within_limits(proving).await.and_then(|proved| proved);
         answer.metrics.running.dec();
         answer.whole(proved).await;
@@ -144,6 +151,7 @@ fn prove(
     model: &assay_proof::Model,
     secret: Option<&Secret>,
     inputs: &[i32],
+    metrics: &ModelMetrics,
 ) -> Result<Output, Trouble> {
     let proof = match (model, secret) {
         (assay_proof::Model::Graph(graph), _) => assay_proof::prove(graph, inputs).map(AnyProof::Open),
@@ -164,6 +172,11 @@ fn prove(
                 Error::SecretUsedUp { .. } => Trouble::new(FailureCode::BadRequest, USED_UP),
                 error => unusable(error),
             })?;
+            let left = key.hiding_proofs().unwrap_or(0).saturating_sub(once.number() + 1);
+            metrics.hiding_proofs_left(left);
+            if left.is_power_of_two() || left == 0 {
+                tracing::warn!(left, "proofs that the key of a model can still hide its weights in");
+            }
             let hide = Hide::Weights(once);
             assay_proof::prove_hiding(graph, Some(key), inputs, hide, seed, &mut |_| ()).map(AnyProof::Hiding)
         }

@@ -346,7 +346,7 @@ fn open(
         if model.proof_key.is_some() {
             return Err(refused("its answers are proofs already; take `proof_key` away".to_owned()));
         }
-        let (prover, opened) = Prover::open(model, config)?;
+        let (prover, opened) = Prover::open(model, config, &metrics)?;
         let most = prover.examples_max();
         return Ok((Backend::Graph(prover), opened, most));
     }
