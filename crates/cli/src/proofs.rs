@@ -258,7 +258,7 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
     );
     ui::say!("{}", ui::dim(tells(&proof)));
     if let Some(left) = left {
-        ui::say!("{}", ui::dim(&format!("The key can hide its weights in {left} more.")));
+        ui::say!("{}", ui::dim(&format!("The key can hide its weights in {left} more proofs.")));
     }
     Ok(())
 }
