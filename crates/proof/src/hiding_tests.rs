@@ -189,6 +189,19 @@ fn every_proof_shows_something_else() {
     assert!(witness.committed[plan.filler - 1 - 255..].len() > 1 << (plan.log_pads + 4));
 }
 
+/// Holds coordinates of elements to the uniform distribution.
+fn is_spread(elements: &[E]) {
+    let mut counts = [0f64; 16];
+    for coordinate in elements.iter().flat_map(|element| element.as_basis_coefficients_slice()) {
+        let coordinate: &F = coordinate;
+        counts[(u64::from(coordinate.as_canonical_u32()) * 16 / u64::from(F::ORDER_U32)) as usize] += 1.0;
+    }
+    let expected = counts.iter().sum::<f64>() / 16.0;
+    let chi_square: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+    // 15 degrees of freedom: above 50 once in 80,000 times.
+    assert!(expected > 1000.0 && chi_square < 50.0, "{counts:?}");
+}
+
 /// Inputs that give the same outputs: what is shown of either is spread evenly over the field.
 #[test]
 fn what_is_shown_does_not_depend_on_the_inputs() {
@@ -198,20 +211,7 @@ fn what_is_shown_does_not_depend_on_the_inputs() {
     let outputs = |inputs: &[i32]| graph.run(inputs).unwrap().output().to_vec();
     assert_eq!(outputs(&a), outputs(&b));
     for inputs in [a, b] {
-        let mut counts = [0f64; 16];
-        for number in 0..8 {
-            for element in shown(&hidden(&inputs, number)) {
-                let coordinates: &[F] = element.as_basis_coefficients_slice();
-                for coordinate in coordinates {
-                    counts[(u64::from(coordinate.as_canonical_u32()) * 16 / u64::from(F::ORDER_U32))
-                        as usize] += 1.0;
-                }
-            }
-        }
-        let expected = counts.iter().sum::<f64>() / 16.0;
-        let chi_square: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
-        // 15 degrees of freedom: above 50 once in 80,000 times.
-        assert!(expected > 1000.0 && chi_square < 50.0, "{counts:?}");
+        is_spread(&(0..8).flat_map(|number| shown(&hidden(&inputs, number))).collect::<Vec<_>>());
     }
 }
 
@@ -409,26 +409,19 @@ fn what_is_shown_does_not_depend_on_the_weights() {
     assert_eq!(outputs(&private(1, 0)), outputs(&private(3, 0)));
     for order in [1, 3] {
         let graph = private(order, 0);
-        let mut counts = [0f64; 16];
-        let mut known = std::collections::HashSet::new();
+        let mut all = Vec::new();
         for number in 1..3 {
             let key = private_key(&graph, number);
             for once in 0..8 {
                 let mut proof = hidden_weights(&graph, &key, &inputs, number, once);
-                let values = opened(&mut proof).evals.clone();
-                for element in shown(&proof).into_iter().chain(values) {
-                    let coordinates: &[F] = element.as_basis_coefficients_slice();
-                    assert!(known.insert(coordinates.to_vec()), "an element is shown twice");
-                    for coordinate in coordinates {
-                        counts[(u64::from(coordinate.as_canonical_u32()) * 16 / u64::from(F::ORDER_U32))
-                            as usize] += 1.0;
-                    }
-                }
+                all.extend(shown(&proof));
+                all.extend_from_slice(&opened(&mut proof).evals);
             }
         }
-        let expected = counts.iter().sum::<f64>() / 16.0;
-        let chi_square: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
-        assert!(expected > 1000.0 && chi_square < 50.0, "{counts:?}");
+        is_spread(&all);
+        let different: std::collections::HashSet<&[F]> =
+            all.iter().map(|element| element.as_basis_coefficients_slice()).collect();
+        assert_eq!(different.len(), all.len(), "an element is shown twice");
     }
 }
 
