@@ -190,8 +190,8 @@ pub(crate) async fn prove(args: &ProveArgs, as_json: bool) -> Result<()> {
             model
                 .hiding_security_bits(examples, hides(Hidden::Inputs))
                 .map_err(|error| Error::said(error.to_string()))?;
-            let once = found.take().map_err(said)?;
-            left = Some(found.left().map_err(said)?);
+            let (once, proofs) = found.take().map_err(said)?;
+            left = Some(proofs);
             Some(if hides(Hidden::Inputs) { Hide::Both(once) } else { Hide::Weights(once) })
         }
         (None, _) if hides(Hidden::Weights) => {

@@ -8,7 +8,7 @@
 //! committed, the walk ends too: what is left there is a bilinear form of the weights and of what the map reads, which
 //! [`forward`] finds.
 
-use assay_graph::{Node, Tensor, Window, ZERO};
+use assay_graph::{Node, Tensor, ZERO};
 use p3_field::{Field as _, PrimeCharacteristicRing as _};
 #[cfg(feature = "prover")]
 use rayon::prelude::*;
@@ -74,8 +74,8 @@ pub(crate) fn pull_back(
                 let mut out = out;
                 out.resize(graph.width(Tensor(number as u32 + 1)), E::ZERO);
                 // Committed biases are with the weights.
-                if let Node::Conv { window, bias, .. } = node {
-                    constant += inner(bias, &planes(window, &out));
+                if let Node::Conv { bias, .. } = node {
+                    constant += inner(bias, &planes(&out, bias.len()));
                 }
                 if circuit.products.chosen[number] { products.push(out) } else { committed.push(out) }
             }
@@ -89,7 +89,7 @@ pub(crate) fn pull_back(
             }
             Node::Conv { input, window, weights: filters, bias } => {
                 let plane = window.output[0] as usize * window.output[1] as usize;
-                constant += inner(bias, &planes(window, &out));
+                constant += inner(bias, &planes(&out, bias.len()));
                 let width = graph.width(*input);
                 let stride = window.stride[1] as usize;
                 // An input meets each weight at most once.
@@ -147,10 +147,9 @@ pub(crate) fn pull_back(
     Linear { slots, inputs, constant, committed, products }
 }
 
-/// What the biases of a convolution are multiplied with, from the weights of its results: their sum over each filter's plane.
-fn planes(window: &Window, out: &[E]) -> Vec<E> {
-    let plane = window.output[0] as usize * window.output[1] as usize;
-    out.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect()
+/// What the biases of a map are multiplied with, from the weights of its results: their sums over as many planes of one size.
+pub(crate) fn planes(out: &[E], count: usize) -> Vec<E> {
+    out.chunks_exact(out.len() / count).map(|plane| plane.iter().copied().sum()).collect()
 }
 
 /// What each map with committed weights that is no product reads, in their order, when the slots and inputs have these values and every constant

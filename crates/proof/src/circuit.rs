@@ -103,6 +103,14 @@ impl<'a> Circuit<'a> {
         Ok(Circuit::build(graph, inputs, ranges))
     }
 
+    /// That of a proof that hides its inputs, or not them.
+    ///
+    /// # Errors
+    /// As [`hiding`](Self::hiding).
+    pub(crate) fn of(graph: &'a Graph, hides_inputs: bool) -> Result<Circuit<'a>, Error> {
+        if hides_inputs { Circuit::hiding(graph) } else { Ok(Circuit::new(graph)) }
+    }
+
     fn build(graph: &'a Graph, inputs: Vec<usize>, mut ranges: Vec<(Range, usize)>) -> Circuit<'a> {
         let tables = graph.tables();
         // The smallest offset is where a table's entries start; `usize::MAX` for one that is not used.

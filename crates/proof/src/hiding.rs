@@ -238,7 +238,7 @@ pub(crate) fn settle(
     values: impl FnOnce(&[E]) -> [E; 2],
     challenger: &mut Challenger,
 ) -> Result<Settled, Error> {
-    let log_weights = log_weights(commitments.key)?;
+    let log_weights = log_weights(commitments.key);
     let read = read(messages, circuit, plan.sizes, log_weights, weights)
         .ok_or(Error::Rejected("it is of another size"))?;
     let messages = Messages {
@@ -301,12 +301,12 @@ impl Model {
     /// # Errors
     /// [`Error::Size`] when no such proof covers the batch.
     pub fn hiding_security_bits(&self, examples: usize, hides_inputs: bool) -> Result<f64, Error> {
-        let circuit = circuit(self.graph(), hides_inputs)?;
+        let circuit = Circuit::of(self.graph(), hides_inputs)?;
         let key = match self {
             Model::Graph(_) => None,
             Model::Key(key) => Some(key),
         };
-        let log_weights = log_weights(key)?;
+        let log_weights = log_weights(key);
         let plan = Plan::new(&circuit, examples, log_weights)?;
         let size = || Error::Size("there is no commitment of this size".into());
         let opening = hiding_commitment::security_bits(plan.sizes.log_committed).ok_or_else(size)?;
@@ -355,8 +355,8 @@ fn check(graph: &Graph, id: [u8; 32], key: Option<&Key>, proof: &HidingProof) ->
             "it says nothing about the committed weights, or of some that are not there",
         ));
     }
-    let circuit = circuit(graph, inputs.is_none())?;
-    let plan = Plan::new(&circuit, proof.examples, log_weights(key)?)?;
+    let circuit = Circuit::of(graph, inputs.is_none())?;
+    let plan = Plan::new(&circuit, proof.examples, log_weights(key))?;
     let evals = &proof.opening.evals;
     let (Some(values), Some(pads)) = (evals.first_chunk::<2>(), evals.get(2..).and_then(<[E]>::first_chunk))
     else {
@@ -405,16 +405,8 @@ pub(crate) fn balances(sums: [E; 3], said: [E; 2], pad: E, gamma: E) -> bool {
     sums[0] + gamma * (sums[1] + gamma * sums[2]) + pad == said[0] + gamma * said[1]
 }
 
-/// The circuit of a proof that hides its inputs, or not them.
-///
-/// # Errors
-/// [`Error::Size`] when the ranges of the inputs are too large to hide them.
-fn circuit(graph: &Graph, hides_inputs: bool) -> Result<Circuit<'_>, Error> {
-    if hides_inputs { Circuit::hiding(graph) } else { Ok(Circuit::new(graph)) }
-}
-
-fn log_weights(key: Option<&Key>) -> Result<Option<usize>, Error> {
-    Ok(key.map(Key::layout).transpose()?.map(|layout| layout.log))
+fn log_weights(key: Option<&Key>) -> Option<usize> {
+    key.map(|key| key.layout.log)
 }
 
 /// The transcript of a statement: protocol, model, outputs, and inputs that are not hidden.
@@ -582,9 +574,9 @@ pub(crate) mod prover {
             Hide::Weights(once) => (Some(once), false),
             Hide::Both(once) => (Some(once), true),
         };
-        let circuit = circuit(graph, hides_inputs)?;
+        let circuit = Circuit::of(graph, hides_inputs)?;
         let batch = graph.check_inputs(inputs)?;
-        let plan = Plan::new(&circuit, batch, log_weights(key)?)?;
+        let plan = Plan::new(&circuit, batch, log_weights(key))?;
         report(Stage::Commit);
         let weights = match (key, once) {
             (Some(key), once) => Some(Weights::commit(key, graph, once.as_ref())?),
@@ -674,7 +666,7 @@ pub(crate) mod prover {
         };
         let opened = weights.as_ref();
         // With a key, the verifier's circuit has no weights.
-        let public = key.map(|key| super::circuit(key.graph(), inputs.is_none())).transpose()?;
+        let public = key.map(|key| Circuit::of(key.graph(), inputs.is_none())).transpose()?;
         let public = public.as_ref().unwrap_or(circuit);
         let shown = [seen, outputs];
         let Settled { end, sums } =

@@ -315,8 +315,8 @@ fn all_commitments_of_a_key_are_to_the_same_weights() {
         let mut all = roots(&mixed);
         all[5] = roots(&donor)[5];
         let mut saying = |graph: &Graph, number: u8| {
-            let point = common_point(&all, mixed.graph()).unwrap();
-            let shared = shared(&mixed.layout().unwrap(), graph, &secret(graph, 8, &seed(number)));
+            let point = common_point(&all, mixed.graph(), &mixed.layout).unwrap();
+            let shared = shared(&mixed.layout, graph, &secret(graph, 8, &seed(number)));
             let value = Poly::new(shared).eval_base(&Point::new(point.clone()));
             mixed.weights = WeightsCommitment::Hiding { roots: all.clone(), value, point };
             mixed.clone()
@@ -362,7 +362,7 @@ fn shares(point: &[E], part: std::ops::Range<usize>) -> Vec<Vec<F>> {
 fn the_random_elements_hide_the_values_that_are_shown() {
     let graph = private(1, 0);
     let key = private_key(&graph, 1);
-    let layout = key.layout().unwrap();
+    let layout = &key.layout;
     let len = 1 << layout.log;
     let first = layout.used.next_multiple_of(FILLER);
     let (all, own_part) = (first..first + FILLER, len - FILLER..len);
@@ -388,7 +388,7 @@ fn the_random_elements_hide_the_values_that_are_shown() {
     }
     // They are random, and where they should be.
     let secrets = [secret(&graph, 8, &seed(1)), secret(&graph, 7, &seed(1)), secret(&graph, 8, &seed(2))];
-    let [base, other_size, other_seed] = secrets.map(|secret| shared(&layout, &graph, &secret));
+    let [base, other_size, other_seed] = secrets.map(|secret| shared(layout, &graph, &secret));
     let [zero, one] = [0, 1].map(|number| own(base.clone(), &secrets[0], number).0);
     let differ = |a: &[F], b: &[F], part: std::ops::Range<usize>| {
         (0..len).all(|at| (a[at] != b[at]) == part.contains(&at))
@@ -396,7 +396,7 @@ fn the_random_elements_hide_the_values_that_are_shown() {
     assert!(differ(&base, &layout.vector(&graph), all.clone()));
     assert!(differ(&base, &other_size, all.clone()) && differ(&base, &other_seed, all));
     assert!(differ(&zero, &base, own_part.clone()) && differ(&zero, &one, own_part));
-    let other = shared(&layout, &private(3, 0), &secret(&private(3, 0), 8, &seed(1)));
+    let other = shared(layout, &private(3, 0), &secret(&private(3, 0), 8, &seed(1)));
     assert!(base[first..first + FILLER].iter().zip(&other[first..]).all(|(a, b)| a != b));
 }
 

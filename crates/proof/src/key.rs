@@ -43,6 +43,8 @@ const LOG_OWN: usize = FILLER.trailing_zeros() as usize;
 #[derive(Clone, Debug)]
 pub struct Key {
     graph: Graph,
+    /// Where the weights lie in what is committed to.
+    pub(crate) layout: Layout,
     pub(crate) weights: WeightsCommitment,
     pub(crate) id: [u8; 32],
 }
@@ -73,15 +75,6 @@ pub(crate) enum WeightsOpening {
 const HIDES_ONE: Error =
     Error::Rejected("it hides the weights and its key does not, or the other way around");
 
-impl WeightsCommitment {
-    fn layout(&self, graph: &Graph) -> Result<Layout, Error> {
-        match self {
-            WeightsCommitment::Open(_) => Layout::new(graph),
-            WeightsCommitment::Hiding { .. } => hiding_layout(graph),
-        }
-    }
-}
-
 /// Where weights lie in a commitment that hides them: behind them are [`FILLER`] random elements that all commitments of a key share, and at the
 /// end as many that each has for itself.
 fn hiding_layout(graph: &Graph) -> Result<Layout, Error> {
@@ -103,15 +96,15 @@ fn shared_filler(layout: &Layout) -> usize {
 /// The point at which commitments that hide weights are the same.
 ///
 /// # Errors
-/// [`Error::Key`] when one is there twice, or there are too many weights.
-pub(crate) fn common_point(roots: &[Root], graph: &Graph) -> Result<Vec<E>, Error> {
+/// [`Error::Key`] when one is there twice.
+pub(crate) fn common_point(roots: &[Root], graph: &Graph, layout: &Layout) -> Result<Vec<E>, Error> {
     let mut known = std::collections::HashSet::new();
     if !roots.iter().all(|root| known.insert(*root)) {
         return Err(Error::Key("it has the same commitment twice"));
     }
     let len = (roots.len() as u32).to_le_bytes();
     let statement = [&b"assay hidden weights"[..], MAGIC, &len, &roots.concat(), &graph.encode()].concat();
-    Ok(draw_point(&mut transcript(statement), hiding_layout(graph)?.log))
+    Ok(draw_point(&mut transcript(statement), layout.log))
 }
 
 impl Key {
@@ -123,17 +116,17 @@ impl Key {
     #[cfg(feature = "prover")]
     pub fn commit(graph: &Graph) -> Result<Key, Error> {
         let public = graph.without_weights()?;
-        let vector = Layout::new(&public)?.vector(graph);
+        let layout = Layout::new(&public)?;
         // The transcript of a proof absorbs the root later.
-        let (root, _) = commitment::prover::commit(vector, &mut transcript(Vec::new()))?;
-        Key::new(public, WeightsCommitment::Open(root))
+        let (root, _) = commitment::prover::commit(layout.vector(graph), &mut transcript(Vec::new()))?;
+        Key::new(public, layout, WeightsCommitment::Open(root))
     }
 
-    fn new(graph: Graph, weights: WeightsCommitment) -> Result<Key, Error> {
-        if weights.layout(&graph)?.is_empty() {
+    fn new(graph: Graph, layout: Layout, weights: WeightsCommitment) -> Result<Key, Error> {
+        if layout.is_empty() {
             return Err(Error::Key("the model has no weights"));
         }
-        let mut key = Key { graph, weights, id: [0; 32] };
+        let mut key = Key { graph, layout, weights, id: [0; 32] };
         key.id = *blake3::hash(&key.to_bytes()).as_bytes();
         Ok(key)
     }
@@ -197,14 +190,13 @@ impl Key {
         let mut reader = Reader { bytes: rest };
         let (roots, value) = read_commitments(&mut reader)?;
         let graph = Graph::decode(reader.bytes)?;
-        let weights = match value {
-            None => WeightsCommitment::Open(roots[0]),
-            Some(value) => {
-                let point = common_point(&roots, &graph)?;
-                WeightsCommitment::Hiding { roots, value, point }
-            }
+        let Some(value) = value else {
+            let layout = Layout::new(&graph)?;
+            return Key::new(graph, layout, WeightsCommitment::Open(roots[0]));
         };
-        Key::new(graph, weights)
+        let layout = hiding_layout(&graph)?;
+        let point = common_point(&roots, &graph, &layout)?;
+        Key::new(graph, layout, WeightsCommitment::Hiding { roots, value, point })
     }
 
     /// As [`security_bits`](crate::security_bits), for a proof with this key: both commitments count.
@@ -215,11 +207,7 @@ impl Key {
         if self.hiding_proofs().is_some() {
             return Err(Error::Key("the key hides its weights: a proof with it has to hide them"));
         }
-        crate::bits(&self.graph, batch, Some(self.layout()?.log))
-    }
-
-    pub(crate) fn layout(&self) -> Result<Layout, Error> {
-        self.weights.layout(&self.graph)
+        crate::bits(&self.graph, batch, Some(self.layout.log))
     }
 
     /// The commitment that is opened.
@@ -362,9 +350,9 @@ pub(crate) mod prover {
                 Ok(root)
             };
             let roots: Vec<Root> = (0..proofs).into_par_iter().map(root).collect::<Result<_, Error>>()?;
-            let point = common_point(&roots, &public)?;
+            let point = common_point(&roots, &public, &layout)?;
             let value = Poly::new(shared).eval_base(&Point::new(point.clone()));
-            Key::new(public, WeightsCommitment::Hiding { roots, value, point })
+            Key::new(public, layout, WeightsCommitment::Hiding { roots, value, point })
         }
     }
 
@@ -402,7 +390,7 @@ pub(crate) mod prover {
             if graph.without_weights()?.id() != key.graph.id() {
                 return Err(OTHER);
             }
-            let layout = key.layout()?;
+            let layout = &key.layout;
             match (&key.weights, once) {
                 (WeightsCommitment::Open(root), None) => {
                     let vector = layout.vector(graph);
@@ -418,7 +406,7 @@ pub(crate) mod prover {
                         return Err(Error::Key("the key has no commitment with this number"));
                     }
                     let secret = secret(graph, roots.len(), &once.seed);
-                    let (vector, mut rng) = own(shared(&layout, graph, &secret), &secret, once.number);
+                    let (vector, mut rng) = own(shared(layout, graph, &secret), &secret, once.number);
                     let committed = hiding_commitment::prover::commit(vector.clone(), &mut rng)?;
                     let root = committed.root()?;
                     if roots.get(once.number as usize) != Some(&root) {

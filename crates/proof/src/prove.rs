@@ -13,7 +13,6 @@ use crate::key::{
     prover::{Committed, OneTime},
 };
 use crate::verify::{Claim, Matrices, statement};
-use crate::weights::Layout;
 use crate::{Error, Proof, fractions, products, sumcheck};
 
 /// What the prover is doing.
@@ -165,7 +164,6 @@ pub(crate) fn finish(
 /// Committed weights.
 pub(crate) struct Weights<'a> {
     pub(crate) key: &'a Key,
-    layout: Layout,
     vector: Vec<F>,
     root: Root,
     committed: Committed,
@@ -178,12 +176,12 @@ impl<'a> Weights<'a> {
     /// [`Error::Key`] when the key is of another model, or hides its weights and there is nothing to open it with, or the other way around.
     pub(crate) fn commit(key: &'a Key, graph: &Graph, once: Option<&OneTime>) -> Result<Weights<'a>, Error> {
         let (vector, root, committed) = Committed::new(key, graph, once)?;
-        Ok(Weights { key, layout: key.layout()?, vector, root, committed })
+        Ok(Weights { key, vector, root, committed })
     }
 
     /// Absorbs the commitment.
     pub(crate) fn observe(&self, challenger: &mut Challenger) -> Result<(), Error> {
-        commitment::observe(&self.root, self.layout.log, challenger)
+        commitment::observe(&self.root, self.key.layout.log, challenger)
     }
 }
 
@@ -233,7 +231,7 @@ pub(crate) fn argue(
     let mut public = None;
     if let Some(weights) = weights {
         let graph = weights.key.graph();
-        let circuit = if circuit.inputs.is_empty() { Circuit::new(graph) } else { Circuit::hiding(graph)? };
+        let circuit = Circuit::of(graph, !circuit.inputs.is_empty())?;
         let as_known =
             Claim::new(&circuit, sizes, alpha, beta, &leaves, inputs, outputs, &mut before.clone());
         let known = as_known.value - claim.value;
@@ -264,10 +262,10 @@ pub(crate) fn argue(
             public.operands.clone_from(&claim.operands);
             public.matrices = claim.matrices.clone();
             let at_point = claim.weight_at(circuit, &point) - public.weight_at(&public_circuit, &point);
-            let Weights { layout, vector, committed, .. } = weights;
+            let Weights { key, vector, committed, .. } = weights;
             let circuit = &public_circuit;
             let said = [known, at_point];
-            Some(layout.prove(circuit, &public, &point, &vector, committed, said, challenger)?)
+            Some(key.layout.prove(circuit, &public, &point, &vector, committed, said, challenger)?)
         }
     };
     Ok(Argued { levels, products, rounds, weights, point })

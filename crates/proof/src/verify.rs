@@ -123,12 +123,13 @@ pub(crate) fn follow<V: Value>(
     challenger: &mut Challenger,
     residuals: &mut Residuals,
 ) -> Result<End<V>, Error> {
-    let layout = commitments.key.map_or_else(|| Layout::new(circuit.graph), Key::layout)?;
+    // A graph with weights of its own has none that are committed.
+    let own = if commitments.key.is_some() { None } else { Some(Layout::new(circuit.graph)?) };
     if messages.levels.len() != sizes.log_rows || messages.rounds.len() != sizes.log_committed {
         return Err(Error::Rejected("it is of another size"));
     }
     if let (Some(key), Some(weights)) = (commitments.key, messages.weights) {
-        commitment::observe(key.root(&weights.opening)?, layout.log, challenger)?;
+        commitment::observe(key.root(&weights.opening)?, key.layout.log, challenger)?;
     }
     commitment::observe(commitments.root, sizes.log_committed, challenger)?;
     let (alpha, beta) = (draw(challenger), draw(challenger));
@@ -169,9 +170,9 @@ pub(crate) fn follow<V: Value>(
     let point = sumcheck::verify(messages.rounds, &mut value, challenger);
     let mut weight = V::known(claim.weight_at(circuit, &point));
     match (commitments.key, messages.weights) {
-        (None, None) if layout.is_empty() => {}
+        (None, None) if own.is_some_and(|layout| layout.is_empty()) => {}
         (Some(key), Some(weights)) => {
-            layout.check(circuit, &claim, &point, key, weights, challenger, residuals)?;
+            key.layout.check(circuit, &claim, &point, key, weights, challenger, residuals)?;
             weight = weight + weights.at_point;
         }
         _ => return Err(Error::Rejected("it says nothing about the committed weights")),

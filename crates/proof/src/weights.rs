@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use assay_graph::{Graph, Node, Window};
 use p3_field::PrimeCharacteristicRing as _;
 
-use crate::adjoint::forward;
+use crate::adjoint::{forward, planes};
 use crate::circuit::{Circuit, LOG_MAX, LOG_MIN};
 use crate::error::Error;
 use crate::field::{Challenger, E, draw, eq, eq_table, select};
@@ -25,6 +25,7 @@ use crate::value::{Residuals, Value};
 use crate::verify::Claim;
 
 /// Part of the vector.
+#[derive(Clone, Debug)]
 struct Block {
     /// The dimensions.
     dims: [usize; 3],
@@ -47,6 +48,7 @@ impl Block {
 }
 
 /// Where one map's weights and biases lie.
+#[derive(Clone, Debug)]
 struct Map {
     /// The number of its node.
     #[cfg_attr(not(feature = "prover"), expect(dead_code, reason = "the prover finds the weights with it"))]
@@ -72,6 +74,7 @@ struct Form<'a> {
 const FORMS: Error = Error::Rejected("its committed weights are not those of the model");
 
 /// Where all weights lie.
+#[derive(Clone, Debug)]
 pub(crate) struct Layout {
     /// In the order of the nodes.
     maps: Vec<Map>,
@@ -178,10 +181,7 @@ impl Layout {
         let tau_2 = tau * tau;
         // There is one for each map: `new` has found every one without its weights, and no other is there.
         let form = |map: &Map| {
-            let biases = |results: &[E]| {
-                let plane = results.len() / map.biases.dims[0];
-                results.chunks_exact(plane).map(|plane| plane.iter().copied().sum()).collect()
-            };
+            let biases = |results: &[E]| planes(results, map.biases.dims[0]);
             Some(match map.product {
                 None => {
                     let (out, x) = others.next()?;

@@ -168,11 +168,10 @@ fn prove(
             getrandom::fill(&mut seed).map_err(|error| {
                 Trouble::new(FailureCode::Internal, format!("The system gives no random bytes: {error}."))
             })?;
-            let once = secret.take().map_err(|error| match error {
+            let (once, left) = secret.take().map_err(|error| match error {
                 Error::SecretUsedUp { .. } => Trouble::new(FailureCode::BadRequest, USED_UP),
                 error => unusable(error),
             })?;
-            let left = key.hiding_proofs().unwrap_or(0).saturating_sub(once.number() + 1);
             metrics.hiding_proofs_left(left);
             if left.is_power_of_two() || left == 0 {
                 tracing::warn!(left, "proofs that the key of a model can still hide its weights in");

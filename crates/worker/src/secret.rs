@@ -37,9 +37,9 @@ const HEAD: usize = 8 + 32 + 32;
 /// Secret::create(&path, &key, &seed)?;
 ///
 /// let secret = Secret::open(&path, &key)?;
-/// let once = secret.take()?;
+/// let (once, left) = secret.take()?;
 /// prove_hiding(&graph, Some(&key), &[5, 1], Hide::Weights(once), [8; 32], &mut |_| ())?;
-/// assert_eq!(secret.left()?, 1);
+/// assert_eq!((left, secret.left()?), (1, 1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Secret {
@@ -101,18 +101,19 @@ impl Secret {
         Ok(self.proofs.saturating_sub(used))
     }
 
-    /// Takes what one proof needs, and counts that on disk first. Processes that do so at once wait for each other.
+    /// Takes what one proof needs, and counts that on disk first; also how many proofs are left then. Processes that do so at once wait for
+    /// each other.
     ///
     /// # Errors
     /// As [`open`](Self::open); [`Error::SecretUsedUp`] when all proofs were made.
-    pub fn take(&self) -> Result<OneTime, Error> {
+    pub fn take(&self) -> Result<(OneTime, u32), Error> {
         let (mut file, seed, used) = self.read()?;
         if used >= self.proofs {
             return Err(Error::SecretUsedUp { path: self.path.clone(), proofs: self.proofs });
         }
         // It is locked until it is closed.
         file.write_all(&[1]).and_then(|()| file.sync_all()).map_err(|source| self.io(source))?;
-        Ok(OneTime::new(seed, used))
+        Ok((OneTime::new(seed, used), self.proofs - used - 1))
     }
 
     /// The file, locked and at its end, its seed, and how many commitments were used.
@@ -184,7 +185,7 @@ mod tests {
                 let (path, key) = (path.clone(), key.clone());
                 std::thread::spawn(move || {
                     let secret = Secret::open(&path, &key).unwrap();
-                    (0..10).map(|_| secret.take().unwrap().number()).collect::<Vec<_>>()
+                    (0..10).map(|_| secret.take().unwrap().0.number()).collect::<Vec<_>>()
                 })
             })
             .collect();
